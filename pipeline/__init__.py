@@ -1,0 +1,1 @@
+"""The runnerstream pipeline: pure domain rooms, thin edges, one command line."""

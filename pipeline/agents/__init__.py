@@ -1,0 +1,1 @@
+"""Thin Faust agents: the batch transaction, and what is wired to it."""

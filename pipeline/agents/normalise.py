@@ -1,0 +1,84 @@
+"""``runners.webhooks`` and ``runners.lifecycle`` -> facts on ``runners.jobs``. No state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.agents.letters import dead_letter
+from pipeline.faust_safe import Batch
+from pipeline.ledger import Effects, Note, Output
+from pipeline.providers import github, lifecycle
+from topics.catalogue import JOBS, WEBHOOKS
+from topics.models import (
+    DELIVERY,
+    LIFECYCLE,
+    Delivery,
+    JobFact,
+    LifecycleKind,
+    Reason,
+    RunFact,
+    RunLink,
+    Unreadable,
+)
+from topics.reading import read
+
+Fact = JobFact | RunFact | RunLink
+
+
+class Normalise:
+    """Turns what producers say into facts."""
+
+    stage = "normalise"
+
+    def fold(self, batch: Batch) -> Effects:
+        """Facts of one partition batch, and dead letters for what cannot be understood."""
+        effects = Effects()
+        parse = webhook_facts if batch.tp.topic == WEBHOOKS else lifecycle_facts
+        for record in batch.records:
+            try:
+                facts, notes = parse(record.value)
+            except Unreadable as why:
+                effects.outputs.append(dead_letter(self.stage, record, why))
+                effects.notes.append(Note("dead_letters", (self.stage, why.reason.value)))
+                continue
+            except Exception as exc:  # a bug of ours must not stop the stream, nor lose the record
+                why = Unreadable(Reason.UNEXPECTED, f"{type(exc).__name__}: {exc}")
+                effects.outputs.append(dead_letter(self.stage, record, why))
+                effects.notes.append(Note("dead_letters", (self.stage, why.reason.value)))
+                continue
+            effects.outputs += [
+                Output(JOBS, None, fact.key.encode(), to_bytes(fact)) for fact in facts
+            ]
+            effects.notes += notes
+        return effects
+
+    def changelogs(self, partition: int, effects: Effects) -> tuple[list[Output], list[Output]]:
+        """It keeps no state."""
+        return [], []
+
+    def visible(self, partition: int, effects: Effects) -> None:
+        """Nothing to show."""
+
+    def forget(self) -> None:
+        """Nothing to forget."""
+
+
+def webhook_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note]]:
+    """The facts of one ``runners.webhooks`` record."""
+    delivery = read(DELIVERY, value, Delivery.KINDS)
+    facts = github.facts(delivery)
+    event = delivery.kind.partition(".")[2]
+    lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
+    return facts, [Note("webhooks", (event,)), Note("webhook_lag", (), lag)]
+
+
+def lifecycle_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note]]:
+    """The facts of one ``runners.lifecycle`` record."""
+    event = read(LIFECYCLE, value)
+    kind: LifecycleKind = event.kind
+    return [lifecycle.lifecycle_fact(event)], [Note("lifecycle_events", (kind.value,))]
+
+
+def to_bytes(fact: Fact) -> bytes:
+    """The record value of a fact."""
+    return fact.model_dump_json(exclude_none=True).encode()

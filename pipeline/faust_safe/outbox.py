@@ -1,0 +1,104 @@
+"""Writes that are durable when they return: outputs, changelogs, ticks.
+
+Faust sends changelog records one by one through a buffer, logs a failed one as a warning and
+goes on; its flush gives up after 0.1 s without progress. Here every write is awaited until all
+in-sync replicas have it and an error is raised, by an idempotent producer, so that retries
+inside the client neither duplicate nor reorder. Records of one partition travel as one prebuilt
+batch: one future per batch instead of one per record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.partitioner import murmur2
+
+from pipeline.ledger import Output
+
+
+@lru_cache(maxsize=65_536)
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition Kafka's default partitioner gives a key (murmur2, as Java clients do)."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+class Outbox:
+    """Publishes :class:`~pipeline.ledger.Output` records and waits until they are durable."""
+
+    #: Prebuilt batches grow to this; a single larger record gets a batch of its own. Bytes.
+    MAX_BATCH = 1 << 19
+    #: The largest record: a 25 MB webhook body in base64 inside a dead letter. Bytes.
+    MAX_RECORD = 40 << 20
+
+    def __init__(self, partitions: Mapping[str, int], options: Mapping[str, Any]) -> None:
+        self._partitions = dict(partitions)
+        self._options = dict(options)
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self) -> None:
+        """Connect. Raises aiokafka.errors.KafkaError when the broker cannot be reached."""
+        producer = AIOKafkaProducer(
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            max_batch_size=self.MAX_BATCH,
+            max_request_size=self.MAX_RECORD,
+            **self._options,
+        )
+        await producer.start()
+        self._producer = producer
+
+    async def stop(self) -> None:
+        """Flush and disconnect."""
+        if self._producer is not None:
+            await self._producer.stop()
+            self._producer = None
+
+    async def publish(self, outputs: Iterable[Output]) -> None:
+        """Write all outputs; return when every one is acknowledged.
+
+        Order is kept within a partition. Raises the first error; then none, some or all of the
+        outputs may be in the log, which is why every output may be repeated.
+        """
+        producer = self._producer
+        if producer is None:
+            raise RuntimeError("the outbox is not started")
+        by_partition: dict[tuple[str, int], list[Output]] = {}
+        for output in outputs:
+            partition = output.partition
+            if partition is None:
+                partition = partition_of(output.key, self._partitions[output.topic])
+            by_partition.setdefault((output.topic, partition), []).append(output)
+        if by_partition:
+            await asyncio.gather(
+                *(
+                    self._send(producer, topic, partition, records)
+                    for (topic, partition), records in by_partition.items()
+                )
+            )
+
+    async def _send(
+        self, producer: AIOKafkaProducer, topic: str, partition: int, outputs: list[Output]
+    ) -> None:
+        now = int(time.time() * 1000)
+        futures = []
+        builder = producer.create_batch()
+        for output in outputs:
+            if builder.append(key=output.key, value=output.value, timestamp=now) is None:
+                builder.close()
+                futures.append(await producer.send_batch(builder, topic, partition=partition))
+                builder = producer.create_batch()
+                if builder.append(key=output.key, value=output.value, timestamp=now) is None:
+                    raise ValueError(
+                        f"a record of {len(output.value or b'')} bytes for {topic} does not fit "
+                        f"into a batch of {self.MAX_BATCH} bytes"
+                    )
+        if builder.record_count():
+            builder.close()
+            futures.append(await producer.send_batch(builder, topic, partition=partition))
+        await asyncio.gather(*futures)

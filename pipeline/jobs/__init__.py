@@ -1,0 +1,45 @@
+"""The job: what is known about it, where it is, how long things took. Pure.
+
+Nothing in this package knows Kafka, Faust, ClickHouse or a clock. Everything is a function of
+the facts, and facts are merged by a join, so order, duplicates and redelivery cannot matter.
+"""
+
+from pipeline.jobs.facts import Job, TooManyFacts, digest, join, merge
+from pipeline.jobs.record import (
+    decode,
+    decode_run,
+    encode,
+    encode_run,
+    from_record,
+    run_from_record,
+    state_record,
+)
+from pipeline.jobs.runs import Run, link_run, merge_run, run_outcomes
+from pipeline.jobs.status import FleetNames, View, view
+from pipeline.jobs.timings import Measured, Milestones, milestones, timings
+
+__all__ = [
+    "FleetNames",
+    "Job",
+    "Measured",
+    "Milestones",
+    "Run",
+    "TooManyFacts",
+    "View",
+    "decode",
+    "decode_run",
+    "digest",
+    "encode",
+    "encode_run",
+    "from_record",
+    "join",
+    "link_run",
+    "merge",
+    "merge_run",
+    "milestones",
+    "run_from_record",
+    "run_outcomes",
+    "state_record",
+    "timings",
+    "view",
+]

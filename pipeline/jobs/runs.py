@@ -1,0 +1,93 @@
+"""The parent run: what a job's workflow run says about it.
+
+GitHub sends nothing for a job whose run failed at start-up (Q13), and loses the cancel of a
+concurrency-group loser (Q14): only the run knows. A re-run copies jobs with their old times into
+new job ids (Q11): only the run's start time tells. So every job links itself to its run, and the
+run tells its jobs what it knows, both through ``runners.jobs``, both as facts that may be
+repeated and reordered freely.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.jobs.facts import RunAttempt, _join_run, _run, digest
+from topics.models import Conclusion, JobFact, ParentRun, RunFact, RunLink
+
+#: Jobs of one run that are told. GitHub: 256 per matrix; larger runs have several matrices.
+MAX_JOBS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is known about one workflow run. Merges like a Job: by join."""
+
+    key: str
+    first_seen: int
+    attempts: dict[int, RunAttempt]
+    #: Job key -> run attempt.
+    jobs: dict[str, int]
+
+
+def merge_run(run: Run | None, fact: RunFact) -> Run:
+    """Add what a ``workflow_run`` event says. Returns ``run`` itself when nothing is new."""
+    said = _run(fact.run)
+    if run is None:
+        return Run(fact.key, fact.received_at, {said.attempt: said}, {})
+    known = run.attempts.get(said.attempt)
+    merged = _join_run(known, said)
+    assert merged is not None
+    first_seen = min(run.first_seen, fact.received_at)
+    if merged == known and first_seen == run.first_seen:
+        return run
+    return Run(run.key, first_seen, {**run.attempts, said.attempt: merged}, run.jobs)
+
+
+def link_run(run: Run | None, link: RunLink) -> Run:
+    """Add a job to its run. Returns ``run`` itself when it is known already."""
+    if run is None:
+        return Run(link.key, link.received_at, {}, {link.job_key: link.attempt})
+    known = run.jobs.get(link.job_key)
+    if known is not None and known >= link.attempt:
+        return run
+    if known is None and len(run.jobs) >= MAX_JOBS:
+        return run
+    jobs = {**run.jobs, link.job_key: link.attempt}
+    return Run(run.key, min(run.first_seen, link.received_at), run.attempts, jobs)
+
+
+def run_outcomes(before: Run | None, after: Run) -> list[JobFact]:
+    """What the run has to tell its jobs now that it did not tell before.
+
+    Only what a job cannot know itself: that its run is over, and when a re-run attempt started.
+    """
+    facts: list[JobFact] = []
+    for job_key, attempt in after.jobs.items():
+        said = after.attempts.get(attempt)
+        if said is None or (said.completed_at is None and attempt <= 1):
+            continue
+        if (
+            before is not None
+            and before.jobs.get(job_key) == attempt
+            and before.attempts.get(attempt) == said
+        ):
+            continue
+        at = said.completed_at or said.started_at or after.first_seen
+        facts.append(
+            JobFact(
+                id=f"{after.key}#{attempt}:{digest(repr(said))}:{job_key}",
+                source="runnerstream",
+                occurred_at=at,
+                received_at=max(at, after.first_seen),
+                key=job_key,
+                cause="workflow_run",
+                run=ParentRun(
+                    attempt=attempt,
+                    started_at=said.started_at,
+                    completed_at=said.completed_at,
+                    conclusion=Conclusion(said.conclusion) if said.conclusion else None,
+                ),
+            )
+        )
+    return facts

@@ -1,0 +1,98 @@
+"""Where a job is, since when, and which fleet it belongs to. Pure functions of the facts.
+
+Precedence: ``completed`` > ``running`` > ``starting`` > ``claimed`` > ``queued`` > ``waiting``.
+A released claim ends; the job then is what its remaining facts say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pipeline.jobs.facts import Attributes, Job
+from pipeline.jobs.timings import (
+    Measured,
+    Milestones,
+    abandoned_ms,
+    live_claim,
+    milestones,
+    timings,
+)
+
+#: The fleet of a job that names neither pool nor labels nor runner group.
+UNKNOWN_FLEET = "unknown"
+
+
+class FleetNames:
+    """Turns what a job says about itself into the fleet it belongs to.
+
+    The dispatcher's pool name wins; else the canonical label set, joined by ``,``; else the
+    runner group. ``aliases`` maps any of these to the name people use:
+    ``{"linux,x64": "linux-small"}``.
+    """
+
+    def __init__(self, aliases: Mapping[str, str] | None = None) -> None:
+        self._aliases = dict(aliases or {})
+
+    def __call__(self, attributes: Attributes) -> str:
+        name = attributes.pool or ",".join(attributes.labels) or attributes.runner_group
+        if not name:
+            return UNKNOWN_FLEET
+        return self._aliases.get(name, name)[:200]
+
+
+class View(NamedTuple):
+    """Everything derived from a Job's facts."""
+
+    status: str
+    #: When the job entered the status; ``None`` when no fact tells.
+    since: int | None
+    fleet: str
+    conclusion: str | None
+    at: Milestones
+    timings: dict[str, Measured]
+    abandoned_ms: int | None
+
+
+def view(job: Job, fleets: FleetNames) -> View:
+    """Derive status, milestones and timings."""
+    at = milestones(job)
+    status, since = _status(job, at)
+    conclusion = job.ending.conclusion if job.ending else None
+    return View(
+        status,
+        since,
+        fleets(job.attributes),
+        conclusion,
+        at,
+        timings(at),
+        abandoned_ms(at),
+    )
+
+
+def _status(job: Job, at: Milestones) -> tuple[str, int | None]:
+    if at.completed is not None:
+        return "completed", at.completed.ms
+    if at.started is not None:
+        return "running", at.started.ms
+    if job.runner is not None:
+        return "running", None
+    claim = live_claim(job) if job.claims else None
+    if claim is not None:
+        if claim.minted_at is not None:
+            return "starting", claim.minted_at
+        return "claimed", claim.claimed_at
+    last = max(job.marks, default=None, key=_mark_order)
+    if last is not None and last[1] == "waiting":
+        return "waiting", last[0]
+    if last is None and at.queued is None and at.waiting is not None:
+        return "waiting", at.waiting
+    if at.waiting is not None and last is not None:
+        # Back from an approval gate: the wait for a runner starts now.
+        return "queued", last[0]
+    return "queued", at.queued.ms if at.queued else None
+
+
+def _mark_order(mark: tuple[int, str]) -> tuple[int, bool]:
+    # Within one millisecond, "queued" is the later word: a gate opens before it closes.
+    return mark[0], mark[1] == "queued"

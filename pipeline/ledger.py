@@ -1,0 +1,604 @@
+"""Everything one partition of ``runners.jobs`` knows, and what follows from the next record.
+
+A :class:`Ledger` is the pure heart of the fold. :meth:`Ledger.apply` takes the partition's
+records one by one, in offset order; :meth:`Ledger.flush` returns the :class:`Effects` of all of
+them: what to publish, which panes and states to write. It knows no Kafka, no Faust and no clock
+but the ticks in the log, so the same log always gives the same effects, whatever the batch
+borders. It is a working copy: it may run ahead of what is durable, because a failure after
+``apply`` ends the process (or drops the ledger, on a rebalance) and the next owner rebuilds it
+from the tables with :meth:`Ledger.load`.
+
+Why a crash cannot count twice or lose: the effects are written in the order outputs, panes,
+states. A state already knows its facts, so its records repeat as duplicates; a pane skips
+contributions at or below its fence, which covers the records whose states were not yet written.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from pipeline.jobs import (
+    FleetNames,
+    Job,
+    Run,
+    TooManyFacts,
+    View,
+    digest,
+    encode,
+    encode_run,
+    from_record,
+    link_run,
+    merge,
+    merge_run,
+    run_from_record,
+    run_outcomes,
+    view,
+)
+from pipeline.windows import (
+    SIZES_S,
+    Contribution,
+    Pane,
+    WindowPolicy,
+    contributions,
+    decode_pane,
+    encode_pane,
+    pane_start,
+    start_of,
+    window_record,
+)
+from topics.catalogue import JOB_STATES, JOBS, SAMPLES, WINDOWS
+from topics.models import VERSION, JobFact, Reason, RunFact, RunLink, Status, Tick, Unreadable
+
+DAY_MS: Final = 86_400_000
+
+#: Table key of the partition's clock. ``~`` sorts after every job key and is in none.
+CLOCK_KEY: Final = "~clock"
+
+LIVE: Final = tuple(status.value for status in Status if status is not Status.COMPLETED)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long states are kept. Milliseconds."""
+
+    #: A completed job stays as a tombstone at least as long as its events can be redelivered:
+    #: GitHub 3 days, GHES 7 days; one day on top.
+    completed_ms: int = 8 * DAY_MS
+    #: A job that never ends is forgotten after this: GitHub ends a run after 35 days, an
+    #: approval gate waits 30.
+    unfinished_ms: int = 70 * DAY_MS
+
+
+class Output(NamedTuple):
+    """A record to publish. ``partition`` None: by key."""
+
+    topic: str
+    partition: int | None
+    key: bytes
+    value: bytes | None
+
+
+class Note(NamedTuple):
+    """Something to count once the batch is durable. ``name`` is an attribute of metrics."""
+
+    name: str
+    labels: tuple[str, ...] = ()
+    value: float = 1.0
+
+
+PaneKey = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a batch leads to, in the order in which it must become durable."""
+
+    outputs: list[Output] = field(default_factory=list)
+    panes: list[tuple[PaneKey, bytes | None]] = field(default_factory=list)
+    states: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+
+class Known(NamedTuple):
+    """The index entry of a job: enough to count, filter and expire without decoding it."""
+
+    status: str
+    fleet: str
+    since: int | None
+    first_seen: int
+    completed_at: int | None
+
+
+class _Entry(NamedTuple):
+    job: Job
+    view: View
+    adds: frozenset[Contribution]
+
+
+_MISSING: Final[frozenset[Contribution]] = frozenset()
+
+
+class Ledger:
+    """One partition's jobs, runs, panes and clock. Not thread-safe; owned by the fold."""
+
+    #: Decoded jobs kept between batches.
+    CACHE = 20_000
+
+    def __init__(
+        self,
+        partition: int,
+        value_of: Callable[[bytes], bytes | None],
+        *,
+        fleets: FleetNames | None = None,
+        windows: WindowPolicy | None = None,
+        retention: Retention | None = None,
+    ) -> None:
+        self.partition = partition
+        self.fleets = fleets or FleetNames()
+        self.policy = windows or WindowPolicy()
+        self.retention = retention or Retention()
+        #: Latest tick of this partition, 0 before the first.
+        self.clock = 0
+        self.index: dict[str, Known] = {}
+        self.panes: dict[PaneKey, Pane] = {}
+        self._value_of = value_of
+        self._runs: dict[str, int] = {}
+        self._wide: dict[tuple[str, int, int], Pane] = {}
+        self._counts: dict[tuple[str, str], int] = {}
+        self._ages: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        self._expiry: list[tuple[int, str]] = []
+        self._closing: list[tuple[int, str, int, int]] = []
+        self._forgetting: list[tuple[int, str, int]] = []
+        self._entries: dict[str, _Entry] = {}
+        self._run_entries: dict[str, Run] = {}
+        self._sampled: set[tuple[str, str]] = set()
+        # What the batch under way has touched.
+        self._offset = -1
+        self._dirty_jobs: dict[str, None] = {}
+        self._dirty_runs: dict[str, None] = {}
+        self._dirty_panes: dict[PaneKey, None] = {}
+        self._dirty_windows: dict[tuple[str, int, int], None] = {}
+        self._dirty_clock = False
+        self._gone_states: dict[str, None] = {}
+        self._gone_panes: dict[PaneKey, None] = {}
+        self._effects = Effects()
+
+    # -- recovery ------------------------------------------------------------------------------
+
+    def load(
+        self,
+        states: Iterable[tuple[bytes, bytes]],
+        panes: Iterable[tuple[PaneKey, bytes]],
+    ) -> None:
+        """Rebuild indexes from the tables after recovery or assignment."""
+        for key, value in states:
+            record = orjson.loads(value)
+            kind = record["kind"]
+            if kind == "clock":
+                self.clock = record["at"]
+            elif kind == "run.state":
+                self._know_run(run_from_record(record))
+            else:
+                job = key.decode()
+                self._index(
+                    job,
+                    Known(
+                        record["status"],
+                        record["fleet"],
+                        record["since"],
+                        record["received_at"],
+                        record.get("completed_at"),
+                    ),
+                )
+        for pane_key, value in panes:
+            pane = decode_pane(value)
+            self.panes[pane_key] = pane
+            fleet, start = pane_key
+            heapq.heappush(self._forgetting, (self.policy.forgotten_at(start), fleet, start))
+            for size_s in SIZES_S:
+                first = start_of(start, size_s)
+                if self.policy.closes_at(first, size_s) > self.clock:
+                    self._window(fleet, size_s, first, start).merge(pane)
+                    self._dirty_windows[(fleet, size_s, first)] = None
+
+    # -- the fold ------------------------------------------------------------------------------
+
+    def apply(self, offset: int, record: JobFact | RunFact | RunLink | Tick) -> None:
+        """Take the partition's next record. Raises Unreadable when it cannot be accepted."""
+        self._offset = offset
+        if isinstance(record, JobFact):
+            self._fact(offset, record)
+        elif isinstance(record, Tick):
+            self._tick(offset, record.occurred_at)
+        elif isinstance(record, RunLink):
+            before = self._run(record.key)
+            self._run_changed(before, link_run(before, record))
+        else:
+            before = self._run(record.key)
+            self._run_changed(before, merge_run(before, record))
+
+    def flush(self) -> Effects:
+        """The effects of all records since the last flush."""
+        effects, self._effects = self._effects, Effects()
+        for key in self._dirty_jobs:
+            entry = self._entries[key]
+            value = encode(entry.job, entry.view)
+            raw = key.encode()
+            effects.outputs.append(Output(JOB_STATES, self.partition, raw, value))
+            effects.states.append((raw, value))
+        for key in self._dirty_runs:
+            effects.states.append((key.encode(), encode_run(self._run_entries[key])))
+        for key in self._gone_states:
+            effects.states.append((key.encode(), None))
+        if self._dirty_clock:
+            clock = {"kind": "clock", "at": self.clock}
+            effects.states.append((clock_key(self.partition), orjson.dumps(clock)))
+        for pane_key in self._dirty_panes:
+            pane = self.panes[pane_key]
+            pane.fence = self._offset
+            effects.panes.append((pane_key, encode_pane(pane)))
+        for pane_key in self._gone_panes:
+            effects.panes.append((pane_key, None))
+        self._dirty_jobs.clear()
+        self._dirty_runs.clear()
+        self._gone_states.clear()
+        self._dirty_panes.clear()
+        self._gone_panes.clear()
+        self._dirty_clock = False
+        self._trim()
+        return effects
+
+    def _fact(self, offset: int, fact: JobFact) -> None:
+        key = fact.key
+        entry = self._entry(key)
+        if entry is None:
+            if self._too_old(fact):
+                self._note("expired_facts")
+                return
+            job = merge(None, fact)
+            before, adds = None, _MISSING
+        else:
+            try:
+                job = merge(entry.job, fact)
+            except TooManyFacts as exc:
+                raise Unreadable(Reason.TOO_MANY_FACTS, str(exc)) from exc
+            if job is entry.job:
+                self._note("duplicate_facts")
+                return
+            if digest(fact.id) in entry.job.facts:
+                self._note("duplicate_facts")
+            before, adds = entry.view, entry.adds
+        after = view(job, self.fleets)
+        added = contributions(after)
+        if added != adds:
+            # Sorted, so that the effects do not depend on hash order.
+            for c in sorted(adds - added, key=_order):
+                self._contribute(offset, c, -1)
+            for c in sorted(added - adds, key=_order):
+                self._contribute(offset, c, 1)
+        if before is None or before.status != after.status:
+            self._note("transitions", (after.fleet, after.status))
+            if after.status == "completed":
+                self._note("completions", (after.fleet, after.conclusion or "unknown"))
+                self._account_for_gaps(after)
+        if (
+            before is not None
+            and before.since is not None
+            and fact.occurred_at < before.since - 1_000
+        ):
+            self._note("out_of_order_facts")
+        self._index(
+            key,
+            Known(
+                after.status,
+                after.fleet,
+                after.since,
+                job.first_seen,
+                after.at.completed.ms if after.at.completed else None,
+            ),
+        )
+        self._entries.pop(key, None)
+        self._entries[key] = _Entry(job, after, added)
+        self._gone_states.pop(key, None)
+        self._dirty_jobs[key] = None
+
+    def _too_old(self, fact: JobFact) -> bool:
+        """Whether the job's tombstone may be gone already: history only, never a new job."""
+        if not self.clock:
+            return False
+        latest = fact.occurred_at
+        for clocks in fact.times.values():
+            latest = max(latest, *clocks.values())
+        kept = (
+            self.retention.completed_ms
+            if any(milestone == "completed" for milestone in fact.times)
+            else self.retention.unfinished_ms
+        )
+        return latest < self.clock - kept
+
+    def _account_for_gaps(self, v: View) -> None:
+        for family, timing in v.timings.items():
+            if timing.missing is not None:
+                self._note("missing_timings", (family, timing.missing))
+            elif timing.clamped_ms:
+                self._note("clamped_timings", (family,))
+
+    # -- runs ----------------------------------------------------------------------------------
+
+    def _run(self, key: str) -> Run | None:
+        run = self._run_entries.get(key)
+        if run is None and key in self._runs:
+            value = self._value_of(key.encode())
+            if value is not None:
+                run = run_from_record(orjson.loads(value))
+        return run
+
+    def _run_changed(self, before: Run | None, after: Run) -> None:
+        if after is before:
+            self._note("duplicate_facts")
+            return
+        for fact in run_outcomes(before, after):
+            self._effects.outputs.append(
+                Output(JOBS, None, fact.key.encode(), fact.model_dump_json().encode())
+            )
+        self._know_run(after)
+        self._run_entries[after.key] = after
+        self._gone_states.pop(after.key, None)
+        self._dirty_runs[after.key] = None
+
+    def _know_run(self, run: Run) -> None:
+        ended = [attempt.completed_at for attempt in run.attempts.values()]
+        if ended and all(ended):
+            due = max(at for at in ended if at) + self.retention.completed_ms
+        else:
+            due = run.first_seen + self.retention.unfinished_ms
+        due = max(due, run.first_seen + self.retention.completed_ms)
+        self._runs[run.key] = due
+        heapq.heappush(self._expiry, (due, run.key))
+
+    # -- the clock -----------------------------------------------------------------------------
+
+    def _tick(self, offset: int, at: int) -> None:
+        if at <= self.clock:
+            return
+        self.clock = at
+        self._dirty_clock = True
+        self._expire()
+        self._sample(offset)
+        self._send_windows(offset)
+        self._forget_panes()
+
+    def _expire(self) -> None:
+        while self._expiry and self._expiry[0][0] <= self.clock:
+            _, key = heapq.heappop(self._expiry)
+            if key in self._runs:
+                if self._runs[key] > self.clock:
+                    continue
+                del self._runs[key]
+                self._run_entries.pop(key, None)
+                self._dirty_runs.pop(key, None)
+                self._gone_states[key] = None
+                continue
+            known = self.index.get(key)
+            if known is None or self._expires_at(known) > self.clock:
+                continue
+            self._unindex(key, known)
+            self._entries.pop(key, None)
+            self._dirty_jobs.pop(key, None)
+            self._gone_states[key] = None
+            self._effects.outputs.append(Output(JOB_STATES, self.partition, key.encode(), None))
+            self._note("expired_jobs", (known.status,))
+
+    def _expires_at(self, known: Known) -> int:
+        if known.completed_at is None:
+            return known.first_seen + self.retention.unfinished_ms
+        return max(known.completed_at, known.first_seen) + self.retention.completed_ms
+
+    def _sample(self, offset: int) -> None:
+        sampled: set[tuple[str, str]] = set()
+        for fleet in sorted({fleet for fleet, _ in self._counts}):
+            for status in LIVE:
+                where = (fleet, status)
+                count = self._counts.get(where, 0)
+                # Explicit zeros: always for the queue, once for what has just become empty.
+                if not count and status != "queued" and where not in self._sampled:
+                    continue
+                if count:
+                    sampled.add(where)
+                since = self.oldest(fleet, status)
+                key = f"{fleet}|{status}|{self.partition}"
+                record = {
+                    "id": f"{key}@{self.clock}",
+                    "kind": "sample",
+                    "version": VERSION,
+                    "source": "runnerstream",
+                    "occurred_at": self.clock,
+                    "received_at": self.clock,
+                    "key": key,
+                    "fleet": fleet,
+                    "partition": self.partition,
+                    "status": status,
+                    "count": count,
+                    "oldest_ms": max(0, self.clock - since) if since is not None else 0,
+                }
+                self._effects.outputs.append(
+                    Output(SAMPLES, self.partition, key.encode(), orjson.dumps(record))
+                )
+        self._sampled = sampled
+
+    # -- windows -------------------------------------------------------------------------------
+
+    def _contribute(self, offset: int, c: Contribution, weight: int) -> None:
+        start = pane_start(c.at)
+        pane_key = (c.fleet, start)
+        pane = self.panes.get(pane_key)
+        if pane is not None and offset <= pane.fence:
+            return  # counted before the crash this is a replay of
+        if self.policy.closes_at(start, SIZES_S[0]) <= self.clock:
+            self._note("late_samples", (c.name if c.ms is not None else "conclusion",))
+            return
+        if c.ms is not None:
+            if weight > 0:
+                self._note("timings", (c.name, c.fleet), c.ms / 1000)
+            else:
+                self._note("revised_timings", (c.name,))
+        if pane is None:
+            pane = self.panes[pane_key] = Pane()
+            heapq.heappush(self._forgetting, (self.policy.forgotten_at(start), c.fleet, start))
+        pane.add(c, weight)
+        self._gone_panes.pop(pane_key, None)
+        self._dirty_panes[pane_key] = None
+        for size_s in SIZES_S:
+            first = start_of(start, size_s)
+            window = self._window(c.fleet, size_s, first, start)
+            if window is not pane:
+                window.add(c, weight)
+            self._dirty_windows[(c.fleet, size_s, first)] = None
+
+    def _window(self, fleet: str, size_s: int, first: int, start: int) -> Pane:
+        """The open window; of the smallest size it is the pane itself."""
+        where = (fleet, size_s, first)
+        window = self._wide.get(where)
+        if window is None:
+            window = self.panes[(fleet, start)] if size_s == SIZES_S[0] else Pane()
+            self._wide[where] = window
+            heapq.heappush(
+                self._closing, (self.policy.closes_at(first, size_s), fleet, size_s, first)
+            )
+        return window
+
+    def _send_windows(self, offset: int) -> None:
+        while self._closing and self._closing[0][0] <= self.clock:
+            _, fleet, size_s, first = heapq.heappop(self._closing)
+            self._dirty_windows.pop((fleet, size_s, first), None)
+            window = self._wide.pop((fleet, size_s, first), None)
+            if window is not None:
+                self._send_window(window, fleet, size_s, first, True, offset)
+                self._note("closed_windows", (str(size_s),))
+        for fleet, size_s, first in self._dirty_windows:
+            window = self._wide.get((fleet, size_s, first))
+            if window is not None:
+                self._send_window(window, fleet, size_s, first, False, offset)
+        self._dirty_windows.clear()
+
+    def _send_window(
+        self, window: Pane, fleet: str, size_s: int, first: int, closed: bool, offset: int
+    ) -> None:
+        record = window_record(
+            window,
+            fleet=fleet,
+            partition=self.partition,
+            size_s=size_s,
+            start=first,
+            closed=closed,
+            rev=offset,
+            at=self.clock,
+        )
+        key: str = record["key"]
+        self._effects.outputs.append(
+            Output(WINDOWS, self.partition, key.encode(), orjson.dumps(record))
+        )
+
+    def _forget_panes(self) -> None:
+        while self._forgetting and self._forgetting[0][0] <= self.clock:
+            _, fleet, start = heapq.heappop(self._forgetting)
+            if self.panes.pop((fleet, start), None) is not None:
+                self._dirty_panes.pop((fleet, start), None)
+                self._gone_panes[(fleet, start)] = None
+
+    def windows(self) -> Iterator[tuple[str, int, int, Pane]]:
+        """Open windows: fleet, size in seconds, start, this partition's part."""
+        for (fleet, size_s, first), window in self._wide.items():
+            yield fleet, size_s, first, window
+
+    # -- the index -----------------------------------------------------------------------------
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Jobs by (fleet, status), zeros included for what was seen."""
+        return dict(self._counts)
+
+    def oldest(self, fleet: str, status: str) -> int | None:
+        """Since when the job longest in this status is in it; ``None`` when there is none."""
+        heap = self._ages.get((fleet, status))
+        while heap:
+            since, key = heap[0]
+            known = self.index.get(key)
+            if (
+                known is not None
+                and known.status == status
+                and known.fleet == fleet
+                and known.since == since
+            ):
+                return since
+            heapq.heappop(heap)
+        return None
+
+    def job(self, key: str) -> tuple[Job, View] | None:
+        """A job's facts and what is derived from them."""
+        # Not through _entry: a reader must not fill the fold's cache. While a batch is being
+        # made durable the table still holds the older value.
+        entry = self._entries.get(key) or (self._stored(key) if key in self.index else None)
+        return (entry.job, entry.view) if entry else None
+
+    def _index(self, key: str, known: Known) -> None:
+        before = self.index.get(key)
+        if before == known:
+            return
+        self.index[key] = known
+        where = (known.fleet, known.status)
+        if before is None or (before.fleet, before.status) != where:
+            if before is not None:
+                self._counts[(before.fleet, before.status)] -= 1
+            self._counts[where] = self._counts.get(where, 0) + 1
+        if known.status != "completed" and known.since is not None:
+            heapq.heappush(self._ages.setdefault(where, []), (known.since, key))
+        due = self._expires_at(known)
+        if before is None or self._expires_at(before) != due:
+            heapq.heappush(self._expiry, (due, key))
+
+    def _unindex(self, key: str, known: Known) -> None:
+        del self.index[key]
+        self._counts[(known.fleet, known.status)] -= 1
+
+    def _entry(self, key: str) -> _Entry | None:
+        entry = self._entries.get(key)
+        if entry is None and key in self.index:
+            entry = self._stored(key)
+            if entry is not None:
+                self._entries[key] = entry
+        return entry
+
+    def _stored(self, key: str) -> _Entry | None:
+        value = self._value_of(key.encode())
+        if value is None:
+            return None
+        record: dict[str, Any] = orjson.loads(value)
+        job = from_record(record)
+        # The fleet it was counted under: an alias may have been configured since.
+        seen = view(job, self.fleets)._replace(fleet=record["fleet"])
+        return _Entry(job, seen, contributions(seen))
+
+    def _trim(self) -> None:
+        surplus = len(self._entries) - self.CACHE
+        if surplus > 0:
+            for key in list(self._entries)[: surplus + self.CACHE // 10]:
+                del self._entries[key]
+        if len(self._run_entries) > self.CACHE // 10:
+            self._run_entries.clear()
+
+    def _note(self, name: str, labels: tuple[str, ...] = (), value: float = 1.0) -> None:
+        self._effects.notes.append(Note(name, labels, value))
+
+
+def clock_key(partition: int) -> bytes:
+    """Table key under which a partition keeps its clock."""
+    return f"{CLOCK_KEY}:{partition}".encode()
+
+
+def _order(c: Contribution) -> tuple[int, str, str, int]:
+    return c.at, c.fleet, c.name, -1 if c.ms is None else c.ms

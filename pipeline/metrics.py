@@ -1,0 +1,268 @@
+"""Every metric of the worker, with type, unit, labels and meaning.
+
+Labels are enums and ``fleet`` only; fleets beyond ``max_fleet_labels`` share ``other``. Ids live
+in ClickHouse. A labelled child exists, at 0, from the start where its labels are an enum, and
+from the first sight of a fleet otherwise.
+
+**Several workers.** A worker counts and gauges only the partitions it owns, and a partition has
+one owner, so nothing is counted twice: ``sum by (fleet)`` over workers for counters, histograms
+and ``runnerstream_jobs``; ``max by (fleet)`` for ``runnerstream_oldest_seconds``. A batch that is
+repeated after a crash counts its records again in ``records_total`` (work done) but not its
+transitions and timings (a job already knows its facts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pipeline.agents.transaction import Done
+from pipeline.ledger import LIVE, Note
+from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
+
+#: 50 ms to 24 h: GitHub fails a job that waited for a self-hosted runner for 24 h.
+QUEUE_BUCKETS: Final = (
+    0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400,
+)  # fmt: skip
+#: 1 s to 5 d: the longest a self-hosted job may run.
+RUN_BUCKETS: Final = (
+    1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 432000,
+)  # fmt: skip
+LAG_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 14400, 86400, 259200)
+BATCH_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+BATCH_RECORDS: Final = (1, 5, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10000)
+
+OTHER: Final = "other"
+
+
+class Metrics:
+    """The worker's metrics, in a registry of their own."""
+
+    def __init__(self, max_fleets: int = 200) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._fleets: set[str] = set()
+        self._max_fleets = max_fleets
+        p = "runnerstream_"
+        self.webhooks = Counter(
+            p + "webhooks", "Webhook deliveries understood.", ["event"], registry=registry
+        )
+        self.lifecycle_events = Counter(
+            p + "lifecycle_events", "Lifecycle events understood.", ["kind"], registry=registry
+        )
+        self.webhook_lag = Histogram(
+            p + "webhook_lag_seconds",
+            "From the event at the provider to its arrival here.",
+            buckets=LAG_BUCKETS,
+            registry=registry,
+        )
+        self.transitions = Counter(
+            p + "job_transitions", "Jobs that entered a status.", ["fleet", "status"],
+            registry=registry,
+        )  # fmt: skip
+        self.completions = Counter(
+            p + "jobs_completed", "Jobs that completed.", ["fleet", "conclusion"],
+            registry=registry,
+        )  # fmt: skip
+        self.timings = {
+            family.value: Histogram(
+                f"{p}job_{family.value}_seconds",
+                {
+                    Family.QUEUE: "Queued to started, without approval gates.",
+                    Family.CLAIM_TO_START: "Claimed by a runner to started.",
+                    Family.RUN: "Started to completed.",
+                    Family.TOTAL: "Queued to completed.",
+                }[family],
+                ["fleet"],
+                buckets=QUEUE_BUCKETS
+                if family in (Family.QUEUE, Family.CLAIM_TO_START)
+                else RUN_BUCKETS,
+                registry=registry,
+            )
+            for family in Family
+        }
+        self.revised_timings = Counter(
+            p + "timings_revised",
+            "Timings that a later fact changed after they were observed.",
+            ["family"],
+            registry=registry,
+        )
+        self.missing_timings = Counter(
+            p + "timings_missing",
+            "Timings a completed job does not have, by reason.",
+            ["family", "reason"],
+            registry=registry,
+        )
+        self.clamped_timings = Counter(
+            p + "timings_clamped",
+            "Timings of completed jobs set to 0 because whole-second clocks crossed.",
+            ["family"],
+            registry=registry,
+        )
+        self.late_samples = Counter(
+            p + "late_samples",
+            "Samples that came after their window had closed. They are in ClickHouse.",
+            ["family"],
+            registry=registry,
+        )
+        self.duplicate_facts = Counter(
+            p + "duplicate_facts", "Facts that were known already.", registry=registry
+        )
+        self.out_of_order_facts = Counter(
+            p + "out_of_order_facts",
+            "Facts older than the status their job had reached.",
+            registry=registry,
+        )
+        self.expired_facts = Counter(
+            p + "expired_facts", "Facts about jobs forgotten long ago.", registry=registry
+        )
+        self.expired_jobs = Counter(
+            p + "jobs_expired", "Jobs removed from the table.", ["status"], registry=registry
+        )
+        self.closed_windows = Counter(
+            p + "windows_closed", "Windows that closed.", ["size_s"], registry=registry
+        )
+        self.offset_gaps = Counter(
+            p + "offset_gaps", "Batches whose first offset was not the expected one.",
+            registry=registry,
+        )  # fmt: skip
+        self.dead_letters = Counter(
+            p + "dead_letters", "Records put aside.", ["stage", "reason"], registry=registry
+        )
+        self.records = Counter(p + "records", "Records handled.", ["stage"], registry=registry)
+        self.batch_records = Histogram(
+            p + "batch_records", "Records in a transaction.", ["stage"],
+            buckets=BATCH_RECORDS, registry=registry,
+        )  # fmt: skip
+        self.batch_seconds = Histogram(
+            p + "batch_seconds", "Time of a transaction, all steps.", ["stage"],
+            buckets=BATCH_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.fold_seconds = Histogram(
+            p + "fold_seconds", "Time of steps 3 and 4: decode and fold.", ["stage"],
+            buckets=BATCH_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.ticks = Counter(p + "ticks", "Ticks sent by the clock.", registry=registry)
+        self.tick_lag = Gauge(
+            p + "tick_lag_seconds",
+            "Age of the oldest latest tick over owned partitions: how far behind the fold is.",
+            registry=registry,
+        )
+        self.consumer_lag = Gauge(
+            p + "consumer_lag_records",
+            "Records not yet committed by the worker's group, owned partitions.",
+            ["topic"],
+            registry=registry,
+        )
+        self.ready = Gauge(p + "ready", "1 when /readyz says ready.", registry=registry)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        for event in ("workflow_job", "workflow_run"):
+            self.webhooks.labels(event)
+        for kind in LifecycleKind:
+            self.lifecycle_events.labels(kind.value)
+        for family in Family:
+            self.revised_timings.labels(family.value)
+            self.clamped_timings.labels(family.value)
+            self.late_samples.labels(family.value)
+            for reason in MISSING_REASONS:
+                self.missing_timings.labels(family.value, reason)
+        self.late_samples.labels("conclusion")
+        for status in Status:
+            self.expired_jobs.labels(status.value)
+        for size_s in ("60", "300", "3600"):
+            self.closed_windows.labels(size_s)
+        for stage in ("normalise", "fold"):
+            self.records.labels(stage)
+            self.batch_records.labels(stage)
+            self.batch_seconds.labels(stage)
+            self.fold_seconds.labels(stage)
+            for why in Reason:
+                self.dead_letters.labels(stage, why.value)
+
+    def fleet(self, name: str) -> str:
+        """The label of a fleet: its name, or ``other`` once there are too many."""
+        if name in self._fleets:
+            return name
+        if len(self._fleets) >= self._max_fleets:
+            return OTHER
+        self._fleets.add(name)
+        for family in self.timings.values():
+            family.labels(name)
+        for status in Status:
+            self.transitions.labels(name, status.value)
+        for conclusion in Conclusion:
+            self.completions.labels(name, conclusion.value)
+        return name
+
+    def note(self, notes: Iterable[Note]) -> None:
+        """Count what a durable batch noted."""
+        for name, labels, value in notes:
+            if name == "timings":
+                self.timings[labels[0]].labels(self.fleet(labels[1])).observe(value)
+            elif name in ("transitions", "completions"):
+                counter: Counter = getattr(self, name)
+                counter.labels(self.fleet(labels[0]), labels[1]).inc(value)
+            elif name == "webhook_lag":
+                self.webhook_lag.observe(value)
+            else:
+                counter = getattr(self, name)
+                (counter.labels(*labels) if labels else counter).inc(value)
+
+    def done(self, done: Done) -> None:
+        """Count a finished transaction."""
+        self.records.labels(done.stage).inc(done.records)
+        self.batch_records.labels(done.stage).observe(done.records)
+        self.batch_seconds.labels(done.stage).observe(done.seconds)
+        self.fold_seconds.labels(done.stage).observe(done.fold_seconds)
+
+    def watch_jobs(self, source: Callable[[], Iterator[tuple[str, str, int, int | None]]]) -> None:
+        """Export depth and oldest age from ``source`` at each scrape.
+
+        ``source`` yields (fleet, live status, jobs, age of the oldest in ms or None).
+        """
+        self.registry.register(_Jobs(self, source))
+
+
+MISSING_REASONS: Final = (
+    "not_started", "pending", "no_queued", "no_claim", "gate_unknown", "negative", "copied",
+)  # fmt: skip
+
+
+class _Jobs(Collector):
+    def __init__(
+        self,
+        metrics: Metrics,
+        source: Callable[[], Iterator[tuple[str, str, int, int | None]]],
+    ) -> None:
+        self._metrics = metrics
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        jobs: dict[tuple[str, str], int] = {}
+        oldest: dict[tuple[str, str], float] = {}
+        for fleet, status, count, age_ms in self._source():
+            label = self._metrics.fleet(fleet)
+            for known in LIVE:
+                jobs.setdefault((label, known), 0)
+                oldest.setdefault((label, known), 0.0)
+            jobs[(label, status)] += count
+            oldest[(label, status)] = max(oldest[(label, status)], (age_ms or 0) / 1000)
+        depth = GaugeMetricFamily(
+            "runnerstream_jobs",
+            "Live jobs by status, in this worker's partitions. Sum over workers.",
+            labels=["fleet", "status"],
+        )
+        ages = GaugeMetricFamily(
+            "runnerstream_oldest_seconds",
+            "Age of the job longest in the status, 0 when there is none. Max over workers.",
+            labels=["fleet", "status"],
+        )
+        for where, count in jobs.items():
+            depth.add_metric(where, count)
+            ages.add_metric(where, oldest[where])
+        return [depth, ages]

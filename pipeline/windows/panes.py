@@ -1,0 +1,216 @@
+"""Panes, windows, lateness: which samples a job contributes, and to what.
+
+A job's *contributions* are a pure function of its facts. When a new fact changes them, the old
+ones are taken out and the new ones put in, so a window always equals what could be computed
+from the job states themselves.
+
+The *pane* is the stored unit: one fleet, one minute, one partition, all families. Windows of 5
+minutes and 1 hour are sums of panes. One pane is one value in the windowed table and one
+changelog record per batch.
+
+Lateness is declared: a window is open until the partition's clock (its ticks) passes the
+window's end plus ``lateness_ms``. A contribution to a closed window is counted as late and
+dropped here; it still reaches ClickHouse in the job's own row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from pipeline.jobs import View
+from pipeline.windows.sketch import Sketch
+from topics.models import VERSION
+
+PANE_S: Final = 60
+SIZES_S: Final = (60, 300, 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPolicy:
+    """When windows close and panes are forgotten. Milliseconds."""
+
+    #: Events up to this much older than the clock still count. One hour: the delays and bursts
+    #: after a provider's outage; redeliveries of days do not hold windows open.
+    lateness_ms: int = 3_600_000
+    #: A closed pane is kept this much longer, so that a replay after a crash still meets its
+    #: fence instead of an empty place.
+    grace_ms: int = 600_000
+
+    def closes_at(self, start: int, size_s: int) -> int:
+        """Clock time at which the window closes."""
+        return start + size_s * 1000 + self.lateness_ms
+
+    def forgotten_at(self, start: int) -> int:
+        """Clock time at which a pane may be deleted: its hour is closed, and the grace over."""
+        return self.closes_at(start_of(start, SIZES_S[-1]), SIZES_S[-1]) + self.grace_ms
+
+
+class Contribution(NamedTuple):
+    """One sample: a timing of a family, or (``ms`` None) one completed job of a conclusion."""
+
+    at: int
+    fleet: str
+    #: A Family value, or a Conclusion value when ``ms`` is None.
+    name: str
+    ms: int | None
+
+
+def contributions(v: View) -> frozenset[Contribution]:
+    """What a job adds to windows. Queue and claim-to-start count when it started, run and total
+    when it completed. A copied job adds nothing."""
+    at = v.at
+    if at.copied or (at.started is None and at.completed is None):
+        return _NONE
+    out = []
+    if at.started is not None:
+        for family in ("queue", "claim_to_start"):
+            ms = v.timings[family].ms
+            if ms is not None:
+                out.append(Contribution(at.started.ms, v.fleet, family, ms))
+    if at.completed is not None:
+        for family in ("run", "total"):
+            ms = v.timings[family].ms
+            if ms is not None:
+                out.append(Contribution(at.completed.ms, v.fleet, family, ms))
+        out.append(Contribution(at.completed.ms, v.fleet, v.conclusion or "unknown", None))
+    return frozenset(out)
+
+
+_NONE: Final[frozenset[Contribution]] = frozenset()
+
+
+def start_of(at: int, size_s: int) -> int:
+    """Start of the tumbling window of ``size_s`` seconds that holds the time ``at``."""
+    size = size_s * 1000
+    return at - at % size
+
+
+def pane_start(at: int) -> int:
+    """Start of the pane that holds the time ``at``."""
+    return start_of(at, PANE_S)
+
+
+class Pane:
+    """Sketches by family and completed jobs by conclusion. Mutable.
+
+    ``fence`` is the last source offset whose contribution is inside: a replayed record at or
+    below it is skipped.
+    """
+
+    __slots__ = ("conclusions", "families", "fence")
+
+    def __init__(self, fence: int = -1) -> None:
+        self.fence = fence
+        self.families: dict[str, Sketch] = {}
+        self.conclusions: dict[str, int] = {}
+
+    def add(self, c: Contribution, weight: int) -> None:
+        """Put a contribution in (1) or take it out (-1)."""
+        if c.ms is None:
+            left = self.conclusions.get(c.name, 0) + weight
+            if left:
+                self.conclusions[c.name] = left
+            else:
+                del self.conclusions[c.name]
+            return
+        sketch = self.families.get(c.name)
+        if sketch is None:
+            sketch = self.families[c.name] = Sketch()
+        sketch.add(c.ms, weight)
+        if not sketch.count and not sketch.bins and not sketch.zeros:
+            del self.families[c.name]
+
+    def merge(self, other: Pane) -> None:
+        """Add everything in another pane; the fence becomes the later one."""
+        self.fence = max(self.fence, other.fence)
+        for family, sketch in other.families.items():
+            mine = self.families.get(family)
+            if mine is None:
+                self.families[family] = sketch.copy()
+            else:
+                mine.merge(sketch)
+        for conclusion, n in other.conclusions.items():
+            left = self.conclusions.get(conclusion, 0) + n
+            if left:
+                self.conclusions[conclusion] = left
+            else:
+                del self.conclusions[conclusion]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Pane):
+            return NotImplemented
+        return self.families == other.families and self.conclusions == other.conclusions
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Pane(fence={self.fence}, {self.families}, {self.conclusions})"
+
+
+def encode_pane(pane: Pane) -> bytes:
+    """The pane as a table value. Never empty."""
+    return orjson.dumps(
+        {
+            "fence": pane.fence,
+            "families": {
+                family: [s.count, s.sum_ms, s.zeros, {str(b): n for b, n in s.bins.items()}]
+                for family, s in pane.families.items()
+            },
+            "conclusions": pane.conclusions,
+        },
+        option=orjson.OPT_SORT_KEYS,
+    )
+
+
+def decode_pane(value: bytes) -> Pane:
+    """The pane that was encoded."""
+    record = orjson.loads(value)
+    pane = Pane(record["fence"])
+    for family, (count, sum_ms, zeros, bins) in record["families"].items():
+        pane.families[family] = Sketch(count, sum_ms, zeros, {int(b): n for b, n in bins.items()})
+    pane.conclusions = record["conclusions"]
+    return pane
+
+
+def window_record(
+    pane: Pane,
+    *,
+    fleet: str,
+    partition: int,
+    size_s: int,
+    start: int,
+    closed: bool,
+    rev: int,
+    at: int,
+) -> dict[str, Any]:
+    """The :class:`topics.models.Window` record of a window as a plain dict."""
+    key = f"{fleet}|{size_s}|{start}|{partition}"
+    return {
+        "id": f"{key}@{rev}",
+        "kind": "window",
+        "version": VERSION,
+        "source": "runnerstream",
+        "occurred_at": start,
+        "received_at": at,
+        "key": key,
+        "fleet": fleet,
+        "partition": partition,
+        "size_s": size_s,
+        "start": start,
+        "closed": closed,
+        "rev": rev,
+        "families": {
+            family: {
+                "count": s.count,
+                "sum_ms": s.sum_ms,
+                "max_ms": s.max_ms,
+                "zeros": s.zeros,
+                "bins": {str(b): n for b, n in s.bins.items()},
+            }
+            for family, s in pane.families.items()
+        },
+        "conclusions": dict(pane.conclusions),
+    }

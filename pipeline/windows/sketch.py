@@ -1,0 +1,99 @@
+"""A mergeable quantile sketch of durations, on ddsketch's logarithmic mapping.
+
+Relative error at most 1 % at every quantile. Unlike a t-digest it is a plain multiset of bin
+counts: merging is addition and a sample can be taken out again exactly, which is what lets a
+window follow a timing that a later fact revises.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ddsketch.ddsketch import BaseDDSketch
+from ddsketch.mapping import LogarithmicMapping
+from ddsketch.store import DenseStore
+
+RELATIVE_ACCURACY: Final = 0.01
+_MAPPING: Final = LogarithmicMapping(RELATIVE_ACCURACY)
+
+
+class Sketch:
+    """Counts, sum and bins of integer millisecond samples. Mutable; ``copy`` to keep one."""
+
+    __slots__ = ("bins", "count", "sum_ms", "zeros")
+
+    def __init__(
+        self,
+        count: int = 0,
+        sum_ms: int = 0,
+        zeros: int = 0,
+        bins: dict[int, int] | None = None,
+    ) -> None:
+        self.count = count
+        self.sum_ms = sum_ms
+        self.zeros = zeros
+        self.bins: dict[int, int] = bins if bins is not None else {}
+
+    def add(self, ms: int, weight: int = 1) -> None:
+        """Add a sample, or take it out with ``weight=-1``."""
+        self.count += weight
+        self.sum_ms += ms * weight
+        if ms <= 0:
+            self.zeros += weight
+            return
+        bin_ = _MAPPING.key(ms)
+        left = self.bins.get(bin_, 0) + weight
+        if left:
+            self.bins[bin_] = left
+        else:
+            del self.bins[bin_]
+
+    def merge(self, other: Sketch) -> None:
+        """Add all samples of another sketch."""
+        self.count += other.count
+        self.sum_ms += other.sum_ms
+        self.zeros += other.zeros
+        for bin_, n in other.bins.items():
+            left = self.bins.get(bin_, 0) + n
+            if left:
+                self.bins[bin_] = left
+            else:
+                del self.bins[bin_]
+
+    def copy(self) -> Sketch:
+        """An independent copy."""
+        return Sketch(self.count, self.sum_ms, self.zeros, dict(self.bins))
+
+    @property
+    def max_ms(self) -> int:
+        """The largest sample, within 1 %: the value of the highest bin in use."""
+        return round(_MAPPING.value(max(self.bins))) if self.bins else 0
+
+    def quantile(self, q: float) -> float | None:
+        """The ``q`` quantile in milliseconds, within 1 %; ``None`` when there is no sample."""
+        if self.count <= 0:
+            return None
+        store = DenseStore()
+        for bin_, n in self.bins.items():
+            store.add(bin_, n)
+        sketch = BaseDDSketch(
+            mapping=_MAPPING, store=store, negative_store=DenseStore(), zero_count=self.zeros
+        )
+        value = sketch.get_quantile_value(q)
+        return None if value is None else float(value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sketch):
+            return NotImplemented
+        return (self.count, self.sum_ms, self.zeros, self.bins) == (
+            other.count,
+            other.sum_ms,
+            other.zeros,
+            other.bins,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        counts = f"count={self.count}, sum_ms={self.sum_ms}, zeros={self.zeros}"
+        return f"Sketch({counts}, bins={self.bins})"

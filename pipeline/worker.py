@@ -1,0 +1,185 @@
+"""The worker: what is wired to what.
+
+::
+
+    runners.webhooks  ─┐
+    runners.lifecycle ─┴▶ normalise ─▶ runners.jobs ─▶ fold ─▶ runners.job-states, tables,
+                                          ▲                     runners.windows, runners.samples
+                          clock (ticks) ──┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.agents.fold import Fold
+from pipeline.agents.normalise import Normalise
+from pipeline.agents.transaction import STEPS, Observer, Transactions
+from pipeline.faust_safe import BatchSchema, Outbox, create_app
+from pipeline.jobs import FleetNames
+from pipeline.ledger import LIVE, Ledger, Output, Retention
+from pipeline.metrics import Metrics
+from pipeline.settings import Settings
+from pipeline.windows import WindowPolicy
+from pipeline.windows.panes import PANE_S
+from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
+from topics.models import Tick
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One worker process: a Faust app with its agents, clock and views."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        web_port: int | None = None,
+        observer: Observer = lambda step: None,
+        steps: tuple[str, ...] = STEPS,
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics(settings.max_fleet_labels)
+        self.web_port = settings.web_port if web_port is None else web_port
+        self.app = app = create_app(settings, web_port=self.web_port)
+        self.started_at = time.time()
+        fleets = FleetNames(settings.fleets)
+        policy = WindowPolicy(int(settings.lateness * 1000), int(settings.grace * 1000))
+        retention = Retention(
+            int(settings.completed_retention * 1000), int(settings.unfinished_retention * 1000)
+        )
+
+        def new_ledger(partition: int, value_of: Callable[[bytes], bytes | None]) -> Ledger:
+            return Ledger(
+                partition, value_of, fleets=fleets, windows=policy, retention=retention
+            )
+
+        self.jobs_table = app.Table(
+            "jobs",
+            partitions=settings.partitions,
+            key_type=bytes,
+            value_type=bytes,
+        )
+        self.windows_table = app.Table(
+            "windows",
+            partitions=settings.partitions,
+            value_type=bytes,
+        )
+        self.windows_table.tumbling(PANE_S, expires=None)
+        self.fold = Fold(self.jobs_table, self.windows_table, new_ledger, self.metrics.note)
+        self.outbox = Outbox(
+            {
+                spec.name: spec.partitions
+                for spec in catalogue(partitions=settings.partitions, app_id=settings.app_id)
+            },
+            _producer_options(settings),
+        )
+        normalise = Normalise()
+        for name, topics, handler in (
+            ("normalise", (WEBHOOKS, LIFECYCLE), normalise),
+            ("fold", (JOBS,), self.fold),
+        ):
+            transactions = Transactions(
+                app,
+                self.outbox,
+                handler,
+                max_records=settings.batch_records,
+                on_done=self._done_for(handler),
+                observer=observer if name == "fold" else lambda step: None,
+                steps=steps if name == "fold" else STEPS,
+            )
+            app.agent(
+                app.topic(
+                    *topics, partitions=settings.partitions, schema=BatchSchema(), acks=True
+                ),
+                name=name,
+            )(transactions.run)
+        app.on_partitions_revoked.connect(self._on_revoked, weak=False)
+        app.on_rebalance_complete.connect(self._on_rebalanced, weak=False)
+        app.on_before_configured.connect(lambda *_: None, weak=False)
+        app.task(self._start_outbox)
+        app.task(self._clock)
+        self.metrics.watch_jobs(self.live_jobs)
+
+    def _done_for(self, handler: Any) -> Callable[[Any], None]:
+        if not isinstance(handler, Normalise):
+            return self.metrics.done
+        return self.metrics.done
+
+    async def _start_outbox(self) -> None:
+        await self.outbox.start()
+
+    async def _on_revoked(self, app: Any, revoked: Any, **kwargs: Any) -> None:
+        self.fold.forget()
+
+    async def _on_rebalanced(self, app: Any, **kwargs: Any) -> None:
+        self.fold.forget()
+
+    # -- the clock -----------------------------------------------------------------------------
+
+    async def _clock(self) -> None:
+        """Put a tick into every owned partition of ``runners.jobs`` at each interval.
+
+        A partition has one owner, so it has one clock; an unowned partition needs none. Ticks
+        are aligned, so samples of all partitions carry the same time.
+        """
+        interval = self.settings.tick_interval
+        while not self.app.should_stop:
+            now = time.time()
+            await asyncio.sleep(interval - now % interval)
+            if not self.settled:
+                continue
+            at = int(round(time.time() / interval) * interval * 1000)
+            await self.outbox.publish(tick(partition, at) for partition in self.owned())
+            self.metrics.ticks.inc(len(self.owned()))
+
+    @property
+    def settled(self) -> bool:
+        """Neither rebalancing nor recovering."""
+        return not (self.app.rebalancing or self.app.in_recovery)
+
+    def owned(self) -> list[int]:
+        """Partitions of ``runners.jobs`` this worker owns now."""
+        return sorted(tp.partition for tp in self.app.consumer.assignment() if tp.topic == JOBS)
+
+    def live_jobs(self) -> Iterator[tuple[str, str, int, int | None]]:
+        """(fleet, status, jobs, age of the oldest in ms) over owned partitions."""
+        now = int(time.time() * 1000)
+        for ledger in list(self.fold.ledgers.values()):
+            for (fleet, status), count in ledger.counts().items():
+                if status in LIVE:
+                    since = ledger.oldest(fleet, status) if count else None
+                    yield fleet, status, count, None if since is None else max(0, now - since)
+
+    def run(self) -> int:
+        """Run until a signal or a failure. Returns the exit code."""
+        worker = self.app.Worker(loglevel=self.settings.log_level, quiet=True)
+        try:
+            worker.execute_from_commandline()
+        except SystemExit as exc:
+            return exc.code if isinstance(exc.code, int) else 1
+        return 0
+
+
+def tick(partition: int, at: int) -> Output:
+    """The tick of a partition. The same time gives the same record."""
+    record = Tick(
+        id=f"tick:{partition}:{at}",
+        source="runnerstream",
+        occurred_at=at,
+        received_at=at,
+        key=f"tick:{partition}",
+    )
+    return Output(JOBS, partition, record.key.encode(), record.model_dump_json().encode())
+
+
+def _producer_options(settings: Settings) -> dict[str, Any]:
+    """Connection options as aiokafka's producer takes them."""
+    options = settings.kafka_options()
+    options["client_id"] = settings.app_id
+    return options

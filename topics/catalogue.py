@@ -1,0 +1,210 @@
+"""The topics: their names, and how each must be set up.
+
+Two programs that disagree about a topic lose data quietly: a changelog without compaction grows
+until recovery takes hours, a source topic with fewer partitions than its tables stops the worker.
+So every topic is described here once, and `topics.apply` makes a cluster agree with it.
+
+Large records. GitHub sends bodies of up to 25 MB. A webhook record carries the body as a JSON
+string, which escaping makes longer, so its limit is `MAX_WEBHOOK_BYTES`; a body whose record
+exceeds that must be refused where it comes in. A dead letter carries the whole record it is about
+in base64, so its limit is a third larger and more: a record that the log accepted can always be
+buried. From this follows, outside the topics:
+
+- a producer's `max_request_size` must be at least the topic's limit;
+- the brokers' `socket.request.max.bytes` (100 MiB unless set) must exceed `MAX_DEAD_LETTER_BYTES`;
+- consumers and followers need no setting: a fetch brings at least one record, however large. But
+  they hold it in memory, so bound the number of records that are in flight, not only their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal
+
+WEBHOOKS: Final = "runners.webhooks"
+LIFECYCLE: Final = "runners.lifecycle"
+JOBS: Final = "runners.jobs"
+JOB_STATES: Final = "runners.job-states"
+WINDOWS: Final = "runners.windows"
+SAMPLES: Final = "runners.samples"
+DEAD_LETTERS: Final = "runners.dead-letters"
+
+Cleanup = Literal["delete", "compact", "compact,delete"]
+
+_MINUTE_MS = 60_000
+_DAY_MS = 24 * 60 * _MINUTE_MS
+_MEBIBYTE = 1 << 20
+
+#: Largest record of `WEBHOOKS`, in bytes: 25 MB and a third more for escaping.
+MAX_WEBHOOK_BYTES: Final = 32 * _MEBIBYTE
+#: Largest record of `DEAD_LETTERS`, in bytes: base64 of the above, and room for the rest.
+MAX_DEAD_LETTER_BYTES: Final = 4 * (MAX_WEBHOOK_BYTES + 2) // 3 + _MEBIBYTE
+
+# A GHES server redelivers for 7 days; what it sends last must still find its elder siblings.
+_REDELIVERY_MS = 8 * _DAY_MS
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """How one topic must be set up.
+
+    Attributes:
+        name: of the topic.
+        partitions: how many; never changed later, since a key would change its partition.
+        cleanup: what happens to old records: deleted by age, compacted by key, or both.
+        retention_ms: how long records are kept, in milliseconds; None for a topic that is only
+            compacted, where age does not matter.
+        replication_factor: copies of each partition.
+        min_insync_replicas: copies that must have a record before it is acknowledged.
+        description: what the topic carries.
+        extra: further topic settings, by Kafka's names.
+    """
+
+    name: str
+    partitions: int
+    cleanup: Cleanup
+    retention_ms: int | None
+    replication_factor: int
+    min_insync_replicas: int
+    description: str
+    extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no cluster could do."""
+        if self.partitions < 1:
+            raise ValueError(f"{self.name}: partitions must be at least 1, not {self.partitions}")
+        if self.replication_factor < 1:
+            raise ValueError(
+                f"{self.name}: replication_factor must be at least 1, not {self.replication_factor}"
+            )
+        if not 1 <= self.min_insync_replicas <= self.replication_factor:
+            raise ValueError(
+                f"{self.name}: min_insync_replicas must be between 1 and the replication factor "
+                f"{self.replication_factor}, not {self.min_insync_replicas}: nothing could be "
+                "written"
+            )
+        if ("delete" in self.cleanup) != (self.retention_ms is not None):
+            raise ValueError(
+                f"{self.name}: cleanup {self.cleanup!r} and retention_ms {self.retention_ms} "
+                "contradict each other"
+            )
+
+    def settings(self) -> dict[str, str]:
+        """The topic's settings by Kafka's names, partitions and replication left out."""
+        settings = {
+            "cleanup.policy": self.cleanup,
+            "message.timestamp.type": "CreateTime",
+            "min.insync.replicas": str(self.min_insync_replicas),
+        }
+        if self.retention_ms is not None:
+            settings["retention.ms"] = str(self.retention_ms)
+        return {**settings, **self.extra}
+
+
+def catalogue(
+    partitions: int = 8,
+    replication_factor: int = 1,
+    min_insync_replicas: int = 1,
+    app_id: str = "runnerstream",
+) -> tuple[TopicSpec, ...]:
+    """Every topic that the program reads or writes, Faust's own included.
+
+    Args:
+        partitions: of every topic but the leader's; more of them allow more workers.
+        replication_factor: 3 where nothing may be lost, 1 on a laptop.
+        min_insync_replicas: 2 with a replication factor of 3.
+        app_id: Faust's application id, which begins the names of its own topics.
+
+    Raises:
+        ValueError: for numbers that contradict each other.
+    """
+
+    def topic(
+        name: str,
+        cleanup: Cleanup,
+        retention_ms: int | None,
+        description: str,
+        extra: Mapping[str, str] = MappingProxyType({}),
+        count: int = partitions,
+    ) -> TopicSpec:
+        return TopicSpec(
+            name,
+            count,
+            cleanup,
+            retention_ms,
+            replication_factor,
+            min_insync_replicas,
+            description,
+            extra,
+        )
+
+    # A worker reads the whole changelog before it works. The open segment is never compacted, so
+    # it is closed often, and a tenth of outdated records is enough to start compaction.
+    changelog = {"segment.ms": str(10 * _MINUTE_MS), "min.cleanable.dirty.ratio": "0.1"}
+    hourly = {"segment.ms": str(60 * _MINUTE_MS)}
+    return (
+        topic(
+            WEBHOOKS,
+            "delete",
+            _REDELIVERY_MS,
+            "webhook deliveries as they arrived",
+            {"max.message.bytes": str(MAX_WEBHOOK_BYTES)},
+        ),
+        topic(
+            LIFECYCLE,
+            "delete",
+            _REDELIVERY_MS,
+            "what dispatchers and runner hosts report about jobs",
+        ),
+        topic(
+            JOBS,
+            "delete",
+            _REDELIVERY_MS,
+            "everything known about jobs, and the clock's ticks, keyed by job",
+        ),
+        topic(
+            JOB_STATES,
+            "compact",
+            None,
+            "the latest state of each job, keyed by job",
+            hourly,
+        ),
+        topic(
+            WINDOWS,
+            "compact,delete",
+            _REDELIVERY_MS,
+            "timings per fleet and window, keyed by window",
+            hourly,
+        ),
+        topic(SAMPLES, "delete", 3 * _DAY_MS, "depth and oldest age per fleet, sampled"),
+        topic(
+            DEAD_LETTERS,
+            "delete",
+            30 * _DAY_MS,
+            "records that could not be handled, with the reason",
+            {"max.message.bytes": str(MAX_DEAD_LETTER_BYTES)},
+        ),
+        topic(
+            f"{app_id}-jobs-changelog",
+            "compact",
+            None,
+            "Faust's copy of the table of jobs",
+            changelog,
+        ),
+        topic(
+            f"{app_id}-windows-changelog",
+            "compact",
+            None,
+            "Faust's copy of the windowed tables",
+            changelog,
+        ),
+        topic(
+            f"{app_id}-__assignor-__leader",
+            "delete",
+            _DAY_MS,
+            "whose worker owns this one partition leads",
+            count=1,
+        ),
+    )

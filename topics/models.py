@@ -1,0 +1,467 @@
+"""Every record that travels on a topic, as a pydantic model.
+
+This is the contract with producers and consumers. All records share one envelope
+(:class:`Record`); ``kind`` says which model the rest of the record follows. Values on the wire
+are UTF-8 JSON objects, parsed with pydantic-core straight from the bytes. Unknown fields are
+ignored, so a producer may be newer than the pipeline; an unknown ``kind`` or a newer
+``version`` is refused, because guessing at meaning is worse than keeping the record aside.
+
+Units: every time is an integer, milliseconds since the Unix epoch, UTC. Every duration is an
+integer in milliseconds and says so in its name (``*_ms``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+
+#: The version of every record in this module. A record with a higher version is refused.
+VERSION: Final = 1
+
+#: Times outside these bounds are not milliseconds since the epoch (2015-01-01 .. 2100-01-01).
+#: Zero times and seconds-instead-of-milliseconds are the usual ways to get there
+#: (actions-runner-controller#4444 records jobs of 63,911,499,556 s).
+EARLIEST_MS: Final = 1_420_070_400_000
+LATEST_MS: Final = 4_102_444_800_000
+
+Millis = Annotated[int, Field(ge=EARLIEST_MS, le=LATEST_MS, strict=True)]
+ShortText = Annotated[str, StringConstraints(max_length=1024)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class Milestone(StrEnum):
+    """A point in a job's life. Each is known by the earliest credible time, per clock."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    STARTED = "started"
+    COMPLETED = "completed"
+
+
+class Clock(StrEnum):
+    """Which clock a time was read from: the provenance of a timing."""
+
+    #: The provider's own field for the milestone. GitHub: whole seconds.
+    PROVIDER = "provider"
+    #: The time inside the webhook delivery id (GitHub: UUIDv1, 100 ns), else the event's own time.
+    DELIVERY = "delivery"
+    #: The first step's start inside a provider payload.
+    STEP = "step"
+    #: The fleet's dispatcher or the runner itself.
+    RUNNER = "runner"
+    #: When we received the record. The last resort.
+    RECEIVED = "received"
+
+
+class Status(StrEnum):
+    """Where a job is. Precedence: the later in this list, the stronger the evidence."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    CLAIMED = "claimed"
+    STARTING = "starting"
+    RUNNING = "running"
+    COMPLETED = "completed"
+
+
+class Conclusion(StrEnum):
+    """How a job ended. GitHub's values, plus ``stale``/``startup_failure`` (run level) and ours."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+    NEUTRAL = "neutral"
+    TIMED_OUT = "timed_out"
+    ACTION_REQUIRED = "action_required"
+    STALE = "stale"
+    STARTUP_FAILURE = "startup_failure"
+    UNKNOWN = "unknown"
+
+
+class Family(StrEnum):
+    """A kind of timing. See docs/how-it-works.md for how each is computed."""
+
+    QUEUE = "queue"
+    CLAIM_TO_START = "claim_to_start"
+    RUN = "run"
+    TOTAL = "total"
+
+
+class Record(BaseModel):
+    """The envelope every record carries."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_enum_values=False)
+
+    #: Unique for what it says: the same id twice is the same statement twice.
+    id: Name
+    #: Which model this record follows, for instance ``job.fact``.
+    kind: Name
+    #: Schema version of that model.
+    version: Annotated[int, Field(ge=1, le=VERSION)] = VERSION
+    #: Who says so: ``github``, a dispatcher's name, ``runnerstream``.
+    source: Name
+    #: When it happened, by the best clock the source has.
+    occurred_at: Millis
+    #: When it reached us.
+    received_at: Millis
+    #: Kafka key as text: the job key, run key or window key.
+    key: Name
+    #: W3C ``traceparent``, when the producer has one.
+    trace: ShortText | None = None
+
+
+# --- runners.webhooks ---------------------------------------------------------------------------
+
+
+class Delivery(Record):
+    """A provider's webhook delivery as it arrived, on ``runners.webhooks``.
+
+    ``kind`` is ``<provider>.<event>``, for GitHub ``github.workflow_job`` or
+    ``github.workflow_run``. ``id`` is the delivery id (``X-GitHub-Delivery``): a redelivery keeps
+    it. ``payload`` is the body as text, untouched.
+    """
+
+    KINDS: ClassVar[tuple[str, ...]] = ("github.workflow_job", "github.workflow_run")
+
+    #: The provider's host, which is part of the job key: ``github.com`` or a GHES host name.
+    host: Name = "github.com"
+    #: Headers worth keeping, lower-case names.
+    headers: dict[str, str] = {}
+    payload: str
+
+
+# --- runners.lifecycle --------------------------------------------------------------------------
+
+
+class RunnerRef(BaseModel):
+    """A runner as an event names it. Blank and 0 mean unknown (GitHub sends null, 0 and "")."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: int | None = None
+    name: ShortText = ""
+    group: ShortText = ""
+
+
+class LifecycleKind(StrEnum):
+    """What a dispatcher or a runner host reports about a job."""
+
+    JOB_QUEUED = "job.queued"
+    JOB_CLAIMED = "job.claimed"
+    JOB_MINTED = "job.minted"
+    JOB_STARTED = "job.started"
+    JOB_COMPLETED = "job.completed"
+    CLAIM_RELEASED = "claim.released"
+
+
+class LifecycleEvent(Record):
+    """What the fleet's own dispatcher or runner says about a job, on ``runners.lifecycle``.
+
+    ``claim`` is the claim handle: whatever the dispatcher uses to fence a claim (a lease id, a
+    timestamp). It is required for the claim kinds (``job.claimed``, ``job.minted``,
+    ``claim.released``), because a claim without a handle cannot be told from the next one.
+    """
+
+    kind: LifecycleKind
+    provider: Name = "github"
+    host: Name = "github.com"
+    job_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
+    fleet: ShortText = ""
+    claim: ShortText = ""
+    runner: RunnerRef = RunnerRef()
+    conclusion: Conclusion | None = None
+    #: Why a claim was released: a short word such as ``dispatch_failed``.
+    reason: ShortText = ""
+    repo: ShortText = ""
+
+
+# --- runners.jobs -------------------------------------------------------------------------------
+
+
+class JobAttributes(BaseModel):
+    """What a job is. Blank means unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: int = 0
+    run_attempt: int = 0
+    repo: ShortText = ""
+    workflow: ShortText = ""
+    name: ShortText = ""
+    branch: ShortText = ""
+    sha: ShortText = ""
+    url: ShortText = ""
+    #: Canonical label set: lower-case, sorted, without ``self-hosted``.
+    labels: tuple[str, ...] = ()
+    runner_group: ShortText = ""
+    #: The pool the dispatcher says it belongs to; wins over labels.
+    pool: ShortText = ""
+
+
+class ClaimFact(BaseModel):
+    """What is known about one claim. Each time is the earliest reported."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    handle: Name
+    claimed_at: Millis | None = None
+    minted_at: Millis | None = None
+    released_at: Millis | None = None
+    runner: ShortText = ""
+    reason: ShortText = ""
+
+
+class ParentRun(BaseModel):
+    """What the job's workflow run says, for one attempt of it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    attempt: int = 0
+    started_at: Millis | None = None
+    completed_at: Millis | None = None
+    conclusion: Conclusion | None = None
+
+
+class JobFact(Record):
+    """One statement about a job, on ``runners.jobs``. Facts only add knowledge.
+
+    ``times`` maps a milestone to what each clock says. ``marks`` are the moments at which the
+    provider called the job queued or waiting (an approval gate makes several).
+    """
+
+    kind: Literal["job.fact"] = "job.fact"
+    #: What it was made from: ``workflow_job.in_progress``, ``job.claimed``.
+    cause: Name
+    times: dict[Milestone, dict[Clock, Millis]] = {}
+    marks: tuple[tuple[Millis, Literal["queued", "waiting"]], ...] = ()
+    conclusion: Conclusion | None = None
+    job: JobAttributes | None = None
+    #: The runner that was *observed* to execute the job.
+    runner: RunnerRef | None = None
+    claim: ClaimFact | None = None
+    run: ParentRun | None = None
+
+
+class RunFact(Record):
+    """One statement about a workflow run attempt, on ``runners.jobs`` under the run's key."""
+
+    kind: Literal["run.fact"] = "run.fact"
+    run: ParentRun
+
+
+class RunLink(Record):
+    """A job says which run it belongs to, on ``runners.jobs`` under the run's key."""
+
+    kind: Literal["run.link"] = "run.link"
+    job_key: Name
+    attempt: int = 0
+
+
+class Tick(Record):
+    """The clock, one per partition of ``runners.jobs`` and interval. ``occurred_at`` is the time.
+
+    Time is an event: rules that depend on "now" run when the fold meets a tick, so they see
+    exactly the facts logged before it.
+    """
+
+    kind: Literal["tick"] = "tick"
+
+
+JobsRecord = Annotated[JobFact | RunFact | RunLink | Tick, Field(discriminator="kind")]
+
+
+# --- runners.job-states -------------------------------------------------------------------------
+
+
+class Timing(BaseModel):
+    """One timing with its provenance. Exactly one of ``ms`` and ``missing`` is set."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    ms: int | None = None
+    #: Why there is no value: ``not_started``, ``not_completed``, ``negative``, ...
+    missing: str | None = None
+    #: Clock of the first and of the last bound.
+    start_clock: Clock | None = None
+    end_clock: Clock | None = None
+    #: How far below zero the raw difference was before it was clamped to 0.
+    clamped_ms: int = 0
+
+
+class ClaimState(BaseModel):
+    """One claim in a job's state, keyed by its handle there."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    claimed_at: int | None = None
+    minted_at: int | None = None
+    released_at: int | None = None
+    runner: str = ""
+    reason: str = ""
+
+
+class JobState(Record):
+    """Everything known about one job, on ``runners.job-states`` (compacted) and in the table.
+
+    ``rev`` counts the distinct facts known. It only grows: use it as the version of a row. A
+    null value (tombstone) means that the job was completed longer ago than the retention.
+    """
+
+    kind: Literal["job.state"] = "job.state"
+    rev: int
+    provider: str
+    host: str
+    job_id: str
+    status: Status
+    #: When the job entered ``status``, or null when no fact tells.
+    since: int | None
+    fleet: str
+    conclusion: Conclusion | None = None
+    job: JobAttributes = JobAttributes()
+    runner: RunnerRef | None = None
+    waiting_at: int | None = None
+    queued_at: int | None = None
+    claimed_at: int | None = None
+    minted_at: int | None = None
+    started_at: int | None = None
+    completed_at: int | None = None
+    #: Approval-gate time inside the wait, already taken out of ``queue``.
+    gated_ms: int = 0
+    #: How long it waited before it was cancelled, for a job that never started.
+    abandoned_ms: int | None = None
+    #: Copied from an earlier attempt of the run: counts nowhere.
+    copied: bool = False
+    timings: dict[Family, Timing] = {}
+    times: dict[Milestone, dict[Clock, int]] = {}
+    marks: tuple[tuple[int, str], ...] = ()
+    claims: dict[str, ClaimState] = {}
+    run: ParentRun | None = None
+    #: Digests of the facts known, sorted. ``rev`` is their number.
+    facts: tuple[int, ...] = ()
+    causes: tuple[str, ...] = ()
+
+
+# --- runners.windows, runners.samples -----------------------------------------------------------
+
+
+class WindowFamily(BaseModel):
+    """The values of one family in one window: what a mergeable quantile sketch needs.
+
+    ``bins`` maps a bin index to the number of samples in it. Bin *i* holds values in
+    ``(gamma**(i-1), gamma**i]`` ms with gamma = 1.01/0.99 (relative error at most 1 %, what
+    ddsketch calls relative accuracy 0.01); ``zeros`` counts samples of 0 ms. Windows of several
+    partitions are merged by adding counts, sums and bins.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    count: int
+    sum_ms: int
+    max_ms: int
+    zeros: int = 0
+    bins: dict[int, int] = {}
+
+
+class Window(Record):
+    """One partition's part of one tumbling window, on ``runners.windows``.
+
+    A window of a fleet is the sum over partitions. ``closed`` says that no sample can enter any
+    more: later ones are counted as late and reach ClickHouse through the job rows only.
+    """
+
+    kind: Literal["window"] = "window"
+    fleet: str
+    partition: int
+    #: 60, 300 or 3600.
+    size_s: int
+    #: Start of the window; it covers ``[start, start + size)`` of event time.
+    start: int
+    closed: bool
+    #: Grows with every record of this window and partition (offset of the tick that sent it).
+    rev: int
+    families: dict[Family, WindowFamily] = {}
+    #: Completed jobs by conclusion, keyed by completion time.
+    conclusions: dict[Conclusion, int] = {}
+
+
+class Sample(Record):
+    """One partition's live jobs of one fleet and status at a tick, on ``runners.samples``."""
+
+    kind: Literal["sample"] = "sample"
+    fleet: str
+    partition: int
+    status: Status
+    count: int
+    #: Age of the job longest in this status, 0 when there is none.
+    oldest_ms: int
+
+
+# --- runners.dead-letters -----------------------------------------------------------------------
+
+
+class Reason(StrEnum):
+    """Why a record could not be handled. Bounded, because it is a metric label."""
+
+    NOT_JSON = "not_json"
+    BAD_ENVELOPE = "bad_envelope"
+    UNKNOWN_KIND = "unknown_kind"
+    NEWER_VERSION = "newer_version"
+    BAD_PAYLOAD = "bad_payload"
+    NO_JOB = "no_job"
+    BAD_TIME = "bad_time"
+    MISSING_CLAIM = "missing_claim"
+    TOO_LARGE = "too_large"
+    TOO_MANY_FACTS = "too_many_facts"
+    UNEXPECTED = "unexpected"
+
+
+class DeadLetter(Record):
+    """A record that could not be handled, with all that is needed to replay it.
+
+    ``id`` is ``topic:partition:offset`` of the source, so the same failure twice is one letter.
+    """
+
+    kind: Literal["dead_letter"] = "dead_letter"
+    reason: Reason
+    #: Which step refused it: ``normalise``, ``fold``, ``sink``.
+    stage: str
+    #: What was wrong, where. At most 2,000 characters.
+    error: str
+    topic: str
+    partition: int
+    offset: int
+    #: The source record, byte for byte (base64 on the wire).
+    record_key: Base64Bytes | None = None
+    record_value: Base64Bytes | None = None
+    record_headers: dict[str, str] = {}
+
+
+class Unreadable(ValueError):
+    """A record that cannot be understood. ``reason`` goes to the dead letter and the metric."""
+
+    def __init__(self, reason: Reason, error: str) -> None:
+        super().__init__(error)
+        self.reason = reason
+        self.error = error[:2000]
+
+
+DELIVERY: Final[TypeAdapter[Delivery]] = TypeAdapter(Delivery)
+LIFECYCLE: Final[TypeAdapter[LifecycleEvent]] = TypeAdapter(LifecycleEvent)
+JOBS_RECORD: Final[TypeAdapter[Any]] = TypeAdapter(JobsRecord)
+JOB_STATE: Final[TypeAdapter[JobState]] = TypeAdapter(JobState)
+WINDOW: Final[TypeAdapter[Window]] = TypeAdapter(Window)
+SAMPLE: Final[TypeAdapter[Sample]] = TypeAdapter(Sample)
+DEAD_LETTER: Final[TypeAdapter[DeadLetter]] = TypeAdapter(DeadLetter)
+
+
+def job_key(provider: str, host: str, job_id: str | int) -> str:
+    """Key of a job everywhere: ``github:github.com:4567``. A re-run attempt has its own job id."""
+    return f"{provider}:{host}:{job_id}"
+
+
+def run_key(provider: str, host: str, run_id: int) -> str:
+    """Key of a workflow run on ``runners.jobs``: ``github:github.com:run/99``."""
+    return f"{provider}:{host}:run/{run_id}"
