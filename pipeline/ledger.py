@@ -28,7 +28,6 @@ from pipeline.jobs import (
     Run,
     TooManyFacts,
     View,
-    digest,
     encode,
     encode_run,
     from_record,
@@ -203,7 +202,9 @@ class Ledger:
             for size_s in SIZES_S:
                 first = start_of(start, size_s)
                 if self.policy.closes_at(first, size_s) > self.clock:
-                    self._window(fleet, size_s, first, start).merge(pane)
+                    window = self._window(fleet, size_s, first, start)
+                    if window is not pane:
+                        window.merge(pane)
                     self._dirty_windows[(fleet, size_s, first)] = None
 
     # -- the fold ------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ class Ledger:
             if job is entry.job:
                 self._note("duplicate_facts")
                 return
-            if digest(fact.id) in entry.job.facts:
+            if job.facts is entry.job.facts:
                 self._note("duplicate_facts")
             before, adds = entry.view, entry.adds
         after = view(job, self.fleets)

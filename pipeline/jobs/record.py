@@ -15,8 +15,10 @@ import orjson
 from pipeline.jobs.facts import Attributes, Claim, Ending, Job, RunAttempt, Runner
 from pipeline.jobs.runs import Run
 from pipeline.jobs.status import View
+from pipeline.jobs.timings import Measured
 from topics.models import VERSION
 
+_ATTRIBUTES = Attributes._fields
 _OPTIONS = orjson.OPT_SORT_KEYS
 
 
@@ -40,29 +42,8 @@ def state_record(job: Job, v: View) -> dict[str, Any]:
         "status": v.status,
         "since": v.since,
         "fleet": v.fleet,
-        "job": {
-            "run_id": a.run_id,
-            "run_attempt": a.run_attempt,
-            "repo": a.repo,
-            "workflow": a.workflow,
-            "name": a.name,
-            "branch": a.branch,
-            "sha": a.sha,
-            "url": a.url,
-            "labels": a.labels,
-            "runner_group": a.runner_group,
-            "pool": a.pool,
-        },
-        "timings": {
-            family: {
-                "ms": t.ms,
-                "missing": t.missing,
-                "start_clock": t.start_clock,
-                "end_clock": t.end_clock,
-                "clamped_ms": t.clamped_ms,
-            }
-            for family, t in v.timings.items()
-        },
+        "job": {name: value for name, value in zip(_ATTRIBUTES, a, strict=True) if value},
+        "timings": {family: _timing(t) for family, t in v.timings.items()},
         "times": job.times,
         "marks": sorted(job.marks),
         "facts": sorted(job.facts),
@@ -98,6 +79,15 @@ def state_record(job: Job, v: View) -> dict[str, Any]:
     return record
 
 
+def _timing(t: Measured) -> dict[str, Any]:
+    if t.ms is None:
+        return {"missing": t.missing}
+    said = {"ms": t.ms, "start_clock": t.start_clock, "end_clock": t.end_clock}
+    if t.clamped_ms:
+        said["clamped_ms"] = t.clamped_ms
+    return said
+
+
 def encode(job: Job, v: View) -> bytes:
     """The bytes of a job. Never empty: an empty value would read as a deletion."""
     return orjson.dumps(state_record(job, v), option=_OPTIONS)
@@ -111,7 +101,8 @@ def decode(value: bytes) -> Job:
 def from_record(record: dict[str, Any]) -> Job:
     """The Job a parsed state record was made from."""
     attributes = record["job"]
-    attributes["labels"] = tuple(attributes["labels"])
+    if "labels" in attributes:
+        attributes["labels"] = tuple(attributes["labels"])
     runner = record.get("runner")
     ending = record.get("ending")
     run = record.get("run")

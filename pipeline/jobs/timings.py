@@ -51,6 +51,15 @@ class Measured(NamedTuple):
     clamped_ms: int = 0
 
 
+_FAMILIES: Final = ("queue", "claim_to_start", "run", "total")
+_COPIED: Final = Measured(None, "copied")
+_NOT_STARTED: Final = Measured(None, "not_started")
+_PENDING: Final = Measured(None, "pending")
+_NO_QUEUED: Final = Measured(None, "no_queued")
+_GATE_UNKNOWN: Final = Measured(None, "gate_unknown")
+_NO_CLAIM: Final = Measured(None, "no_claim")
+
+
 class Milestones(NamedTuple):
     """The chosen time of each milestone; ``None`` when unknown."""
 
@@ -101,27 +110,24 @@ def milestones(job: Job) -> Milestones:
 def timings(m: Milestones) -> dict[str, Measured]:
     """The four timings, by :class:`topics.models.Family` value."""
     if m.copied:
-        nothing = Measured(None, "copied")
-        return {"queue": nothing, "claim_to_start": nothing, "run": nothing, "total": nothing}
-    open_or_not = "not_started" if m.completed else "pending"
+        return dict.fromkeys(_FAMILIES, _COPIED)
     if m.started is None:
-        nothing = Measured(None, open_or_not)
-        return {"queue": nothing, "claim_to_start": nothing, "run": nothing, "total": nothing}
+        return dict.fromkeys(_FAMILIES, _NOT_STARTED if m.completed else _PENDING)
     if m.queued is None:
-        queue = Measured(None, "no_queued")
+        queue = _NO_QUEUED
     elif m.gated_ms is None:
-        queue = Measured(None, "gate_unknown")
+        queue = _GATE_UNKNOWN
     else:
         queue = _between(m.queued, m.started, m.gated_ms)
     if m.claimed is None:
-        claim_to_start = Measured(None, "no_claim")
+        claim_to_start = _NO_CLAIM
     else:
         claim_to_start = _between(At(m.claimed, "runner"), m.started)
     if m.completed is None:
-        run = total = Measured(None, "pending")
+        run = total = _PENDING
     else:
         run = _between(m.started, m.completed)
-        total = Measured(None, "no_queued") if m.queued is None else _between(m.queued, m.completed)
+        total = _NO_QUEUED if m.queued is None else _between(m.queued, m.completed)
     return {"queue": queue, "claim_to_start": claim_to_start, "run": run, "total": total}
 
 

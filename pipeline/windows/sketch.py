@@ -7,6 +7,7 @@ window follow a timing that a later fact revises.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from ddsketch.ddsketch import BaseDDSketch
@@ -15,6 +16,12 @@ from ddsketch.store import DenseStore
 
 RELATIVE_ACCURACY: Final = 0.01
 _MAPPING: Final = LogarithmicMapping(RELATIVE_ACCURACY)
+
+
+@lru_cache(maxsize=65_536)
+def bin_of(ms: int) -> int | None:
+    """The bin of a sample; ``None`` for zero, which has no logarithm."""
+    return int(_MAPPING.key(ms)) if ms > 0 else None
 
 
 class Sketch:
@@ -38,10 +45,10 @@ class Sketch:
         """Add a sample, or take it out with ``weight=-1``."""
         self.count += weight
         self.sum_ms += ms * weight
-        if ms <= 0:
+        bin_ = bin_of(ms)
+        if bin_ is None:
             self.zeros += weight
             return
-        bin_ = _MAPPING.key(ms)
         left = self.bins.get(bin_, 0) + weight
         if left:
             self.bins[bin_] = left

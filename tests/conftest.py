@@ -1,0 +1,18 @@
+"""Settings and fixtures that every test shares."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# `ordinary` runs with every `make test`; `nightly` is for a long look: HYPOTHESIS_PROFILE=nightly.
+COMMON = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+    "print_blob": True,
+}
+settings.register_profile("ordinary", max_examples=500, **COMMON)  # type: ignore[arg-type]
+settings.register_profile("nightly", max_examples=5_000, **COMMON)  # type: ignore[arg-type]
+settings.register_profile("quick", max_examples=50, **COMMON)  # type: ignore[arg-type]
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))

@@ -1,0 +1,411 @@
+"""The ledger under crashes: whatever the batch borders and wherever it dies, the end is the same.
+
+The real thing (Kafka, kill -9) is in test_crash.py; here the log, the tables and the crashes are
+plain data, so that hypothesis can try thousands of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.jobs import FleetNames, decode, view
+from pipeline.ledger import DAY_MS, Effects, Ledger, Retention
+from pipeline.windows import Contribution, Pane, WindowPolicy, contributions, decode_pane, pane_start
+from topics.catalogue import JOB_STATES, SAMPLES, WINDOWS
+from topics.models import (
+    SAMPLE,
+    WINDOW,
+    Clock,
+    Conclusion,
+    JobAttributes,
+    JobFact,
+    Milestone,
+    ParentRun,
+    RunFact,
+    RunLink,
+    Tick,
+)
+
+BASE = 1_700_000_040_000  # a whole minute
+MINUTE = 60_000
+RUN = "github:github.com:run/7"
+
+Record = JobFact | RunFact | RunLink | Tick
+
+
+class Tables:
+    """What survives a crash: two tables and what was published."""
+
+    def __init__(self) -> None:
+        self.states: dict[bytes, bytes] = {}
+        self.panes: dict[tuple[str, int], bytes] = {}
+        self.published: list[Any] = []
+
+    def ledger(self, policy: WindowPolicy) -> Ledger:
+        ledger = Ledger(0, self.states.get, windows=policy, retention=Retention())
+        ledger.load(self.states.items(), self.panes.items())
+        return ledger
+
+    def put(self, kind: str, key: Any, value: bytes | None) -> None:
+        table: dict[Any, bytes] = self.states if kind == "states" else self.panes  # type: ignore[assignment]
+        if value is None:
+            table.pop(key, None)
+        else:
+            table[key] = value
+
+
+def steady(log: list[Record], policy: WindowPolicy) -> Tables:
+    """One batch per record, no crash."""
+    tables = Tables()
+    ledger = tables.ledger(policy)
+    for offset, record in enumerate(log):
+        ledger.apply(offset, record)
+        write(tables, ledger.flush(), lambda: False)
+    return tables
+
+
+def write(
+    tables: Tables,
+    effects: Effects,
+    dies: Callable[[], bool],
+    order: tuple[str, ...] = ("panes", "states"),
+) -> bool:
+    """Make effects durable in order, dying anywhere. True when all of it is."""
+    for output in effects.outputs:
+        if dies():
+            return False
+        tables.published.append(output)
+    for kind in order:
+        for key, value in getattr(effects, kind):
+            if dies():
+                return False
+            tables.put(kind, key, value)
+    return not dies()
+
+
+def chaos(
+    log: list[Record],
+    policy: WindowPolicy,
+    seed: int,
+    order: tuple[str, ...] = ("panes", "states"),
+    death: float = 0.08,
+) -> Tables:
+    """Random batches, random crashes between any two writes, offsets committed now and then."""
+    rng = random.Random(seed)
+    tables = Tables()
+    committed = position = 0
+    ledger = tables.ledger(policy)
+    lives = 200
+    while position < len(log):
+        batch = log[position : position + rng.randint(1, 8)]
+        for offset, record in enumerate(batch, position):
+            ledger.apply(offset, record)
+
+        def dies() -> bool:
+            return lives > 0 and rng.random() < death
+
+        if write(tables, ledger.flush(), dies, order):
+            position += len(batch)
+            if rng.random() < 0.5:
+                committed = position
+        else:
+            lives -= 1
+            position = committed
+            ledger = tables.ledger(policy)
+    return tables
+
+
+def recomputed(tables: Tables) -> dict[tuple[str, int], Pane]:
+    """The panes as they follow from the job states alone."""
+    panes: dict[tuple[str, int], Pane] = {}
+    for key, value in tables.states.items():
+        if key.startswith(b"~") or b"run/" in key:
+            continue
+        for c in contributions(view(decode(value), FleetNames())):
+            panes.setdefault((c.fleet, pane_start(c.at)), Pane()).add(c, 1)
+    return panes
+
+
+def latest(tables: Tables, topic: str) -> dict[bytes, Any]:
+    """The last published value per key, as a compacted topic would show it."""
+    return {o.key: o.value for o in tables.published if o.topic == topic}
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Record]:
+    out: list[Record] = []
+    now = BASE
+    for n in range(draw(st.integers(3, 30))):
+        now += draw(st.integers(0, 20_000))
+        kind = draw(st.sampled_from(["fact"] * 6 + ["tick", "run", "link"]))
+        job = f"github:github.com:{draw(st.integers(1, 4))}"
+        if kind == "tick":
+            out.append(tick(now))
+        elif kind == "run":
+            out.append(
+                RunFact(
+                    id=f"r{n}",
+                    source="t",
+                    occurred_at=now,
+                    received_at=now,
+                    key=RUN,
+                    run=ParentRun(attempt=draw(st.integers(1, 2)), started_at=now, completed_at=now),
+                )
+            )
+        elif kind == "link":
+            out.append(
+                RunLink(
+                    id=f"l{n}",
+                    source="t",
+                    occurred_at=now,
+                    received_at=now,
+                    key=RUN,
+                    job_key=job,
+                    attempt=draw(st.integers(1, 2)),
+                )
+            )
+        else:
+            times = {
+                milestone: {draw(st.sampled_from([Clock.PROVIDER, Clock.STEP])): at(now, draw)}
+                for milestone in draw(
+                    st.lists(st.sampled_from(list(Milestone)), min_size=1, max_size=3, unique=True)
+                )
+            }
+            out.append(
+                JobFact(
+                    id=f"f{draw(st.integers(0, 25))}",
+                    source="t",
+                    occurred_at=now,
+                    received_at=now,
+                    key=job,
+                    cause="c",
+                    times=times,
+                    conclusion=draw(st.sampled_from([None, Conclusion.SUCCESS])),
+                    job=draw(
+                        st.sampled_from([None, JobAttributes(pool="a"), JobAttributes(pool="b")])
+                    ),
+                )
+            )
+    return [*out, tick(now + 1000)]
+
+
+def at(now: int, draw: st.DrawFn) -> int:
+    return now - draw(st.integers(0, 150_000))
+
+
+def tick(now: int) -> Tick:
+    return Tick(id=f"t{now}", source="t", occurred_at=now, received_at=now, key="tick:0")
+
+
+WIDE = WindowPolicy(lateness_ms=DAY_MS)
+
+
+@given(logs(), st.integers(0, 2**32))
+def test_crashes_anywhere_change_nothing(log: list[Record], seed: int) -> None:
+    want, got = steady(log, WIDE), chaos(log, WIDE, seed)
+    assert got.states == want.states
+    assert {k: decode_pane(v) for k, v in got.panes.items()} == {
+        k: decode_pane(v) for k, v in want.panes.items()
+    }
+    assert latest(got, JOB_STATES) == latest(want, JOB_STATES)
+    assert newest_windows(got) == newest_windows(want)
+
+
+@given(logs(), st.integers(0, 2**32))
+def test_panes_equal_what_the_states_say(log: list[Record], seed: int) -> None:
+    tables = chaos(log, WIDE, seed)
+    panes = {k: decode_pane(v) for k, v in tables.panes.items()}
+    empty = Pane()
+    assert {k: p for k, p in panes.items() if p != empty} == recomputed(tables)
+
+
+@given(logs(), st.integers(0, 2**32))
+def test_closed_windows_stay_as_they_closed(log: list[Record], seed: int) -> None:
+    tight = WindowPolicy(lateness_ms=20_000, grace_ms=40_000)
+    want, got = steady(log, tight), chaos(log, tight, seed)
+    assert got.states == want.states
+    assert newest_windows(got) == newest_windows(want)
+
+
+def newest_windows(tables: Tables) -> dict[str, Any]:
+    newest: dict[str, Any] = {}
+    for output in tables.published:
+        if output.topic == WINDOWS:
+            window = WINDOW.validate_json(output.value)
+            known = newest.get(window.key)
+            if known is None or window.rev >= known.rev:
+                newest[window.key] = window
+    return {
+        key: (w.families, w.conclusions, w.closed)
+        for key, w in newest.items()
+        if w.families or w.conclusions or w.closed
+    }
+
+
+def test_the_chaos_notices_states_written_before_panes() -> None:
+    """The control: with steps 6 and 7 swapped, samples get lost."""
+    rng = random.Random(5)
+    log: list[Record] = []
+    for n in range(60):
+        q = BASE + n * 500
+        log.append(
+            JobFact(
+                id=f"f{n}",
+                source="t",
+                occurred_at=q,
+                received_at=q,
+                key=f"github:github.com:{n}",
+                cause="c",
+                times={Milestone.QUEUED: {Clock.PROVIDER: q}, Milestone.STARTED: {Clock.PROVIDER: q}},
+            )
+        )
+    rng.shuffle(log)
+
+    def lost(order: tuple[str, ...]) -> int:
+        wrong = 0
+        for seed in range(40):
+            tables = chaos(log, WIDE, seed, order)
+            wrong += {k: decode_pane(v) for k, v in tables.panes.items()} != recomputed(tables)
+        return wrong
+
+    assert lost(("panes", "states")) == 0
+    assert lost(("states", "panes")) > 0
+
+
+# -- by example ------------------------------------------------------------------------------------
+
+
+def fact(n: int, number: int = 1, **said: Any) -> JobFact:
+    now = said.pop("now", BASE)
+    return JobFact(
+        id=f"f{n}",
+        source="t",
+        occurred_at=now,
+        received_at=now,
+        key=f"github:github.com:{number}",
+        cause="c",
+        **said,
+    )
+
+
+def times(**at_ms: int) -> dict[Milestone, dict[Clock, int]]:
+    return {Milestone(name): {Clock.PROVIDER: ms} for name, ms in at_ms.items()}
+
+
+@pytest.fixture
+def tables() -> Tables:
+    return Tables()
+
+
+def run(tables: Tables, *log: Record, policy: WindowPolicy = WIDE, start: int = 0) -> Effects:
+    ledger = tables.ledger(policy)
+    for offset, record in enumerate(log, start):
+        ledger.apply(offset, record)
+    effects = ledger.flush()
+    write(tables, effects, lambda: False)
+    return effects
+
+
+def test_a_revised_start_moves_the_sample(tables: Tables) -> None:
+    run(tables, fact(1, times=times(queued=BASE, started=BASE + 90_000)))
+    run(tables, fact(2, times=times(started=BASE + 30_000)), start=1)
+    panes = {k: decode_pane(v) for k, v in tables.panes.items()}
+    assert panes[("unknown", BASE)].families["queue"].sum_ms == 30_000
+    assert panes[("unknown", BASE + MINUTE)] == Pane()
+
+
+def test_a_sample_for_a_closed_window_is_counted_as_late(tables: Tables) -> None:
+    policy = WindowPolicy(lateness_ms=MINUTE)
+    effects = run(
+        tables,
+        tick(BASE + 10 * MINUTE),
+        fact(1, times=times(queued=BASE, started=BASE + 5_000)),
+        policy=policy,
+    )
+    assert ("late_samples", ("queue",), 1.0) in effects.notes
+    assert not tables.panes
+    assert b"github:github.com:1" in tables.states
+
+
+def test_windows_close_once_and_panes_are_deleted_with_a_tombstone(tables: Tables) -> None:
+    policy = WindowPolicy(lateness_ms=MINUTE, grace_ms=MINUTE)
+    run(tables, fact(1, times=times(queued=BASE, started=BASE + 5_000)), policy=policy)
+    effects = run(tables, tick(BASE + 3 * 60 * MINUTE), policy=policy, start=1)
+    windows = [WINDOW.validate_json(o.value) for o in effects.outputs if o.topic == WINDOWS]
+    assert sorted((w.size_s, w.closed) for w in windows) == [(60, True), (300, True), (3600, True)]
+    assert {w.families["queue"].count for w in windows} == {1}  # type: ignore[index]
+    assert effects.panes == [(("unknown", BASE), None)]
+    assert not tables.panes
+    again = run(tables, tick(BASE + 4 * 60 * MINUTE), policy=policy, start=2)
+    assert not [o for o in again.outputs if o.topic == WINDOWS]
+
+
+def test_completed_jobs_outlive_every_redelivery_then_go(tables: Tables) -> None:
+    key = b"github:github.com:1"
+    run(tables, fact(1, times=times(queued=BASE, started=BASE, completed=BASE + 1000)))
+    run(tables, tick(BASE + 7 * DAY_MS), start=1)
+    assert key in tables.states
+    gone = run(tables, tick(BASE + 9 * DAY_MS), start=2)
+    assert key not in tables.states
+    assert (key, None) in [(o.key, o.value) for o in gone.outputs if o.topic == JOB_STATES]
+    # A redelivery after that is history: it must not open the job again.
+    late = run(tables, fact(2, times=times(completed=BASE + 1000)), start=3)
+    assert not late.states
+    assert ("expired_facts", (), 1.0) in late.notes
+
+
+def test_samples_carry_depth_oldest_age_and_explicit_zeros(tables: Tables) -> None:
+    pool = JobAttributes(pool="p")
+    run(tables, fact(1, times=times(queued=BASE), job=pool), fact(2, 2, times=times(queued=BASE + 4_000)))
+    first = samples(run(tables, tick(BASE + 10_000), start=2))
+    assert first[("p", "queued")] == (1, 10_000)
+    assert first[("unknown", "queued")] == (1, 6_000)
+    run(tables, fact(3, times=times(started=BASE + 11_000)), start=3)
+    second = samples(run(tables, tick(BASE + 20_000), start=4))
+    assert second[("p", "queued")] == (0, 0)
+    assert second[("p", "running")] == (1, 9_000)
+
+
+def samples(effects: Effects) -> dict[tuple[str, str], tuple[int, int]]:
+    records = [SAMPLE.validate_json(o.value) for o in effects.outputs if o.topic == SAMPLES]
+    return {(s.fleet, s.status.value): (s.count, s.oldest_ms) for s in records}
+
+
+def test_a_finished_run_reaches_its_jobs_in_either_order() -> None:
+    link = RunLink(
+        id="l", source="t", occurred_at=BASE, received_at=BASE, key=RUN,
+        job_key="github:github.com:1", attempt=1,
+    )  # fmt: skip
+    over = RunFact(
+        id="r", source="t", occurred_at=BASE, received_at=BASE, key=RUN,
+        run=ParentRun(attempt=1, completed_at=BASE, conclusion=Conclusion.STARTUP_FAILURE),
+    )  # fmt: skip
+    told = []
+    for log in ([link, over], [over, link], [over, link, over, link]):
+        outputs = [o for o in run(Tables(), *log).outputs if o.topic == "runners.jobs"]
+        told.append([(o.key, orjson.loads(o.value or b"")["run"]) for o in outputs])
+    assert told[0] == told[1] == told[2]
+    assert told[0][0][0] == b"github:github.com:1"
+    assert told[0][0][1]["conclusion"] == "startup_failure"
+
+
+def test_a_reader_does_not_fill_the_cache(tables: Tables) -> None:
+    run(tables, fact(1, times=times(queued=BASE)))
+    ledger = tables.ledger(WIDE)
+    assert ledger.job("github:github.com:1") is not None
+    assert not ledger._entries
+
+
+def test_contributions_have_a_total_order() -> None:
+    # Effects must not depend on hash order; sorting needs every field to be comparable.
+    assert sorted(
+        [Contribution(1, "b", "queue", 2), Contribution(1, "a", "success", None)],
+        key=lambda c: (c.at, c.fleet, c.name, -1 if c.ms is None else c.ms),
+    )
