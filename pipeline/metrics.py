@@ -26,11 +26,13 @@ from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
 
 #: 50 ms to 24 h: GitHub fails a job that waited for a self-hosted runner for 24 h.
 QUEUE_BUCKETS: Final = (
-    0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400,
+    0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200,
+    86400,
 )  # fmt: skip
 #: 1 s to 5 d: the longest a self-hosted job may run.
 RUN_BUCKETS: Final = (
-    1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 432000,
+    1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400,
+    172800, 432000,
 )  # fmt: skip
 LAG_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 14400, 86400, 259200)
 BATCH_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

@@ -152,4 +152,4 @@ def load(config: str | os.PathLike[str] | None = None, **overrides: Any) -> Sett
     if path and not Path(path).is_file():
         raise FileNotFoundError(f"configuration file {path} does not exist")
     given = {name: value for name, value in overrides.items() if value is not None}
-    return Settings(_env_file=path or None, **given)
+    return Settings(_env_file=path or None, **given)  # type: ignore[call-arg]

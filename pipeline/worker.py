@@ -20,6 +20,7 @@ from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import STEPS, Observer, Transactions
 from pipeline.faust_safe import BatchSchema, Outbox, create_app
+from pipeline.faust_safe.store import ROCKSDB_OPTIONS
 from pipeline.jobs import FleetNames
 from pipeline.ledger import LIVE, Ledger, Output, Retention
 from pipeline.metrics import Metrics
@@ -55,23 +56,32 @@ class Worker:
         )
 
         def new_ledger(partition: int, value_of: Callable[[bytes], bytes | None]) -> Ledger:
-            return Ledger(
-                partition, value_of, fleets=fleets, windows=policy, retention=retention
-            )
+            return Ledger(partition, value_of, fleets=fleets, windows=policy, retention=retention)
 
+        in_memory = settings.store == "memory"
+        options = {} if in_memory else dict(ROCKSDB_OPTIONS)
         self.jobs_table = app.Table(
             "jobs",
             partitions=settings.partitions,
             key_type=bytes,
             value_type=bytes,
+            options=dict(options),
         )
         self.windows_table = app.Table(
             "windows",
             partitions=settings.partitions,
             value_type=bytes,
+            options=dict(options),
         )
         self.windows_table.tumbling(PANE_S, expires=None)
-        self.fold = Fold(self.jobs_table, self.windows_table, new_ledger, self.metrics.note)
+        self.fold = Fold(
+            self.jobs_table,
+            self.windows_table,
+            new_ledger,
+            self.owned,
+            self.metrics.note,
+            in_memory=in_memory,
+        )
         self.outbox = Outbox(
             {
                 spec.name: spec.partitions
@@ -79,7 +89,7 @@ class Worker:
             },
             _producer_options(settings),
         )
-        normalise = Normalise()
+        normalise = Normalise(self.metrics.note)
         for name, topics, handler in (
             ("normalise", (WEBHOOKS, LIFECYCLE), normalise),
             ("fold", (JOBS,), self.fold),
@@ -89,27 +99,19 @@ class Worker:
                 self.outbox,
                 handler,
                 max_records=settings.batch_records,
-                on_done=self._done_for(handler),
+                on_done=self.metrics.done,
                 observer=observer if name == "fold" else lambda step: None,
                 steps=steps if name == "fold" else STEPS,
             )
             app.agent(
-                app.topic(
-                    *topics, partitions=settings.partitions, schema=BatchSchema(), acks=True
-                ),
+                app.topic(*topics, partitions=settings.partitions, schema=BatchSchema(), acks=True),
                 name=name,
             )(transactions.run)
         app.on_partitions_revoked.connect(self._on_revoked, weak=False)
         app.on_rebalance_complete.connect(self._on_rebalanced, weak=False)
-        app.on_before_configured.connect(lambda *_: None, weak=False)
         app.task(self._start_outbox)
         app.task(self._clock)
         self.metrics.watch_jobs(self.live_jobs)
-
-    def _done_for(self, handler: Any) -> Callable[[Any], None]:
-        if not isinstance(handler, Normalise):
-            return self.metrics.done
-        return self.metrics.done
 
     async def _start_outbox(self) -> None:
         await self.outbox.start()

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from pipeline.jobs import FleetNames, decode, view
 from pipeline.ledger import DAY_MS, Effects, Ledger, Retention
-from pipeline.windows import Contribution, Pane, WindowPolicy, contributions, decode_pane, pane_start
+from pipeline.windows import (
+    Contribution,
+    Pane,
+    WindowPolicy,
+    contributions,
+    decode_pane,
+    pane_start,
+)
 from topics.catalogue import JOB_STATES, SAMPLES, WINDOWS
 from topics.models import (
     SAMPLE,
@@ -156,7 +163,9 @@ def logs(draw: st.DrawFn) -> list[Record]:
                     occurred_at=now,
                     received_at=now,
                     key=RUN,
-                    run=ParentRun(attempt=draw(st.integers(1, 2)), started_at=now, completed_at=now),
+                    run=ParentRun(
+                        attempt=draw(st.integers(1, 2)), started_at=now, completed_at=now
+                    ),
                 )
             )
         elif kind == "link":
@@ -263,7 +272,10 @@ def test_the_chaos_notices_states_written_before_panes() -> None:
                 received_at=q,
                 key=f"github:github.com:{n}",
                 cause="c",
-                times={Milestone.QUEUED: {Clock.PROVIDER: q}, Milestone.STARTED: {Clock.PROVIDER: q}},
+                times={
+                    Milestone.QUEUED: {Clock.PROVIDER: q},
+                    Milestone.STARTED: {Clock.PROVIDER: q},
+                },
             )
         )
     rng.shuffle(log)
@@ -363,7 +375,11 @@ def test_completed_jobs_outlive_every_redelivery_then_go(tables: Tables) -> None
 
 def test_samples_carry_depth_oldest_age_and_explicit_zeros(tables: Tables) -> None:
     pool = JobAttributes(pool="p")
-    run(tables, fact(1, times=times(queued=BASE), job=pool), fact(2, 2, times=times(queued=BASE + 4_000)))
+    run(
+        tables,
+        fact(1, times=times(queued=BASE), job=pool),
+        fact(2, 2, times=times(queued=BASE + 4_000)),
+    )
     first = samples(run(tables, tick(BASE + 10_000), start=2))
     assert first[("p", "queued")] == (1, 10_000)
     assert first[("unknown", "queued")] == (1, 6_000)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import orjson
 
 from pipeline.agents.letters import dead_letter
 from pipeline.faust_safe import Batch
+from pipeline.faust_safe.store import MemoryStore, PartitionedStore, RocksStore
 from pipeline.ledger import Effects, Ledger, Note, Output, PaneKey
 from pipeline.windows.panes import PANE_S
 from topics.models import JOBS_RECORD, Unreadable
 from topics.reading import read
 
-WindowedKey = tuple[str, tuple[float, float]]
+NewLedger = Callable[[int, Callable[[bytes], bytes | None]], Ledger]
 
 
 class Fold:
@@ -25,12 +27,20 @@ class Fold:
         self,
         jobs: Any,
         windows: Any,
-        new_ledger: Callable[[int, Callable[[bytes], bytes | None]], Ledger],
+        new_ledger: NewLedger,
+        owned: Callable[[], Iterable[int]],
         on_notes: Callable[[list[Note]], None],
+        *,
+        in_memory: bool = True,
     ) -> None:
-        self._jobs = jobs
-        self._windows = windows
+        self._jobs_changelog: str = jobs.changelog_topic_name
+        self._windows_changelog: str = windows.changelog_topic_name
+        self._jobs: PartitionedStore = MemoryStore(jobs) if in_memory else RocksStore(jobs)
+        self._windows: PartitionedStore = (
+            MemoryStore(windows, table_key, table_key_bytes) if in_memory else RocksStore(windows)
+        )
         self._new_ledger = new_ledger
+        self._owned = owned
         self._on_notes = on_notes
         self.ledgers: dict[int, Ledger] = {}
         #: Last offset folded per partition, to notice a gap.
@@ -39,7 +49,7 @@ class Fold:
     def fold(self, batch: Batch) -> Effects:
         """Steps 3 and 4: decode and apply the records of one partition in offset order."""
         partition = batch.tp.partition
-        ledger = self.ledger(partition)
+        ledger = self._ledger(partition)
         letters: list[Output] = []
         notes: list[Note] = []
         last = self._last.get(partition)
@@ -60,23 +70,23 @@ class Fold:
 
     def changelogs(self, partition: int, effects: Effects) -> tuple[list[Output], list[Output]]:
         """Panes and states as changelog records."""
-        panes = self._windows.changelog_topic_name
-        jobs = self._jobs.changelog_topic_name
         return (
             [
-                Output(panes, partition, self._pane_key_bytes(partition, key), value)
+                Output(self._windows_changelog, partition, pane_key_bytes(partition, key), value)
                 for key, value in effects.panes
             ],
-            [Output(jobs, partition, key, value) for key, value in effects.states],
+            [Output(self._jobs_changelog, partition, key, value) for key, value in effects.states],
         )
 
-    def visible(self, partition: int, effects: Effects) -> None:
+    def visible(
+        self, partition: int, effects: Effects, offsets: dict[tuple[str, int], int]
+    ) -> None:
         """Put what is durable into the tables, and count it."""
-        self._put(self._jobs.data, partition, effects.states)
-        self._put(
-            self._windows.data,
+        self._jobs.put(partition, effects.states, offsets.get((self._jobs_changelog, partition)))
+        self._windows.put(
             partition,
-            [(windowed_key(partition, key), value) for key, value in effects.panes],
+            [(pane_key_bytes(partition, key), value) for key, value in effects.panes],
+            offsets.get((self._windows_changelog, partition)),
         )
         if effects.notes:
             self._on_notes(effects.notes)
@@ -86,68 +96,57 @@ class Fold:
         self.ledgers.clear()
         self._last.clear()
 
-    def ledger(self, partition: int) -> Ledger:
-        """The ledger of an owned partition, rebuilt from the recovered tables if need be."""
+    def load(self) -> None:
+        """Rebuild the ledgers of all owned partitions from the recovered tables."""
+        missing = [p for p in self._owned() if p not in self.ledgers]
+        if not missing:
+            return
+        states = self._jobs.load(missing)
+        panes = self._windows.load(missing)
+        for partition in missing:
+            ledger = self._new(partition)
+            ledger.load(
+                states[partition], [(pane_key(key), value) for key, value in panes[partition]]
+            )
+            self.ledgers[partition] = ledger
+
+    def _ledger(self, partition: int) -> Ledger:
         ledger = self.ledgers.get(partition)
         if ledger is None:
-            self._load()
+            self.load()
             ledger = self.ledgers.get(partition)
-            if ledger is None:
-                ledger = self.ledgers[partition] = self._new(partition)
+        if ledger is None:
+            raise RuntimeError(f"got a batch of partition {partition}, which is not owned")
         return ledger
 
     def _new(self, partition: int) -> Ledger:
-        return self._new_ledger(partition, self._jobs.data.get)
-
-    def _load(self) -> None:
-        """Rebuild every partition the tables hold keys of, in one pass over each table."""
-        states: dict[int, list[tuple[bytes, bytes]]] = {}
-        where = self._jobs.data._key_partition
-        for key, value in self._jobs.data.items():
-            states.setdefault(where[key], []).append((key, value))
-        panes: dict[int, list[tuple[PaneKey, bytes]]] = {}
-        for (name, (start, _)), value in self._windows.data.items():
-            partition, _, fleet = name.partition("|")
-            panes.setdefault(int(partition), []).append(((fleet, int(start * 1000)), value))
-        for partition in states.keys() | panes.keys():
-            if partition not in self.ledgers:
-                ledger = self._new(partition)
-                ledger.load(states.get(partition, ()), panes.get(partition, ()))
-                self.ledgers[partition] = ledger
-
-    def _pane_key_bytes(self, partition: int, key: PaneKey) -> bytes:
-        encoded: bytes = self._windows.app.serializers.dumps_key(
-            None, windowed_key(partition, key), serializer="json"
-        )
-        return encoded
-
-    def _put(self, store: Any, partition: int, writes: list[tuple[Any, bytes | None]]) -> None:
-        # The memory store learns a key's partition only from changelog replay, and would keep
-        # keys written live after their partition moved away (207 of 400 in a trial).
-        where = store._key_partition
-        data = store.data
-        for key, value in writes:
-            if value is None:
-                data.pop(key, None)
-                where.pop(key, None)
-            else:
-                data[key] = value
-                where[key] = partition
-
-    def counts(self) -> Counter[tuple[str, str]]:
-        """Jobs by (fleet, status) over this worker's partitions."""
-        total: Counter[tuple[str, str]] = Counter()
-        for ledger in self.ledgers.values():
-            total.update(ledger.counts())
-        return total
+        return self._new_ledger(partition, lambda key: self._jobs.get(partition, key))
 
 
-def windowed_key(partition: int, key: PaneKey) -> WindowedKey:
-    """Key of a pane in the windowed table: the fleet, told apart by partition, and the range.
+# A pane's key in the windowed table is Faust's: the name, here partition and fleet, and the
+# window's range in seconds, its end 0.1 s before the next window. The memory store holds it as
+# nested tuples, the changelog as JSON.
 
-    The range is Faust's: seconds, the end 0.1 s before the next window.
-    """
+
+def pane_key_bytes(partition: int, key: PaneKey) -> bytes:
+    """The changelog key of a pane."""
     fleet, start = key
-    return f"{partition}|{fleet}", (start / 1000, start / 1000 + PANE_S - 0.1)
+    begin = start / 1000
+    return orjson.dumps([f"{partition}|{fleet}", [begin, begin + PANE_S - 0.1]])
 
 
+def pane_key(raw: bytes) -> PaneKey:
+    """The pane a changelog key names."""
+    name, (begin, _) = orjson.loads(raw)
+    return name.partition("|")[2], round(begin * 1000)
+
+
+def table_key(raw: bytes) -> tuple[str, tuple[float, float]]:
+    """The memory store's key for a changelog key."""
+    name, (begin, end) = orjson.loads(raw)
+    return name, (begin, end)
+
+
+def table_key_bytes(key: tuple[str, tuple[float, float]]) -> bytes:
+    """The changelog key for a memory store key."""
+    return orjson.dumps(key)

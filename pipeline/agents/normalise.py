@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pipeline.agents.letters import dead_letter
 from pipeline.faust_safe import Batch
@@ -30,6 +30,9 @@ class Normalise:
 
     stage = "normalise"
 
+    def __init__(self, on_notes: Callable[[list[Note]], None]) -> None:
+        self._on_notes = on_notes
+
     def fold(self, batch: Batch) -> Effects:
         """Facts of one partition batch, and dead letters for what cannot be understood."""
         effects = Effects()
@@ -37,12 +40,13 @@ class Normalise:
         for record in batch.records:
             try:
                 facts, notes = parse(record.value)
-            except Unreadable as why:
-                effects.outputs.append(dead_letter(self.stage, record, why))
-                effects.notes.append(Note("dead_letters", (self.stage, why.reason.value)))
-                continue
-            except Exception as exc:  # a bug of ours must not stop the stream, nor lose the record
-                why = Unreadable(Reason.UNEXPECTED, f"{type(exc).__name__}: {exc}")
+            except Exception as exc:
+                # It keeps no state, so even a bug of ours may put the record aside and go on.
+                why = (
+                    exc
+                    if isinstance(exc, Unreadable)
+                    else Unreadable(Reason.UNEXPECTED, f"{type(exc).__name__}: {exc}")
+                )
                 effects.outputs.append(dead_letter(self.stage, record, why))
                 effects.notes.append(Note("dead_letters", (self.stage, why.reason.value)))
                 continue
@@ -56,8 +60,11 @@ class Normalise:
         """It keeps no state."""
         return [], []
 
-    def visible(self, partition: int, effects: Effects) -> None:
-        """Nothing to show."""
+    def visible(
+        self, partition: int, effects: Effects, offsets: dict[tuple[str, int], int]
+    ) -> None:
+        """Nothing to show but the counts."""
+        self._on_notes(effects.notes)
 
     def forget(self) -> None:
         """Nothing to forget."""

@@ -52,8 +52,10 @@ class Handler(Protocol):
         """The changelog records of steps 6 and 7: panes, states."""
         ...
 
-    def visible(self, partition: int, effects: Effects) -> None:
-        """Step 8."""
+    def visible(
+        self, partition: int, effects: Effects, offsets: dict[tuple[str, int], int]
+    ) -> None:
+        """Step 8. ``offsets``: the last one written, per changelog topic and partition."""
         ...
 
     def forget(self) -> None:
@@ -97,7 +99,7 @@ class Transactions:
         self._steps = steps
 
     async def run(self, stream: Any) -> None:
-        """Consume the stream for ever. Whatever escapes ends the process: see CrashingSupervisor."""
+        """Consume the stream for ever. Whatever escapes ends the process (CrashingSupervisor)."""
         queue = stream.channel.queue
         taken: list[Any] = []
         records = 0
@@ -126,9 +128,10 @@ class Transactions:
             writes["states"] += states
         # 5, 6, 7
         self._observer("folded")
+        offsets: dict[tuple[str, int], int] = {}
         for step in self._steps:
             if writes[step]:
-                await self._outbox.publish(writes[step])
+                offsets |= await self._outbox.publish(writes[step])
             self._observer(step)
             if self._app.consumer_generation_id != generation:
                 # Moved while we were writing. The new owner repeats this batch; what we know
@@ -139,7 +142,7 @@ class Transactions:
                 return
         # 8
         for batch, effect in effects:
-            self._handler.visible(batch.tp.partition, effect)
+            self._handler.visible(batch.tp.partition, effect, offsets)
             batch.done = True
         self._observer("visible")
         # 9

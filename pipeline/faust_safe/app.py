@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
-
 from typing import Any
 from urllib.parse import quote
 

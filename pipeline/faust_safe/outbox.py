@@ -59,11 +59,12 @@ class Outbox:
             await self._producer.stop()
             self._producer = None
 
-    async def publish(self, outputs: Iterable[Output]) -> None:
+    async def publish(self, outputs: Iterable[Output]) -> dict[tuple[str, int], int]:
         """Write all outputs; return when every one is acknowledged.
 
-        Order is kept within a partition. Raises the first error; then none, some or all of the
-        outputs may be in the log, which is why every output may be repeated.
+        Returns the last offset written per (topic, partition). Order is kept within a
+        partition. Raises the first error; then none, some or all of the outputs may be in the
+        log, which is why every output may be repeated.
         """
         producer = self._producer
         if producer is None:
@@ -74,19 +75,20 @@ class Outbox:
             if partition is None:
                 partition = partition_of(output.key, self._partitions[output.topic])
             by_partition.setdefault((output.topic, partition), []).append(output)
-        if by_partition:
-            await asyncio.gather(
-                *(
-                    self._send(producer, topic, partition, records)
-                    for (topic, partition), records in by_partition.items()
-                )
+        offsets = await asyncio.gather(
+            *(
+                self._send(producer, topic, partition, records)
+                for (topic, partition), records in by_partition.items()
             )
+        )
+        return dict(zip(by_partition, offsets, strict=True))
 
     async def _send(
         self, producer: AIOKafkaProducer, topic: str, partition: int, outputs: list[Output]
-    ) -> None:
+    ) -> int:
         now = int(time.time() * 1000)
         futures = []
+        in_last = 0
         builder = producer.create_batch()
         for output in outputs:
             if builder.append(key=output.key, value=output.value, timestamp=now) is None:
@@ -99,6 +101,9 @@ class Outbox:
                         f"into a batch of {self.MAX_BATCH} bytes"
                     )
         if builder.record_count():
+            in_last = builder.record_count()
             builder.close()
             futures.append(await producer.send_batch(builder, topic, partition=partition))
-        await asyncio.gather(*futures)
+        written = await asyncio.gather(*futures)
+        # A batch answers with the offset of its first record.
+        return int(written[-1].offset) + in_last - 1

@@ -13,7 +13,7 @@ from typing import Any
 import faust
 
 
-class SafeTable(faust.Table):  # type: ignore[misc]
+class SafeTable(faust.Table):
     """See the module docstring."""
 
     def _should_expire_keys(self) -> bool:

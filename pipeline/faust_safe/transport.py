@@ -46,7 +46,7 @@ class Batch:
         return len(self.records)
 
 
-class BatchSchema(Schema):  # type: ignore[misc]
+class BatchSchema(Schema):
     """Delivers the message value as it is; batches are decoded by the agent.
 
     A decode error inside Faust kills the agent for good (robinhood/faust#586), so nothing is
@@ -63,7 +63,7 @@ class BatchSchema(Schema):  # type: ignore[misc]
         return decode
 
 
-class SafeConsumer(driver.Consumer):  # type: ignore[misc]
+class SafeConsumer(driver.Consumer):
     """See the module docstring."""
 
     #: Pause between looks at the fetcher while all partitions are back-pressured, in seconds.
@@ -182,7 +182,7 @@ class SafeConsumer(driver.Consumer):  # type: ignore[misc]
         return await super().wait_first(*coros, timeout=timeout)
 
 
-class SafeTransport(driver.Transport):  # type: ignore[misc]
+class SafeTransport(driver.Transport):
     """The aiokafka transport with :class:`SafeConsumer`."""
 
     Consumer = SafeConsumer

@@ -1,0 +1,388 @@
+"""The whole sink: a real broker, a real ClickHouse, and what goes wrong between them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
+from kafka.errors import TopicAlreadyExistsError
+
+from pipeline.local import EmbeddedClickHouse, MissingServer
+from sinks import rows, schema
+from sinks.http import HealthServer
+from sinks.sink import Sink, SinkConfig, known_options
+from sinks.writer import Backoff
+from tests.support.brokers import Broker, broker
+from topics.models import Delivery, JobState, Record, Sample, Status
+
+PARTITIONS = 3
+#: A group on the embedded broker waits for members half as long as the poll interval.
+QUICK_GROUP = {
+    "max_poll_interval_ms": 3_000,
+    "session_timeout_ms": 6_000,
+    "heartbeat_interval_ms": 1_000,
+}
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with broker(Path(tmp_path_factory.mktemp("broker"))) as running:
+        admin = KafkaAdminClient(bootstrap_servers=running.bootstrap)
+        for topic in rows.TOPICS:
+            with suppress(TopicAlreadyExistsError):
+                admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
+        admin.close()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClickHouse]:
+    clickhouse = EmbeddedClickHouse(Path(tmp_path_factory.mktemp("clickhouse")))
+    try:
+        clickhouse.start()
+    except MissingServer as missing:
+        pytest.skip(str(missing))
+    yield clickhouse
+    clickhouse.stop()
+
+
+@pytest.fixture
+def producer(kafka: Broker) -> Iterator[Any]:
+    made = KafkaProducer(bootstrap_servers=kafka.bootstrap, acks="all", linger_ms=2)
+    yield made
+    made.close(timeout=5)
+
+
+_names = (f"test_loop_{os.getpid()}_{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def config(kafka: Broker, server: EmbeddedClickHouse) -> SinkConfig:
+    """A group and a database of its own."""
+    if not server.alive():
+        server.start()
+    name = next(_names)
+    return SinkConfig(
+        kafka={"bootstrap_servers": kafka.bootstrap, **QUICK_GROUP},
+        clickhouse_url=schema.with_database(server.url, name),
+        group_id=f"{name}-sink",
+        backoff=Backoff(first_s=0.02, longest_s=0.3),
+    )
+
+
+@contextmanager
+def running(config: SinkConfig) -> Iterator[Sink]:
+    """A sink on a thread, stopped at the end; what it raises, raises here."""
+    sink, stop, errors = Sink(config), threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            sink.run(stop)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        eventually(lambda: bool(errors) or sink.status().partitions > 0)
+        yield sink
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+    assert errors == []
+
+
+def eventually(check: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def job_state(fleet: str, number: int, rev: int, status: Status = Status.QUEUED) -> JobState:
+    at = now_ms()
+    return JobState(
+        id=f"{fleet}:{number}:{rev}", source="runnerstream", occurred_at=at, received_at=at,
+        key=f"github:github.com:{fleet}-{number}", rev=rev, provider="github", host="github.com",
+        job_id=f"{fleet}-{number}", status=status, since=at, fleet=fleet, queued_at=at,
+        completed_at=at if status is Status.COMPLETED else None,
+    )  # fmt: skip
+
+
+def send(producer: Any, topic: str, record: Record) -> None:
+    producer.send(topic, key=record.key.encode(), value=record.model_dump_json().encode())
+
+
+def query(config: SinkConfig, sql: str) -> list[tuple[Any, ...]]:
+    with schema.connected(config.clickhouse_url) as client:
+        found: list[tuple[Any, ...]] = client.execute(sql)
+        return found
+
+
+def count(config: SinkConfig, table: str, fleet: str) -> int:
+    return int(query(config, f"SELECT count() FROM {table} FINAL WHERE fleet = '{fleet}'")[0][0])
+
+
+def value_of(metric: Any, *labels: str) -> float:
+    return float((metric.labels(*labels) if labels else metric)._value.get())
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refused:
+        return refused.code, refused.read().decode()
+
+
+def committed(kafka: Broker, group: str, topic: str) -> int:
+    consumer = KafkaConsumer(bootstrap_servers=kafka.bootstrap, group_id=group)
+    try:
+        places = [TopicPartition(topic, number) for number in range(PARTITIONS)]
+        return sum(consumer.committed(place) or 0 for place in places)
+    finally:
+        consumer.close()
+
+
+def test_every_topic_reaches_its_table(config: SinkConfig, producer: Any, kafka: Broker) -> None:
+    with running(config) as sink:
+        at = now_ms()
+        for number in range(50):
+            send(producer, rows.JOB_STATES, job_state("all", number, 1))
+            send(producer, rows.JOB_STATES, job_state("all", number, 2, Status.COMPLETED))
+        send(producer, rows.WEBHOOKS, Delivery(
+            id="d", kind="github.workflow_job", source="github", occurred_at=at, received_at=at,
+            key="k", payload='{"a":1}',
+        ))  # fmt: skip
+        send(producer, rows.SAMPLES, Sample(
+            id="s", source="r", occurred_at=at, received_at=at, key="all", fleet="all",
+            partition=0, status=Status.QUEUED, count=3, oldest_ms=5,
+        ))  # fmt: skip
+        producer.send(rows.JOB_STATES, key=b"x", value=b"{not json \xff")
+        producer.send(rows.WEBHOOKS, key=b"x", value=b"{not json either")
+        gone = job_state("all", 0, 2)
+        producer.send(rows.JOB_STATES, key=gone.key.encode(), value=None)
+        producer.flush()
+        eventually(lambda: query(config, "SELECT count() FROM dead_letters")[0][0] >= 1)
+        eventually(lambda: count(config, "jobs", "all") == 49)
+        assert count(config, "job_timings", "all") == 50, "history outlives the tombstone"
+        assert count(config, "gauges", "all") == 1
+        kinds = query(config, "SELECT unreadable, payload FROM events_raw ORDER BY payload")
+        assert kinds == [("", '{"a":1}'), ("not_json", "{not json either")]
+        letters = query(config, "SELECT topic, stage, reason, record_value FROM dead_letters")
+        assert letters == [(rows.JOB_STATES, "sink", "not_json", b"{not json \xff")]
+        assert value_of(sink.metrics.dead_letters, "not_json") == 1
+        eventually(lambda: committed(kafka, config.group_id, rows.JOB_STATES) == 102)
+        eventually(lambda: set(sink.status().lag.values()) == {0})
+        status = sink.status()
+        assert (status.ready, status.reason) == (True, "")
+        assert status.oldest_unflushed_s == 0.0
+
+
+def test_visible_within_a_second(config: SinkConfig, producer: Any) -> None:
+    with running(config):
+        slowest = 0.0
+        for number in range(5):
+            send(producer, rows.JOB_STATES, job_state("fast", number, 1))
+            producer.flush()
+            began = time.monotonic()
+            eventually(lambda wanted=number + 1: count(config, "jobs", "fast") == wanted)
+            slowest = max(slowest, time.monotonic() - began)
+    # Half a second is the default latency; the rest is for a busy machine.
+    assert slowest < 1.5
+
+
+def test_a_clickhouse_outage_pauses_and_loses_nothing(
+    config: SinkConfig, producer: Any, server: EmbeddedClickHouse
+) -> None:
+    small = SinkConfig(
+        kafka=config.kafka, clickhouse_url=config.clickhouse_url, group_id=config.group_id,
+        backoff=config.backoff, max_records=200,
+    )  # fmt: skip
+    with running(small) as sink:
+        http = HealthServer(sink)
+        base = f"http://127.0.0.1:{http.port}"
+        eventually(lambda: get(f"{base}/readyz")[0] == 200)
+        server.kill()
+        for number in range(1500):
+            send(producer, rows.JOB_STATES, job_state("outage", number, 1))
+        producer.flush()
+        eventually(lambda: sink.status().paused)
+        time.sleep(QUICK_GROUP["max_poll_interval_ms"] / 1000 + 1)
+        status = sink.status()
+        assert not status.ready
+        assert status.reason.startswith("ClickHouse unreachable for ")
+        assert status.alive
+        assert status.partitions == PARTITIONS * len(rows.TOPICS), "still in the group"
+        assert status.oldest_unflushed_s > 3
+        code, body = get(f"{base}/readyz")
+        assert code == 503
+        assert "unreachable" in json.loads(body)["reason"]
+        assert get(f"{base}/healthz")[0] == 200
+        assert "runnerstream_sink_clickhouse_up 0.0" in get(f"{base}/metrics")[1]
+        server.start()
+        eventually(lambda: sink.status().ready)
+        eventually(lambda: count(small, "jobs", "outage") == 1500)
+        eventually(lambda: not sink.status().paused)
+        assert get(f"{base}/nothing")[0] == 404
+        http.close()
+
+
+def test_a_stop_writes_what_was_read_and_commits(config: SinkConfig, producer: Any) -> None:
+    patient = SinkConfig(
+        kafka=config.kafka, clickhouse_url=config.clickhouse_url, group_id=config.group_id,
+        latency_s=60.0,
+    )  # fmt: skip
+    with running(patient) as first:
+        base = sum(value_of(first.metrics.records, topic) for topic in rows.TOPICS)
+        for number in range(100):
+            send(producer, rows.JOB_STATES, job_state("stop", number, 1))
+        producer.flush()
+        eventually(
+            lambda: sum(value_of(first.metrics.records, t) for t in rows.TOPICS) >= base + 100
+        )
+        assert count(patient, "jobs", "stop") == 0, "not due for a minute"
+    assert count(patient, "jobs", "stop") == 100
+    assert value_of(first.metrics.flushes, "close") >= 1
+    with running(config) as second:
+        send(producer, rows.JOB_STATES, job_state("stop", 100, 1))
+        producer.flush()
+        eventually(lambda: count(config, "jobs", "stop") == 101)
+        assert value_of(second.metrics.records, rows.JOB_STATES) == 1, "nothing is read again"
+
+
+def test_a_rebalance_loses_nothing(config: SinkConfig, producer: Any) -> None:
+    stop = threading.Event()
+    sent = 0
+
+    def produce() -> None:
+        nonlocal sent
+        while not stop.is_set():
+            send(producer, rows.JOB_STATES, job_state("moves", sent, 1))
+            sent += 1
+            time.sleep(0.001)
+
+    with running(config) as first:
+        source = threading.Thread(target=produce)
+        source.start()
+        eventually(lambda: sent > 200)
+        everything = PARTITIONS * len(rows.TOPICS)
+        with running(config) as second:
+            eventually(
+                lambda: (
+                    0 < first.status().partitions < everything
+                    and first.status().partitions + second.status().partitions == everything
+                )
+            )
+            time.sleep(1)
+        eventually(lambda: first.status().partitions == everything)
+        stop.set()
+        source.join()
+        producer.flush()
+        eventually(lambda: count(config, "jobs", "moves") == sent)
+        eventually(lambda: set(first.status().lag.values()) == {0})
+
+
+_PROGRAM = """
+import json, sys, threading
+from sinks.sink import Sink, SinkConfig
+options = json.loads(sys.argv[1])
+Sink(SinkConfig(**options)).run(threading.Event())
+"""
+
+
+@pytest.mark.crash
+def test_a_killed_sink_repeats_and_changes_nothing(config: SinkConfig, producer: Any) -> None:
+    options = {
+        "kafka": dict(config.kafka),
+        "clickhouse_url": config.clickhouse_url,
+        "group_id": config.group_id,
+        "max_records": 50,
+        "latency_s": 0.05,
+    }
+    total = 0
+    for _ in range(3):
+        child = subprocess.Popen([sys.executable, "-c", _PROGRAM, json.dumps(options)])
+        try:
+            for number in range(total, total + 400):
+                send(producer, rows.JOB_STATES, job_state("killed", number, 1))
+            producer.flush()
+            eventually(
+                lambda seen=total: _exists(config) and count(config, "jobs", "killed") > seen
+            )
+            total += 400
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+    with running(config):
+        eventually(lambda: count(config, "jobs", "killed") == total)
+        eventually(lambda: count(config, "job_transitions", "killed") == total)
+
+
+def _exists(config: SinkConfig) -> bool:
+    return not schema.pending(config.clickhouse_url)
+
+
+def test_it_waits_for_its_schema(config: SinkConfig) -> None:
+    reader = SinkConfig(
+        kafka=config.kafka, clickhouse_url=config.clickhouse_url, group_id=config.group_id,
+        migrate=False, backoff=config.backoff,
+    )  # fmt: skip
+    sink, stop = Sink(reader), threading.Event()
+    thread = threading.Thread(target=sink.run, args=(stop,))
+    thread.start()
+    eventually(lambda: "migrations are to be applied" in sink.status().reason)
+    assert not sink.status().ready
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_kafka_options_go_where_they_belong() -> None:
+    options = {"bootstrap_servers": "h:9", "session_timeout_ms": 1, "linger_ms": 2}
+    consumer = known_options(options, KafkaConsumer, KafkaProducer)
+    assert consumer == {"bootstrap_servers": "h:9", "session_timeout_ms": 1}
+    assert set(known_options(options, KafkaProducer, KafkaConsumer)) == {
+        "bootstrap_servers", "linger_ms",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="sesion"):
+        known_options({"sesion_timeout": 1}, KafkaConsumer, KafkaProducer)
+
+
+def test_every_series_exists_from_the_start(kafka: Broker) -> None:
+    sink = Sink(SinkConfig(kafka={}, clickhouse_url="clickhouse://h", group_id="g"))
+    assert not sink.status().ready
+    http = HealthServer(sink)
+    try:
+        text = get(f"http://127.0.0.1:{http.port}/metrics")[1]
+    finally:
+        http.close()
+    for series in (
+        'runnerstream_sink_rows_total{table="jobs"} 0.0',
+        'runnerstream_sink_retries_total{reason="systemic"} 0.0',
+        'runnerstream_sink_flushes_total{reason="urgent"} 0.0',
+        'runnerstream_sink_dead_letters_total{reason="not_json"} 0.0',
+        'runnerstream_sink_lag_records{topic="runners.webhooks"} 0.0',
+        "runnerstream_sink_oldest_unflushed_seconds 0.0",
+    ):
+        assert series in text

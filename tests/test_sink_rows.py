@@ -1,0 +1,335 @@
+"""Records to rows: pure, so exact. What the tables make of the rows is tested in the others."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from sinks import rows
+from sinks.schema import migrations
+from sinks.sink import letter_for
+from sinks.writer import BatchIdentity
+from topics.models import (
+    DEAD_LETTER,
+    ClaimState,
+    Clock,
+    Conclusion,
+    DeadLetter,
+    Delivery,
+    Family,
+    JobAttributes,
+    JobState,
+    LifecycleEvent,
+    Milestone,
+    Reason,
+    Record,
+    RunnerRef,
+    Sample,
+    Status,
+    Timing,
+    Unreadable,
+    Window,
+    WindowFamily,
+)
+from topics.reading import read
+
+T0 = 1_790_000_000_000
+
+
+@dataclass(frozen=True)
+class FakeRecord:
+    topic: str
+    value: bytes | None
+    key: bytes | None = b"github:github.com:1"
+    partition: int = 0
+    offset: int = 0
+    timestamp: int = T0
+    headers: list[tuple[str, bytes | None]] = field(default_factory=list)
+
+
+def on(topic: str, record: Record, **place: Any) -> FakeRecord:
+    return FakeRecord(topic, record.model_dump_json().encode(), record.key.encode(), **place)
+
+
+def job_state(number: int = 1, rev: int = 1, **changes: Any) -> JobState:
+    known: dict[str, Any] = {
+        "id": f"state:{number}:{rev}",
+        "source": "runnerstream",
+        "occurred_at": T0,
+        "received_at": T0 + 40,
+        "key": f"github:github.com:{number}",
+        "rev": rev,
+        "provider": "github",
+        "host": "github.com",
+        "job_id": str(number),
+        "status": Status.QUEUED,
+        "since": T0,
+        "fleet": "linux-x64",
+        "queued_at": T0,
+    }
+    return JobState(**(known | changes))
+
+
+COMPLETED: dict[str, Any] = {
+    "status": Status.COMPLETED,
+    "since": T0 + 9_000,
+    "conclusion": Conclusion.FAILURE,
+    "job": JobAttributes(run_id=7, repo="acme/app", name="build", labels=("linux", "x64")),
+    "runner": RunnerRef(id=5, name="vm-5", group="big"),
+    "claimed_at": T0 + 1_000,
+    "minted_at": T0 + 1_500,
+    "started_at": T0 + 2_000,
+    "completed_at": T0 + 9_000,
+    "timings": {
+        Family.QUEUE: Timing(ms=2_000, start_clock=Clock.PROVIDER, end_clock=Clock.STEP),
+        Family.RUN: Timing(missing="negative", clamped_ms=3),
+    },
+    "times": {Milestone.STARTED: {Clock.PROVIDER: T0 + 3_000, Clock.STEP: T0 + 2_000}},
+    "claims": {
+        "lease-1": ClaimState(claimed_at=T0 + 500, released_at=T0 + 900, reason="dispatch_failed"),
+        "lease-2": ClaimState(claimed_at=T0 + 1_000, minted_at=T0 + 1_500, runner="vm-5"),
+    },
+    "causes": ("workflow_job.completed",),
+}
+
+
+def built(*records: FakeRecord) -> dict[str, list[dict[str, Any]]]:
+    tables, failed = rows.build([rows.decode(record) for record in records])
+    assert failed == []
+    return {
+        each.table.name: [dict(zip(each.table.columns, row, strict=True)) for row in each.rows]
+        for each in tables
+    }
+
+
+def test_every_written_column_exists_in_the_schema() -> None:
+    text = "\n".join(migration.text for migration in migrations())
+    for table in rows.TABLES:
+        body = text.split(f"CREATE TABLE IF NOT EXISTS {table.name} (")[1].split("\n) ENGINE")[0]
+        declared = [
+            line.split()[0].strip("`") for line in body.strip().splitlines() if "INDEX" not in line
+        ]
+        assert list(table.columns) == declared, table.name
+
+
+def test_a_delivery_keeps_its_body_byte_for_byte() -> None:
+    body = '{"action":"queued",  "name":"ü\\n"}'
+    delivery = Delivery(
+        id="d-1", kind="github.workflow_job", source="github", occurred_at=T0, received_at=T0 + 5,
+        key="github:github.com:1", headers={"x-github-event": "workflow_job"}, payload=body,
+    )  # fmt: skip
+    (row,) = built(on(rows.WEBHOOKS, delivery, partition=3, offset=17))["events_raw"]
+    assert (row["payload"], row["partition"], row["offset"]) == (body, 3, 17)
+    assert (row["kind"], row["host"], row["unreadable"]) == (
+        "github.workflow_job",
+        "github.com",
+        "",
+    )
+    assert row["headers"] == {"x-github-event": "workflow_job"}
+
+
+def test_a_lifecycle_event_is_kept_whole() -> None:
+    event = LifecycleEvent(
+        id="e-1", kind="job.queued", source="dispatcher", occurred_at=T0, received_at=T0,
+        key="github:github.com:1", job_id="1",
+    )  # fmt: skip
+    record = on(rows.LIFECYCLE_EVENTS, event)
+    (row,) = built(record)["events_raw"]
+    assert (row["payload"], row["kind"]) == (record.value, "job.queued")
+
+
+@pytest.mark.parametrize("value", [b"no json", b"\xff\xfe", b"{}", None])
+def test_history_keeps_what_nobody_can_read(value: bytes | None) -> None:
+    (row,) = built(FakeRecord(rows.WEBHOOKS, value, partition=2, offset=9))["events_raw"]
+    assert row["payload"] == (value or b"")
+    assert row["unreadable"] in {reason.value for reason in Reason}
+    assert (row["received_at"], row["id"]) == (T0, "runners.webhooks:2:9")
+
+
+@pytest.mark.parametrize(
+    ("topic", "value", "reason"),
+    [
+        (rows.JOB_STATES, b"[1", Reason.NOT_JSON),
+        (rows.JOB_STATES, b'{"kind":"job.state"}', None),
+        (rows.WINDOWS, b"null", None),
+        (rows.WINDOWS, None, Reason.NOT_JSON),
+        (rows.SAMPLES, b'"text"', None),
+        (rows.DEAD_LETTERS, b"{}", None),
+    ],
+)
+def test_what_cannot_be_read_says_why(
+    topic: str, value: bytes | None, reason: Reason | None
+) -> None:
+    with pytest.raises(Unreadable) as caught:
+        rows.decode(FakeRecord(topic, value))
+    assert reason is None or caught.value.reason is reason
+
+
+def test_a_newer_version_is_refused() -> None:
+    newer = job_state().model_dump_json().replace('"version":1', '"version":2')
+    with pytest.raises(Unreadable) as caught:
+        rows.decode(FakeRecord(rows.JOB_STATES, newer.encode()))
+    assert caught.value.reason is Reason.NEWER_VERSION
+
+
+def test_a_completed_job_in_all_its_tables() -> None:
+    tables = built(on(rows.JOB_STATES, job_state(rev=6, **COMPLETED)))
+    assert set(tables) == {"jobs", "job_timings", "job_transitions"}
+    (job,) = tables["jobs"]
+    assert (job["rev"], job["deleted"], job["status"]) == (6, 0, "completed")
+    assert (job["runner_name"], job["runner_group"], job["conclusion"]) == (
+        "vm-5",
+        "big",
+        "failure",
+    )
+    assert (job["queue_ms"], job["run_ms"], job["total_ms"]) == (2_000, None, None)
+
+    (timing,) = tables["job_timings"]
+    assert (timing["queue_ms"], timing["queue_missing"]) == (2_000, "")
+    assert (timing["queue_start_clock"], timing["queue_end_clock"]) == ("provider", "step")
+    assert (timing["run_ms"], timing["run_missing"], timing["run_clamped_ms"]) == (
+        None,
+        "negative",
+        3,
+    )
+    assert timing["total_missing"] == "not_reported"
+    assert timing["claims"] == 2
+
+    steps = {(row["status"], row["claim"]): row for row in tables["job_transitions"]}
+    assert set(steps) == {
+        ("queued", ""), ("claimed", "lease-1"), ("released", "lease-1"), ("claimed", "lease-2"),
+        ("starting", "lease-2"), ("running", ""), ("completed", ""),
+    }  # fmt: skip
+    assert steps["running", ""]["clock"] == "step"
+    assert steps["completed", ""]["clock"] == ""
+    assert steps["completed", ""]["cause"] == "failure"
+    assert steps["released", "lease-1"]["cause"] == "dispatch_failed"
+    assert steps["starting", "lease-2"]["runner"] == "vm-5"
+    assert {row["rev"] for row in steps.values()} == {6}
+
+
+def test_a_live_job_has_no_timings() -> None:
+    assert set(built(on(rows.JOB_STATES, job_state()))) == {"jobs", "job_transitions"}
+
+
+def test_a_copied_job_makes_no_transitions() -> None:
+    tables = built(on(rows.JOB_STATES, job_state(copied=True, **COMPLETED)))
+    assert set(tables) == {"jobs", "job_timings"}
+    assert tables["job_timings"][0]["copied"] is True
+
+
+def test_the_highest_rev_of_a_job_wins_in_any_order() -> None:
+    states = [on(rows.JOB_STATES, job_state(rev=rev), offset=rev) for rev in (1, 2, 3)]
+    states.append(on(rows.JOB_STATES, job_state(number=2, rev=1), offset=4))
+    for _ in range(10):
+        random.shuffle(states)
+        jobs = built(*states)["jobs"]
+        assert sorted((job["key"], job["rev"]) for job in jobs) == [
+            ("github:github.com:1", 3),
+            ("github:github.com:2", 1),
+        ]
+
+
+def test_a_tombstone_beats_every_rev_and_leaves_history() -> None:
+    state = on(rows.JOB_STATES, job_state(rev=999, **COMPLETED))
+    gone = FakeRecord(rows.JOB_STATES, None, b"github:github.com:1", offset=1)
+    for records in ((state, gone), (gone, state), (state, gone, gone)):
+        tables = built(*records)
+        versions = sorted((job["rev"], job["deleted"]) for job in tables["jobs"])
+        assert versions == [(999, 0), (rows.TOMBSTONE_REV, 1)]
+        assert len(tables["job_timings"]) == 1
+    assert set(built(gone)) == {"jobs"}
+    with pytest.raises(Unreadable):
+        rows.decode(FakeRecord(rows.JOB_STATES, None, None))
+
+
+def test_a_window_makes_a_row_per_family() -> None:
+    bins = {-2: 1, 150: 1}
+    window = Window(
+        id="w", source="runnerstream", occurred_at=T0, received_at=T0, key="w", fleet="linux-x64",
+        partition=3, size_s=60, start=T0, closed=True, rev=12,
+        families={
+            Family.QUEUE: WindowFamily(count=3, sum_ms=30, max_ms=20, zeros=1, bins=bins),
+            Family.RUN: WindowFamily(count=0, sum_ms=0, max_ms=0),
+        },
+        conclusions={Conclusion.SUCCESS: 2},
+    )  # fmt: skip
+    older = window.model_copy(update={"rev": 11, "closed": False})
+    tables = built(on(rows.WINDOWS, window), on(rows.WINDOWS, older))
+    assert [(row["family"], row["count"], row["rev"]) for row in tables["windows"]] == [
+        ("queue", 3, 12), ("run", 0, 12),
+    ]  # fmt: skip
+    assert tables["windows"][0]["bins"] == bins
+    assert tables["window_conclusions"][0]["conclusions"] == {"success": 2}
+
+
+def test_a_sample_and_a_letter() -> None:
+    sample = Sample(
+        id="s", source="runnerstream", occurred_at=T0, received_at=T0, key="s", fleet="f",
+        partition=1, status=Status.QUEUED, count=4, oldest_ms=9_000,
+    )  # fmt: skip
+    letter = DeadLetter.model_construct(
+        id="t:1:2", kind="dead_letter", source="runnerstream", occurred_at=T0, received_at=T0,
+        key="t:1:2", reason=Reason.NO_JOB, stage="fold", error="none", topic="t", partition=1,
+        offset=2, record_key=b"k", record_value=b"\xff\x00", record_headers={"a": "b"},
+    )  # fmt: skip
+    tables = built(on(rows.SAMPLES, sample), on(rows.DEAD_LETTERS, letter))
+    assert (tables["gauges"][0]["count"], tables["gauges"][0]["oldest_ms"]) == (4, 9_000)
+    assert tables["dead_letters"][0]["record_value"] == b"\xff\x00"
+
+
+def test_what_an_operator_waits_for_is_urgent() -> None:
+    assert not rows.decode(on(rows.JOB_STATES, job_state())).urgent
+    assert rows.decode(on(rows.JOB_STATES, job_state(**COMPLETED))).urgent
+
+
+def test_a_fault_in_here_costs_one_record_and_not_the_batch() -> None:
+    good = rows.decode(on(rows.JOB_STATES, job_state()))
+
+    def broken(model: Any, record: rows.SourceRecord) -> Any:
+        raise ZeroDivisionError("oops")
+
+    bad = rows.Item(FakeRecord(rows.SAMPLES, b"x"), broken, None)
+    tables, failed = rows.build([bad, good])
+    assert [each.table.name for each in tables] == ["jobs", "job_transitions"]
+    assert [(record, why.reason) for record, why in failed] == [(bad.record, Reason.UNEXPECTED)]
+
+
+def test_a_letter_reads_back_as_it_was_refused() -> None:
+    record = FakeRecord(
+        rows.JOB_STATES, b"\xff{", partition=4, offset=5, headers=[("h", b"\xfe"), ("n", None)]
+    )
+    letter = letter_for(record, Unreadable(Reason.NOT_JSON, "bad \ud800 text"), T0 + 7)
+    back = read(DEAD_LETTER, letter.model_dump_json().encode())
+    assert (back.id, back.stage, back.reason) == ("runners.job-states:4:5", "sink", Reason.NOT_JSON)
+    assert (back.record_value, back.record_key) == (record.value, record.key)
+    assert (back.occurred_at, back.received_at) == (T0, T0 + 7)
+    assert back.record_headers == {"h": "\ufffd", "n": ""}
+
+
+def test_a_letter_always_fits_into_a_message() -> None:
+    letter = letter_for(
+        FakeRecord(rows.JOB_STATES, b"x" * 900_000), Unreadable(Reason.NOT_JSON, "e" * 3000), T0
+    )
+    assert letter.record_value is None
+    assert "900000 bytes" in letter.error
+    assert len(letter.model_dump_json()) < 10_000
+
+
+def test_the_token_is_about_what_the_batch_is() -> None:
+    def token(*parts: list[FakeRecord], salt: str = "") -> str:
+        identity = BatchIdentity(salt)
+        for part in parts:
+            identity.add(part)
+        return identity.token()
+
+    a = [FakeRecord(rows.SAMPLES, b"%d" % n, offset=n) for n in range(4)]
+    b = [FakeRecord(rows.SAMPLES, b"%d" % n, offset=n, partition=1) for n in range(4)]
+    assert token(a, b) == token(b, a) == token(b, a[:2], a[2:]), "polls may come in any order"
+    others = [token(a), token(b), token(a[:3]), token(a, b, salt="x")]
+    # A topic that was created anew has the same offsets and other records.
+    others.append(token([FakeRecord(rows.SAMPLES, b"new%d" % n, offset=n) for n in range(4)], b))
+    assert len({token(a, b), *others}) == 6

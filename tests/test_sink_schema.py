@@ -1,0 +1,278 @@
+"""The migrations and the views, on a real ClickHouse."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clickhouse_driver import Client
+
+from pipeline.local import EmbeddedClickHouse, MissingServer
+from sinks import rows, schema
+
+#: A recent full hour: rows older than their table's TTL would be gone at once.
+T0 = int(time.time()) // 3_600 * 3_600_000
+GAMMA = 1.01 / 0.99
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClickHouse]:
+    clickhouse = EmbeddedClickHouse(Path(tmp_path_factory.mktemp("clickhouse")))
+    try:
+        clickhouse.start()
+    except MissingServer as missing:
+        pytest.skip(str(missing))
+    yield clickhouse
+    clickhouse.stop()
+
+
+_databases = (f"test_schema_{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def url(server: EmbeddedClickHouse) -> str:
+    """A database of its own, not created yet."""
+    return schema.with_database(server.url, next(_databases))
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    schema.apply(url)
+    with schema.connected(url) as connection:
+        yield connection
+
+
+def insert(client: Client, table: rows.Table, **columns: Any) -> None:
+    names, values = list(columns), list(columns.values())
+    assert set(names) <= set(table.columns)
+    listed = ", ".join(f"`{name}`" for name in names)
+    client.execute(f"INSERT INTO {table.name} ({listed}) VALUES", [tuple(values)])
+
+
+def test_apply_is_idempotent_and_reports(url: str) -> None:
+    names = tuple(f"{each.version:04d}_{each.name}" for each in schema.migrations())
+    assert schema.pending(url) == schema.migrations()
+    first = schema.apply(url)
+    assert (first.applied, first.already) == (names, ())
+    second = schema.apply(url)
+    assert (second.applied, second.already) == ((), names)
+    assert schema.pending(url) == ()
+
+
+def test_every_statement_can_be_repeated(url: str) -> None:
+    """A crash between the last statement and the record of it repeats them all."""
+    schema.apply(url)
+    with schema.connected(url) as client:
+        client.execute("TRUNCATE TABLE schema_migrations")
+    assert len(schema.apply(url).applied) == len(schema.migrations())
+
+
+def test_statements_keep_the_rules_of_the_folder() -> None:
+    for migration in schema.migrations():
+        for statement in migration.statements:
+            assert re.match(
+                r"CREATE TABLE IF NOT EXISTS|CREATE OR REPLACE VIEW|ALTER TABLE \w+ \w+ \w+ IF",
+                statement,
+            ), statement[:60]
+            assert statement.count("'") % 2 == 0
+
+
+def test_many_appliers_at_once(url: str) -> None:
+    errors: list[BaseException] = []
+    together = threading.Barrier(6)
+
+    def applier() -> None:
+        together.wait()
+        try:
+            schema.apply(url)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=applier) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert schema.pending(url) == ()
+
+
+def test_an_edited_migration_is_refused(url: str) -> None:
+    schema.apply(url)
+    first, *rest = schema.migrations()
+    with pytest.raises(schema.EditedMigration, match="0001_"):
+        schema.apply(url, [replace(first, text=first.text + "\n-- touched"), *rest])
+
+
+def test_an_older_program_stops_before_a_newer_database(url: str) -> None:
+    schema.apply(url)
+    with pytest.raises(schema.SchemaError, match="newer"):
+        schema.apply(url, schema.migrations()[:1])
+
+
+def test_the_database_of_a_url() -> None:
+    assert schema.database_of("clickhouse://h:9000") == "runnerstream"
+    assert schema.database_of("clickhouse://h:9000/ci?secure=1") == "ci"
+    with pytest.raises(ValueError, match="database"):
+        schema.database_of("clickhouse://h:9000/a`b")
+
+
+def test_tables_are_made_for_retries(client: Client) -> None:
+    """Without a window the token of an insert is ignored; without a comment nobody knows."""
+    tables = client.execute(
+        "SELECT name, engine, create_table_query, sorting_key, partition_key, comment"
+        " FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%%MergeTree'"
+    )
+    assert {name for name, *_ in tables} == {*(t.name for t in rows.TABLES), "schema_migrations"}
+    for name, engine, text, sorting, partition, comment in tables:
+        assert engine == "ReplacingMergeTree", name
+        assert "non_replicated_deduplication_window" in text, name
+        assert comment, name
+        if name == "schema_migrations":
+            continue
+        assert "TTL " in text, name
+        # A partition key that is no function of the row identity keeps old versions for ever.
+        fixed = re.findall(r"\w+", partition.replace("toYYYYMM", ""))
+        assert set(fixed) <= set(re.findall(r"\w+", sorting)), name
+    silent = client.execute(
+        "SELECT table, name FROM system.columns WHERE database = currentDatabase()"
+        " AND comment = '' AND table IN %(tables)s",
+        {"tables": [table.name for table in rows.TABLES]},
+    )
+    assert silent == []
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3))))
+def test_a_job_whose_fleet_and_times_change_is_one_row(
+    client: Client, order: tuple[int, ...]
+) -> None:
+    """The row identity is the job key only: else old versions stay beside new ones."""
+    for rev in order:
+        month = rev * 31 * 86_400_000
+        common: dict[str, Any] = {
+            "key": "j",
+            "rev": rev,
+            "received_at": T0,
+            "fleet": f"fleet-{rev}",
+        }
+        insert(client, rows.JOBS, status="completed", completed_at=T0 - month, **common)
+        insert(client, rows.JOB_TIMINGS, completed_at=T0 - month, queue_ms=rev, **common)
+        insert(client, rows.JOB_TRANSITIONS, status="queued", claim="", at=T0 - month, **common)
+    for table in ("jobs_latest", "job_timings FINAL", "job_transitions FINAL"):
+        assert client.execute(f"SELECT key, rev, fleet FROM {table}") == [("j", 3, "fleet-3")]
+    assert client.execute("SELECT fleet, jobs, queue_p50_ms FROM timings_5m") == [("fleet-3", 1, 3)]
+
+
+def test_a_deleted_job_stays_deleted(client: Client) -> None:
+    insert(client, rows.JOBS, key="j", rev=rows.TOMBSTONE_REV, deleted=1, received_at=T0)
+    insert(client, rows.JOBS, key="j", rev=7, deleted=0, received_at=T0, status="queued")
+    assert client.execute("SELECT count() FROM jobs_latest") == [(0,)]
+    client.execute("OPTIMIZE TABLE jobs FINAL")
+    insert(client, rows.JOBS, key="j", rev=8, deleted=0, received_at=T0, status="queued")
+    assert client.execute("SELECT count() FROM jobs_latest") == [(0,)]
+
+
+def test_queue_now(client: Client) -> None:
+    now = client.execute("SELECT toUnixTimestamp64Milli(now64(3))")[0][0]
+    for key, status, age in (
+        ("a", "queued", 90_000), ("b", "queued", 10_000), ("c", "queued", None),
+        ("d", "running", 5_000), ("e", "completed", 999_000),
+    ):  # fmt: skip
+        since = None if age is None else now - age
+        insert(client, rows.JOBS, key=key, rev=1, fleet="f", status=status, since=since,
+               received_at=T0, copied=0)  # fmt: skip
+    found = client.execute(
+        "SELECT status, jobs, unknown_age, oldest_key, oldest_ms FROM queue_now ORDER BY status"
+    )
+    assert [row[:4] for row in found] == [("queued", 3, 1, "a"), ("running", 1, 0, "d")]
+    assert 90_000 <= found[0][4] < 120_000
+
+
+def bin_of(value: int) -> int:
+    """Bin i holds (gamma^(i-1), gamma^i], as topics.models.WindowFamily says."""
+    return math.ceil(math.log(value) / math.log(GAMMA))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_quantiles_of_merged_windows_are_within_one_percent(client: Client, seed: int) -> None:
+    chance = random.Random(seed)
+    count = chance.choice([1, 2, 7, 100, 3_000, 20_000])
+    shapes = [
+        lambda: int(chance.lognormvariate(9, 2)),
+        lambda: chance.randrange(0, 5),
+        lambda: 60_000,
+        lambda: int(10 ** chance.uniform(0, 8)),
+    ]
+    shape = shapes[seed % len(shapes)]
+    client.execute("CREATE TABLE samples (ms UInt64) ENGINE = MergeTree ORDER BY ms")
+    parts: list[list[int]] = [[] for _ in range(4)]
+    for _ in range(count):
+        chance.choice(parts).append(shape())
+    client.execute("INSERT INTO samples VALUES", [(ms,) for part in parts for ms in part])
+    for partition, part in enumerate(parts):
+        for rev in (1, 2):  # an older version with half of the samples must not count
+            seen = part if rev == 2 else part[: len(part) // 2]
+            bins = Counter(bin_of(ms) for ms in seen if ms)
+            insert(client, rows.WINDOWS_TABLE, fleet="f", size_s=300, start=T0, family="queue",
+                   partition=partition, rev=rev, closed=rev == 2, count=len(seen),
+                   sum_ms=sum(seen), max_ms=max(seen, default=0), zeros=seen.count(0),
+                   bins=dict(bins))  # fmt: skip
+    levels = (0.5, 0.9, 0.95, 0.99)
+    ((number, total, largest, closed, *estimates),) = client.execute(
+        "SELECT count, sum_ms, max_ms, closed, p50_ms, p90_ms, p95_ms, p99_ms FROM windows_merged"
+    )
+    ((exact,),) = client.execute(f"SELECT quantilesExact{levels}(ms) FROM samples")
+    everything = [ms for part in parts for ms in part]
+    assert (number, total, largest) == (count, sum(everything), max(everything))
+    assert closed == 1
+    for level, estimate, truth in zip(levels, estimates, exact, strict=True):
+        assert abs(estimate - truth) <= 0.01 * truth + 1e-6, level
+
+
+def test_conclusions_and_depth_add_up_over_partitions(client: Client) -> None:
+    for partition, rev, conclusions in (
+        (0, 1, {"success": 1}), (0, 2, {"success": 3, "failure": 1}), (1, 5, {"success": 4}),
+    ):  # fmt: skip
+        insert(client, rows.WINDOW_CONCLUSIONS, fleet="f", size_s=60, start=T0, rev=rev,
+               partition=partition, closed=0, conclusions=conclusions)  # fmt: skip
+        insert(client, rows.GAUGES, fleet="f", status="queued", partition=partition,
+               occurred_at=T0 + rev * 1_000, received_at=T0, count=rev,
+               oldest_ms=rev * 10)  # fmt: skip
+    found = client.execute("SELECT conclusion, jobs FROM window_conclusions_merged")
+    assert dict(found) == {"success": 7, "failure": 1}
+    # The last tick of each partition in the minute: 2 of partition 0 and 5 of partition 1.
+    assert client.execute("SELECT status, jobs, oldest_ms FROM depth_1m") == [("queued", 7, 50)]
+
+
+def test_timings_leave_out_what_counts_nowhere(client: Client) -> None:
+    for key, queue_ms, copied, completed_at in (
+        ("a", 10, 0, T0), ("b", None, 0, T0), ("c", 99, 1, T0), ("d", 50, 0, None),
+    ):  # fmt: skip
+        insert(client, rows.JOB_TIMINGS, key=key, rev=1, fleet="f", received_at=T0, copied=copied,
+               queue_ms=queue_ms, completed_at=completed_at)  # fmt: skip
+    assert client.execute(
+        "SELECT jobs, no_queue, queue_p99_ms, queue_max_ms, run_p50_ms FROM timings_5m"
+    ) == [(2, 1, 10, 10, None)]
+
+
+def test_an_old_version_does_not_come_back_through_an_index(client: Client) -> None:
+    """A skip index that hides the newest version must not let FINAL show an older one."""
+    for rev, completed_at in ((1, T0), (2, T0 + 7 * 86_400_000)):
+        insert(
+            client, rows.JOB_TIMINGS, key="j", rev=rev, received_at=T0, completed_at=completed_at
+        )
+    found = client.execute(
+        "SELECT rev FROM job_timings FINAL WHERE completed_at <= fromUnixTimestamp64Milli(%(at)s)",
+        {"at": T0},
+    )
+    assert found == []
