@@ -1,0 +1,215 @@
+"""One server as a child process: started, waited for, stopped, killed, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+
+_GUARD = Path(__file__).with_name("guard.py")
+_POLL_SECONDS = 0.01
+_LOG_TAIL_BYTES = 2000
+
+
+class LocalError(RuntimeError):
+    """A local server cannot be had; the message says why and what to do."""
+
+
+class MissingServer(LocalError):
+    """The package that carries the server is absent, or has nothing for this platform."""
+
+
+class PortTaken(LocalError):
+    """Another program listens on a port that was asked for."""
+
+
+class ServerFailed(LocalError):
+    """A server ended, or did not answer in time; the message ends with the tail of its log."""
+
+
+def free_port() -> int:
+    """A loopback TCP port that nothing listens on now; it may be taken before it is used."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free_port(port: int, server: str, remedy: str, patience: float = 0.0) -> None:
+    """Raise `PortTaken` when `port` is still in use after `patience` seconds.
+
+    Args:
+        port: a loopback TCP port.
+        server: who wants it, for the message.
+        remedy: how to choose another, for the message.
+        patience: seconds to wait for a server of ours that is still on its way out.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # Connections of an earlier server may linger in TIME_WAIT: they are not in the way.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+                return
+            except PermissionError as error:
+                raise PortTaken(
+                    f"{server} may not listen on {LOOPBACK}:{port} (no permission); {remedy}"
+                ) from error
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        if time.monotonic() >= deadline:
+            raise PortTaken(
+                f"{server} cannot listen on {LOOPBACK}:{port}: another program does; {remedy}"
+            )
+        time.sleep(0.05)
+
+
+def accepts_connections(port: int) -> bool:
+    """Whether something on loopback accepts a TCP connection on `port` now."""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+class ServerProcess:
+    """A server in a process of its own, which dies with this one.
+
+    `guard.py` says how. The server gets its own session, so that Ctrl-C in a terminal reaches the
+    program only, which can then finish its work against a living server.
+
+    Args:
+        name: what to call it in messages.
+        command: program and arguments.
+        directory: its working directory; must exist.
+        log: the file that collects its output; truncated by `start`.
+        env: its whole environment; that of this process when None.
+        grace: seconds between SIGTERM and SIGKILL in `stop`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        directory: Path,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        grace: float = 5.0,
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._command = list(command)
+        self._directory = directory
+        self._env = dict(env) if env is not None else None
+        self._grace = grace
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's own process id; None before the first `start`."""
+        return self._pid
+
+    def start(self) -> None:
+        """Start the server; returns once it has a pid, not once it is ready.
+
+        Raises:
+            ServerFailed: when it cannot be executed.
+        """
+        if self.alive():
+            raise LocalError(f"{self.name} already runs as process {self._pid}")
+        with self.log.open("wb") as output:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_GUARD), str(self._grace), *self._command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                cwd=self._directory,
+                env=self._env,
+                start_new_session=True,
+            )
+        assert self._guard.stdout is not None
+        word, _, value = self._guard.stdout.readline().decode().partition(" ")
+        if word != "pid":
+            self._reap()
+            raise ServerFailed(f"{self.name} cannot be started: {self.log_tail()}")
+        self._pid = int(value)
+
+    def alive(self) -> bool:
+        """Whether the server runs."""
+        return self._guard is not None and self._guard.poll() is None
+
+    def wait_ready(self, ready: Callable[[], bool], timeout: float) -> None:
+        """Wait until `ready()` is true.
+
+        Raises:
+            ServerFailed: when the server ends first, or `timeout` seconds pass; it is killed then.
+        """
+        deadline = time.monotonic() + timeout
+        while not ready():
+            if not self.alive():
+                self._reap()
+                raise ServerFailed(f"{self.name} ended while starting: {self.log_tail()}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise ServerFailed(
+                    f"{self.name} did not answer within {timeout:g} s: {self.log_tail()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL after the grace; returns when the server is gone."""
+        if self._guard is None:
+            return
+        if self.alive():
+            self._guard.terminate()
+            try:
+                self._guard.wait(self._grace + 5.0)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._reap()
+
+    def kill(self) -> None:
+        """SIGKILL to the server itself, as a crash would have it; returns when it is gone."""
+        if self._guard is None:
+            return
+        if self.alive() and self._pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        try:
+            self._guard.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+        self._reap()
+
+    def log_tail(self) -> str:
+        """The last lines of the server's log, and where all of it is."""
+        try:
+            data = self.log.read_bytes()
+        except OSError:
+            data = b""
+        text = data[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        return f"{text or '(it said nothing)'} [{self.log}]"
+
+    def _reap(self) -> None:
+        if self._guard is None:
+            return
+        # Closing the lifeline ends a guard that still lives, so this cannot wait for ever.
+        for stream in (self._guard.stdin, self._guard.stdout):
+            if stream is not None:
+                stream.close()
+        self._guard.wait()
+        self._guard = None

@@ -1,0 +1,1 @@
+"""Real parts for the tests: brokers, and what starts them."""

@@ -1,0 +1,183 @@
+"""What the topics say in the end, and how it compares with the simulator's truth.
+
+Read from the changelogs and output topics themselves, with a plain consumer: no worker, no view
+and no table of ours is asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from kafka import KafkaConsumer, TopicPartition
+
+from pipeline.simulate import Truth
+from topics.catalogue import DEAD_LETTERS, JOB_STATES
+
+
+def consumer(bootstrap: str) -> Any:
+    return KafkaConsumer(
+        bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+
+
+def read_topic(bootstrap: str, topic: str) -> Iterator[Any]:
+    """Every record of a topic up to its end now, partition by partition."""
+    client = consumer(bootstrap)
+    try:
+        tps = [TopicPartition(topic, p) for p in sorted(client.partitions_for_topic(topic))]
+        ends = {tp: end for tp, end in client.end_offsets(tps).items() if end}
+        client.assign(list(ends))
+        starts = client.beginning_offsets(list(ends)) if ends else {}
+        left = {tp for tp, end in ends.items() if starts[tp] < end}
+        while left:
+            for tp, records in client.poll(1000).items():
+                yield from records
+                if records and records[-1].offset >= ends[tp] - 1:
+                    left.discard(tp)
+            for tp in list(left):
+                if client.position(tp) >= ends[tp]:
+                    left.discard(tp)
+    finally:
+        client.close()
+
+
+def compacted(bootstrap: str, topic: str) -> dict[bytes, bytes]:
+    """The last value per key; deleted keys are absent."""
+    last: dict[bytes, bytes] = {}
+    for record in read_topic(bootstrap, topic):
+        if record.value is None:
+            last.pop(record.key, None)
+        else:
+            last[record.key] = record.value
+    return last
+
+
+def lag(bootstrap: str, group: str, topics: list[str]) -> int:
+    """Records the group has not committed yet."""
+    client = KafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    try:
+        total = 0
+        for topic in topics:
+            tps = [TopicPartition(topic, p) for p in client.partitions_for_topic(topic) or ()]
+            for tp, end in client.end_offsets(tps).items():
+                total += end - (client.committed(tp) or 0)
+        return total
+    finally:
+        client.close()
+
+
+def wait_drained(bootstrap: str, group: str, topics: list[str], timeout: float) -> None:
+    """Return when the group has committed everything; a clock may keep adding a tick each."""
+    deadline = time.monotonic() + timeout
+    quiet = 0
+    while quiet < 3:
+        left = lag(bootstrap, group, topics)
+        quiet = quiet + 1 if left <= 16 else 0
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{group} is still {left} records behind after {timeout:.0f} s")
+        time.sleep(0.5)
+
+
+def job_states(values: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
+    """The job states among the values of a changelog or of ``runners.job-states``."""
+    records = (orjson.loads(value) for value in values.values())
+    return {r["key"]: r for r in records if r["kind"] == "job.state"}
+
+
+def differences_in_jobs(states: dict[str, dict[str, Any]], truth: Truth) -> list[str]:
+    """How the states differ from the truth; empty when they do not."""
+    wrong = [f"{key}: not in the truth" for key in states.keys() - truth.jobs.keys()]
+    for key, want in truth.jobs.items():
+        got = states.get(key)
+        if got is None:
+            wrong.append(f"{key}: missing")
+            continue
+        seen = {
+            "status": got["status"],
+            "fleet": got["fleet"],
+            "conclusion": got.get("conclusion"),
+            "queued_at": got.get("queued_at"),
+            "started_at": got.get("started_at"),
+            "completed_at": got.get("completed_at"),
+            "claimed_at": got.get("claimed_at"),
+            "abandoned_ms": got.get("abandoned_ms"),
+            "copied": got.get("copied", False),
+            "timings": {
+                family: t["ms"] if "ms" in t else t["missing"]
+                for family, t in got["timings"].items()
+            },
+        }
+        wrong += [
+            f"{key}: {name} is {value!r}, should be {getattr(want, name)!r}"
+            for name, value in seen.items()
+            if value != getattr(want, name)
+        ]
+    return wrong
+
+
+def window_sums(
+    panes: dict[bytes, bytes],
+) -> tuple[dict[tuple[str, str, int, int], tuple[int, int]], dict[tuple[str, str, int, int], int]]:
+    """Count and sum per (fleet, family, size, start), and conclusions, from the pane changelog."""
+    sums: dict[tuple[str, str, int, int], list[int]] = defaultdict(lambda: [0, 0])
+    conclusions: Counter[tuple[str, str, int, int]] = Counter()
+    for raw, value in panes.items():
+        name, (begin, _) = orjson.loads(raw)
+        fleet = name.partition("|")[2]
+        start = round(begin * 1000)
+        pane = orjson.loads(value)
+        for size in (60_000, 300_000, 3_600_000):
+            first = start // size * size
+            for family, (count, sum_ms, zeros, bins) in pane["families"].items():
+                assert count == zeros + sum(bins.values())
+                cell = sums[fleet, family, size // 1000, first]
+                cell[0] += count
+                cell[1] += sum_ms
+            for conclusion, n in pane["conclusions"].items():
+                conclusions[fleet, conclusion, size // 1000, first] += n
+    return (
+        {where: (count, total) for where, (count, total) in sums.items() if count or total},
+        {where: n for where, n in conclusions.items() if n},
+    )
+
+
+def differences(got: dict[Any, Any], want: dict[Any, Any]) -> list[str]:
+    """Where two mappings differ, in words."""
+    return [
+        f"{key}: {got.get(key)!r}, should be {want.get(key)!r}"
+        for key in sorted(got.keys() | want.keys(), key=repr)
+        if got.get(key) != want.get(key)
+    ]
+
+
+def check_topics(bootstrap: str, truth: Truth, app_id: str = "runnerstream") -> dict[str, int]:
+    """Compare tables (their changelogs), job-states, windows and dead letters with the truth.
+
+    Raises AssertionError naming the first differences. Returns how much was compared.
+    """
+    states = job_states(compacted(bootstrap, f"{app_id}-jobs-changelog"))
+    expect("jobs table", differences_in_jobs(states, truth))
+    published = job_states(compacted(bootstrap, JOB_STATES))
+    expect("job-states", differences(published, states))
+    sums, conclusions = window_sums(compacted(bootstrap, f"{app_id}-windows-changelog"))
+    expect("windows", differences(sums, truth.windows))
+    expect("conclusions", differences(conclusions, truth.conclusions))
+    letters = {r.key: orjson.loads(r.value)["reason"] for r in read_topic(bootstrap, DEAD_LETTERS)}
+    expect("dead letters", differences(dict(Counter(letters.values())), truth.dead_letters))
+    return {
+        "jobs": len(states),
+        "window cells": len(sums),
+        "conclusion cells": len(conclusions),
+        "dead letters": len(letters),
+    }
+
+
+def expect(what: str, wrong: list[str]) -> None:
+    """Fail with the first of the differences."""
+    if wrong:
+        listed = "\n  ".join(wrong[:8])
+        raise AssertionError(f"{what}: {len(wrong)} differences from the truth\n  {listed}")

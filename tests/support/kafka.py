@@ -1,0 +1,266 @@
+"""Apache Kafka for tests: one KRaft node on loopback, from the artifacts on Maven Central.
+
+`tests/support/kafka/` holds what belongs to it: the pom that names the version, and its logging.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kafka import KafkaAdminClient
+from kafka.errors import KafkaError
+
+from pipeline.local.process import (
+    LOOPBACK,
+    ServerFailed,
+    ServerProcess,
+    accepts_connections,
+    free_port,
+    require_free_port,
+)
+
+_HERE = Path(__file__).with_name("kafka")
+_COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+_RESOLVE_SECONDS = 600.0
+_READY_SECONDS = 60.0
+_ATTEMPTS = 3
+_CLUSTER_ID = "cnVubmVyc3RyZWFtLXRlcw"
+
+# One compiler tier and the serial collector: a test broker lives for seconds. A short first heap,
+# so that several brokers fit beside each other.
+_JAVA = ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xms64m", "-Xmx512m")
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{host}:{controller_port}
+listeners=CLIENTS://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=CLIENTS://{host}:{port}
+listener.security.protocol.map=CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=CLIENTS
+controller.listener.names=CONTROLLER
+log.dirs={logs}
+auto.create.topics.enable=false
+default.replication.factor=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+broker.heartbeat.interval.ms=250
+broker.session.timeout.ms=2000
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=16777216
+"""
+
+
+class KafkaUnavailable(RuntimeError):
+    """Apache Kafka cannot be run here; the message says why."""
+
+
+def missing() -> str | None:
+    """Why Apache Kafka cannot be run here, in one sentence; None when the tools are there."""
+    absent = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
+    if absent:
+        return f"Apache Kafka needs Java 17 and Maven; not on the PATH: {', '.join(absent)}"
+    return None
+
+
+def class_path() -> Path:
+    """The directory of the broker's jars, resolved by Maven at the first call and then kept.
+
+    Raises:
+        KafkaUnavailable: when the tools are missing or Maven cannot resolve the artifacts.
+    """
+    reason = missing()
+    if reason is not None:
+        raise KafkaUnavailable(reason)
+    pom = (_HERE / "pom.xml").read_bytes()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "runnerstream"
+    jars = base / f"kafka-{hashlib.sha256(pom).hexdigest()[:12]}"
+    if jars.is_dir():
+        return jars
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / "kafka.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not jars.is_dir():
+            _resolve(jars)
+    return jars
+
+
+def _resolve(jars: Path) -> None:
+    # Filled beside its place and renamed: whoever sees the directory sees all of it.
+    with tempfile.TemporaryDirectory(dir=jars.parent) as work:
+        shutil.copy(_HERE / "pom.xml", work)
+        command = ["mvn", "-q", "-B", _COPY_GOAL, "-DincludeScope=runtime", "-DoutputDirectory=lib"]
+        try:
+            result = subprocess.run(
+                command,
+                cwd=work,
+                capture_output=True,
+                text=True,
+                timeout=_RESOLVE_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise KafkaUnavailable(
+                f"Maven did not resolve Apache Kafka within {_RESOLVE_SECONDS:g} s"
+            ) from error
+        if result.returncode != 0:
+            raise KafkaUnavailable(
+                f"Maven cannot resolve Apache Kafka: {(result.stdout + result.stderr)[-2000:]}"
+            )
+        (Path(work) / "lib").rename(jars)
+
+
+class ApacheKafka:
+    """One broker that is its own controller, with its log on disk in `directory`.
+
+    Args:
+        directory: configuration and data; created when absent. A second start takes them up.
+        port: of the clients' listener; 0 picks a free one at the first start and keeps it.
+        settings: further broker settings, by Kafka's names.
+    """
+
+    def __init__(
+        self, directory: Path, port: int = 0, settings: dict[str, str] | None = None
+    ) -> None:
+        self.directory = directory
+        self._port = port
+        self._controller_port = 0
+        self._settings = settings or {}
+        self._process: ServerProcess | None = None
+
+    @property
+    def port(self) -> int:
+        """The port; 0 while none is chosen."""
+        return self._port
+
+    @property
+    def bootstrap(self) -> str:
+        """What Kafka clients take as `bootstrap_servers`."""
+        return f"{LOOPBACK}:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process id; None when it does not run."""
+        return self._process.pid if self._process is not None and self.alive() else None
+
+    def alive(self) -> bool:
+        """Whether the broker's process runs."""
+        return self._process is not None and self._process.alive()
+
+    def start(self) -> None:
+        """Start the broker on the data in its directory; returns when clients can use it.
+
+        Raises:
+            KafkaUnavailable: when it cannot be run here.
+            PortTaken: when another program listens on its port.
+            ServerFailed: when it ends or does not answer.
+        """
+        jars = class_path()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        given, controller_given = self._port, self._controller_port
+        for port in filter(None, (given, controller_given)):
+            require_free_port(port, "Apache Kafka", "give it another port", patience=5.0)
+        for attempt in range(1, _ATTEMPTS + 1):
+            self._port = given or free_port()
+            self._controller_port = controller_given or free_port()
+            try:
+                self._launch(jars)
+                return
+            except ServerFailed:
+                # A picked port can be taken by another program before the broker binds it.
+                picked = self._controller_port if given else self._port
+                if controller_given or attempt == _ATTEMPTS or not accepts_connections(picked):
+                    self._port, self._controller_port = given, controller_given
+                    raise
+
+    def _launch(self, jars: Path) -> None:
+        java = [
+            *_JAVA,
+            f"-Dlog4j2.configurationFile={_HERE / 'log4j2.properties'}",
+            "-cp",
+            f"{jars}/*",
+        ]
+        properties = self.directory / "server.properties"
+        logs = self.directory / "data"
+        text = _PROPERTIES.format(
+            host=LOOPBACK, port=self._port, controller_port=self._controller_port, logs=logs
+        )
+        properties.write_text(text + "".join(f"{k}={v}\n" for k, v in self._settings.items()))
+        if not (logs / "meta.properties").exists():
+            command = [*java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID]
+            result = subprocess.run(
+                [*command, "-c", str(properties)], capture_output=True, text=True, check=False
+            )
+            if result.returncode != 0:
+                raise ServerFailed(
+                    f"Apache Kafka cannot format {logs}: {(result.stdout + result.stderr)[-2000:]}"
+                )
+        self._process = ServerProcess(
+            "Apache Kafka",
+            [*java, "kafka.Kafka", str(properties)],
+            directory=self.directory,
+            log=self.directory / "broker.log",
+            grace=10.0,
+        )
+        self._process.start()
+        self._process.wait_ready(self._ready, _READY_SECONDS)
+
+    def _ready(self) -> bool:
+        # The port opens some time before the broker is let into its own cluster.
+        if not accepts_connections(self._port):
+            return False
+        try:
+            admin = KafkaAdminClient(bootstrap_servers=self.bootstrap, bootstrap_timeout_ms=1000)
+        except KafkaError:
+            return False
+        try:
+            return bool(admin.describe_cluster()["brokers"])
+        except KafkaError:
+            return False
+        finally:
+            admin.close()
+
+    def stop(self) -> None:
+        """End the broker in order; its data stay."""
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """kill -9 the broker; its data stay."""
+        if self._process is not None:
+            self._process.kill()
+
+    def restart(self) -> None:
+        """Kill the broker if it runs and start it again on the same port and data."""
+        self.kill()
+        self.start()
+
+    def __enter__(self) -> ApacheKafka:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+@contextmanager
+def apache_kafka(directory: Path) -> Iterator[ApacheKafka]:
+    """A running broker with its data in `directory`, stopped at the end."""
+    with ApacheKafka(directory) as broker:
+        yield broker
