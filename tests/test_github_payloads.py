@@ -15,6 +15,7 @@ from pipeline.providers import canonical_labels, facts, guid_time_ms, lifecycle_
 from pipeline.providers.github import _Job
 from topics.models import (
     JOBS_RECORD,
+    Clock,
     Conclusion,
     Delivery,
     JobFact,
@@ -259,6 +260,139 @@ def test_only_an_id_is_needed() -> None:
     assert job.cause == "workflow_job.other"
 
 
+S = "2026-01-01T00:00:00Z"  # created
+R = "2026-01-01T00:01:00Z"  # started
+E = "2026-01-01T00:02:00Z"  # completed
+RUNNER = {"runner_id": 5, "runner_name": "r"}
+STEP = {"steps": [{"started_at": "2026-01-01T00:01:00.000Z"}]}
+
+
+@pytest.mark.parametrize(
+    ("action", "fields", "reached", "mark", "conclusion"),
+    [
+        # Status says it, action agrees.
+        ("queued", {"status": "queued", "started_at": S}, "queued", "queued", None),
+        ("waiting", {"status": "waiting", "started_at": S}, "queued waiting", "waiting", None),
+        ("in_progress", {"status": "in_progress", "started_at": R}, "queued started", "", None),
+        # Status says it, action does not.
+        ("in_progress", {"status": "queued", "started_at": S}, "queued", "queued", None),
+        ("queued", {"status": "in_progress", "started_at": R}, "queued started", "", None),
+        ("completed", {"status": "queued"}, "queued", "queued", None),
+        ("completed", {"status": "in_progress", "started_at": R}, "queued started", "", None),
+        # REST's further words, a word we do not know, and none: then the action tells.
+        ("dreamt", {"status": "requested"}, "queued", "queued", None),
+        ("queued", {"status": "pending"}, "queued waiting", "waiting", None),
+        ("waiting", {"status": "dreaming"}, "queued waiting", "waiting", None),
+        ("in_progress", {"status": None, "started_at": R}, "queued started", "", None),
+        ("dreamt", {"status": "dreaming"}, "queued", "", None),
+        # A step that started is a start under any word, and then it is not waiting any more.
+        ("queued", {"status": "queued", "started_at": S, **STEP}, "queued started", "", None),
+        ("waiting", {"status": "waiting", **STEP}, "queued waiting started", "", None),
+        # A conclusion ends a job if the status, the action or a time says so too.
+        (
+            "completed",
+            {"status": "in_progress", "conclusion": "failure", "started_at": R},
+            *("queued started completed", "", "failure"),
+        ),
+        (
+            "in_progress",
+            {"status": "in_progress", "conclusion": "failure", "started_at": R, "completed_at": E},
+            *("queued started completed", "", "failure"),
+        ),
+        (
+            "in_progress",
+            {"status": "in_progress", "conclusion": "neutral", "started_at": R},
+            *("queued started", "", None),
+        ),
+        (
+            "in_progress",
+            {"status": "completed", "conclusion": "cancelled", "started_at": R, **RUNNER},
+            *("queued started completed", "", "cancelled"),
+        ),
+        # The end without a word, and with one of another kind.
+        (
+            "completed",
+            {"status": "completed", "started_at": R, "completed_at": E},
+            *("queued started completed", "", "unknown"),
+        ),
+        (
+            "completed",
+            {"status": "completed", "conclusion": "melted", "started_at": R, "completed_at": E},
+            *("queued started completed", "", "unknown"),
+        ),
+        # Who never ran: no runner, no step, and cancelled or skipped or no time between.
+        *(
+            (
+                "completed",
+                {"status": "completed", "conclusion": word, "started_at": R, "completed_at": E},
+                *("queued completed", "", word),
+            )
+            for word in ("cancelled", "skipped", "stale", "startup_failure", "action_required")
+        ),
+        (
+            "completed",
+            {"status": "completed", "conclusion": "failure", "started_at": E, "completed_at": E},
+            *("queued completed", "", "failure"),
+        ),
+        # Who did: a runner, a step, or (in old bodies without either) a time between.
+        *(
+            (
+                "completed",
+                {
+                    **{"status": "completed", "conclusion": "cancelled"},
+                    **{"started_at": E, "completed_at": E, **proof},
+                },
+                *("queued started completed", "", "cancelled"),
+            )
+            for proof in (RUNNER, {"runner_id": 5}, {"runner_name": "r"}, STEP)
+        ),
+        (
+            "completed",
+            {"status": "completed", "conclusion": "timed_out", "started_at": R, "completed_at": E},
+            *("queued started completed", "", "timed_out"),
+        ),
+    ],
+)
+def test_what_a_body_proves(
+    action: str, fields: dict[str, Any], reached: str, mark: str, conclusion: str | None
+) -> None:
+    body = {"action": action, "workflow_job": {"id": 7, "created_at": S, **fields}}
+    (fact,) = facts(delivery("workflow_job.queued", payload=json.dumps(body)))
+    assert isinstance(fact, JobFact)
+    assert {m.value for m in fact.times} == set(reached.split())
+    assert fact.marks == (((EVENT, mark),) if mark else ())
+    assert fact.conclusion == conclusion
+    # Only one who started was seen on a runner, and only an in_progress event or a completed
+    # body has a start of its own.
+    assert (fact.runner is not None) == (
+        "started" in reached and fields.keys() & RUNNER.keys() > set()
+    )
+    if "started" in reached:
+        clocks = fact.times[Milestone.STARTED]
+        trusted = conclusion is not None or fields["status"] in ("in_progress", None)
+        assert (Clock.PROVIDER in clocks) == (trusted and "started_at" in fields)
+        assert (Clock.DELIVERY in clocks) == (action == "in_progress")
+
+
+def test_times_that_cannot_be_are_missing() -> None:
+    job = {
+        **{"id": 7, "status": "completed", "conclusion": "success", "runner_id": 0},
+        **{"runner_name": "r", "created_at": "2014-12-31T23:59:59Z"},
+        **{"started_at": "0001-01-01T00:00:00Z", "completed_at": "9999-12-31T23:59:59Z"},
+    }
+    body = {"action": "completed", "workflow_job": job}
+    (fact,) = facts(delivery("workflow_job.queued", payload=json.dumps(body)))
+    assert isinstance(fact, JobFact)
+    assert fact.times == {Milestone.COMPLETED: {Clock.DELIVERY: EVENT, Clock.RECEIVED: RECEIVED}}
+    assert fact.runner == RunnerRef(name="r")
+    # Times without a zone, or in another one, are understood.
+    job["created_at"], job["completed_at"] = "2026-01-01T00:00:00", "2026-01-01T01:02:00.5+01:00"
+    (fact,) = facts(delivery("workflow_job.queued", payload=json.dumps(body)))
+    assert isinstance(fact, JobFact)
+    assert fact.times[Milestone.QUEUED][Clock.PROVIDER] == ms("2026-01-01T00:00:00")
+    assert fact.times[Milestone.COMPLETED][Clock.PROVIDER] == ms("2026-01-01T00:02:00") + 500
+
+
 @pytest.mark.parametrize(
     ("guid", "ms_inside"),
     [
@@ -333,10 +467,14 @@ def test_whatever_a_body_says_it_is_facts_or_unreadable(
     for field, value in changes:
         (body if field == "action" else subject)[field] = value
     odd = whole.model_copy(update={"payload": json.dumps(body)})
+    refused = None
     try:
         said = facts(odd)
     except Unreadable as why:
-        assert why.reason in (Reason.BAD_PAYLOAD, Reason.NOT_JSON)
+        refused = why.reason
+    if refused is not None:
+        # Python writes lone surrogates, which JSON's readers refuse.
+        assert refused in (Reason.BAD_PAYLOAD, Reason.NOT_JSON)
         return
     assert said == facts(odd)
     for fact in said:

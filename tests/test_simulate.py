@@ -68,6 +68,8 @@ ROUGH = Mix(
     failed=0.2,
     ghost_runs=0.05,
     cancelled_before_start=0.1,
+    stale_claims=0.02,
+    orphaned=0.02,
 )
 STORM = Faults(
     duplicates=0.1,
@@ -175,7 +177,7 @@ def test_every_job_ends_once_unless_its_run_is_a_ghost() -> None:
     ends: Counter[int] = Counter()
     claims: dict[str, list[str]] = defaultdict(list)
     last = 0
-    for event in world(replace(ROUGH, bursts=0)).events():
+    for event in world(replace(ROUGH, bursts=0, stale_claims=0, orphaned=0)).events():
         assert event.at >= last
         last = event.at
         if event.job is None:
@@ -193,6 +195,27 @@ def test_every_job_ends_once_unless_its_run_is_a_ghost() -> None:
     assert all(kinds[0] == "job.claimed" for kinds in claims.values())
     assert all(kinds[-1] == "claim.released" for kinds in claims.values())
     assert any(kinds == ["job.claimed", "claim.released"] for kinds in claims.values())
+
+
+def test_stale_claims_and_orphans_stay_where_they_are_and_cost_no_runner() -> None:
+    lost = Mix(stale_claims=0.1, orphaned=0.1, bursts=0)
+    sim = simulation(5, 800, mix=lost, faults=NO_FAULTS)
+    truth = sim.truth()
+    left = Counter(job.status for job in truth.jobs.values() if job.status != "completed")
+    assert left["claimed"] > 30
+    assert left["starting"] > 30
+    assert left["running"] == 0
+    for job in truth.jobs.values():
+        if job.status in ("claimed", "starting"):
+            assert job.claimed_at is not None
+            assert job.timings["queue"] == "pending"
+
+
+def test_a_simulation_that_does_not_remember_sends_the_same() -> None:
+    forgetful = simulation(7, remember=False)
+    assert list(forgetful.records()) == list(simulation(7).records())
+    with pytest.raises(RuntimeError, match="no truth"):
+        forgetful.truth()
 
 
 def test_shares_are_as_asked() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from sinks import rows
 from sinks.schema import migrations
-from sinks.sink import letter_for
+from sinks.sink import letter_for, without_value
 from sinks.writer import BatchIdentity
 from topics.models import (
     DEAD_LETTER,
@@ -310,13 +310,15 @@ def test_a_letter_reads_back_as_it_was_refused() -> None:
     assert back.record_headers == {"h": "\ufffd", "n": ""}
 
 
-def test_a_letter_always_fits_into_a_message() -> None:
-    letter = letter_for(
+def test_a_letter_that_is_too_large_names_its_record() -> None:
+    big = letter_for(
         FakeRecord(rows.JOB_STATES, b"x" * 900_000), Unreadable(Reason.NOT_JSON, "e" * 3000), T0
     )
-    assert letter.record_value is None
-    assert "900000 bytes" in letter.error
-    assert len(letter.model_dump_json()) < 10_000
+    small = without_value(big)
+    assert (big.record_value, small.record_value) == (b"x" * 900_000, None)
+    assert "900000 bytes" in small.error
+    assert len(small.error) <= 2000
+    assert (small.id, small.key) == (big.id, big.key)
 
 
 def test_the_token_is_about_what_the_batch_is() -> None:

@@ -1,0 +1,410 @@
+"""How GitHub and a dispatcher report what happens in the world: records for the topics.
+
+A webhook body is a snapshot of the job in whole seconds, with all the fields GitHub sends (7 to
+13 KB, most of them of no interest); the delivery id is a UUID of version 1 that carries the time
+of the event in milliseconds. Everything the quirk list knows about bodies is reproduced: see
+:meth:`Wire._job_body`. For each record there is also a :class:`Said`: what it tells, in plain
+terms, from which ``truth`` computes what can be known.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from pipeline.simulate.fleet import Event, SimJob
+from topics.catalogue import LIFECYCLE, WEBHOOKS
+from topics.models import job_key, run_key
+
+HOST: Final = "github.com"
+ORGANISATION: Final = "example-org"
+
+#: 100 ns intervals between 1582-10-15 and 1970-01-01, as UUID version 1 counts.
+_UUID_EPOCH: Final = 0x01B2_1DD2_1381_4000
+
+# GitHub describes accounts and repositories mostly by links: they make up a body's size.
+_ACCOUNT_LINKS: Final = (
+    *("avatar", "followers", "following", "gists", "starred", "subscriptions", "organizations"),
+    *("repos", "events", "received_events", "hooks", "issues", "members", "public_members"),
+)
+_REPOSITORY_LINKS: Final = (
+    *("forks", "keys", "collaborators", "teams", "hooks", "issue_events", "events", "assignees"),
+    *("branches", "tags", "blobs", "git_tags", "git_refs", "trees", "statuses", "languages"),
+    *("stargazers", "contributors", "subscribers", "subscription", "commits", "git_commits"),
+    *("comments", "issue_comment", "contents", "compare", "merges", "archive", "downloads"),
+    *("issues", "pulls", "milestones", "notifications", "labels", "releases", "deployments"),
+    *("git", "ssh", "clone", "svn"),
+)
+
+
+class Said(NamedTuple):
+    """What one record tells. Times in ms; ``None`` for what it does not tell.
+
+    ``kind``: ``queued``, ``waiting``, ``in_progress``, ``completed`` (webhooks about a job),
+    ``run``, or a lifecycle kind. ``created``, ``started``, ``completed``, ``step`` are GitHub's
+    own fields as far as they mean what they say: ``started`` only for a job that ran.
+    """
+
+    id: str
+    kind: str
+    key: str
+    event_at: int
+    received_at: int
+    run_key: str = ""
+    attempt: int = 0
+    created: int | None = None
+    started: int | None = None
+    completed: int | None = None
+    step: int | None = None
+    mark: str = ""
+    conclusion: str = ""
+    runner: str = ""
+    labels: str = ""
+    group: str = ""
+    pool: str = ""
+    claim: str = ""
+
+
+class Message(NamedTuple):
+    """A record without its arrival time: :meth:`at` gives the bytes for one arrival."""
+
+    topic: str
+    key: bytes
+    #: The envelope, complete but for ``received_at``.
+    record: dict[str, Any]
+    said: Said
+
+    def at(self, received_ms: int) -> tuple[bytes, Said]:
+        """The value as it is written when the record arrives at this time."""
+        record = self.record
+        record["received_at"] = received_ms
+        return orjson.dumps(record), self.said._replace(received_at=received_ms)
+
+
+@lru_cache(maxsize=65_536)
+def _iso(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def iso(ms: int | None) -> str | None:
+    """GitHub's form of a time: whole seconds, UTC."""
+    return None if ms is None else _iso(ms // 1000)
+
+
+def guid_at(ms: int, ticks: int, node: int) -> str:
+    """A UUID of version 1 for a time; ``ticks`` are the 100 ns intervals within the ms."""
+    stamp = ms * 10_000 + ticks + _UUID_EPOCH
+    low, mid, high = stamp & 0xFFFFFFFF, (stamp >> 32) & 0xFFFF, (stamp >> 48) & 0x0FFF
+    return f"{low:08x}-{mid:04x}-1{high:03x}-{0x8000 | (node & 0x3FFF):04x}-{node:012x}"
+
+
+class Wire:
+    """Turns events into messages. Deterministic by seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(f"wire {seed}")
+        # GitHub's hosts: the node part of a delivery id tells them apart.
+        self._nodes = [self._rng.getrandbits(48) for _ in range(4)]
+        self._tails: dict[int, str] = {}
+        self._lifecycle = 0
+
+    def message(self, event: Event) -> Message:
+        """The one record that reports an event."""
+        if event.kind.startswith("run."):
+            return self._run(event)
+        if event.job is None:
+            raise ValueError(f"{event.kind} is about a job")
+        if event.kind in ("queued", "waiting", "in_progress", "completed"):
+            return self._job(event, event.job)
+        return self._report(event, event.job)
+
+    # --- GitHub -------------------------------------------------------------------------------
+
+    def _job(self, event: Event, job: SimJob) -> Message:
+        action = event.kind
+        status = action
+        # Some bodies are written when the gate has closed already (octokit's published example
+        # ``queued.with-deployment``).
+        if action == "queued" and job.gated and event.at == job.created and job.id % 3 == 0:
+            status = "waiting"
+        body, said = self._job_body(action, status, job)
+        payload = (
+            f'{{"action":"{action}","workflow_job":{body}'
+            f"{_deployment(job) if job.gated and action == 'queued' else ''}"
+            f"{self._tail(job.run.repo)}"
+        )
+        return self._delivery("workflow_job", event, said, payload)
+
+    def _job_body(self, action: str, status: str, job: SimJob) -> tuple[str, Said]:
+        ran = job.started is not None
+        created = job.created // 1000 * 1000
+        started, ended, step = created, None, None
+        steps: list[dict[str, Any]] = []
+        if job.started is not None:
+            real = job.started // 1000 * 1000
+            # Q4: may stay at creation for ever.
+            started = created if job.frozen else real
+            # Q5: the first step may begin a second before the job.
+            step = real - 1000 if job.early_step and real - 1000 >= created else real
+            end = None if job.completed is None else job.completed // 1000 * 1000
+            steps = _steps(job.steps, step, end)
+        if job.completed is not None:
+            ended = job.completed // 1000 * 1000
+            if not ran:
+                # Q2, Q6, Q7: GitHub gives a job that never ran start = completion, up to a second
+                # before its creation.
+                if job.conclusion == "skipped" and job.id % 4 == 0:
+                    ended -= 1000
+                started = ended
+        # Q22: a skipped job may have no labels, and no runner group either.
+        bare = job.conclusion == "skipped" and job.id % 2 == 0
+        labels = [] if bare else list(job.fleet.labels)
+        group = "" if not ran else job.fleet.name if job.fleet.dispatcher else "GitHub Actions"
+        repo = f"{ORGANISATION}/repo-{job.run.repo:02d}"
+        api = f"https://api.github.com/repos/{repo}"
+        body: dict[str, Any] = {
+            "id": job.id,
+            "run_id": job.run.id,
+            "workflow_name": job.run.workflow,
+            "head_branch": job.run.branch,
+            "run_url": f"{api}/actions/runs/{job.run.id}",
+            "run_attempt": job.attempt,
+            "node_id": f"CR_kwDO{job.id:x}",
+            "head_sha": job.run.sha,
+            "url": f"{api}/actions/jobs/{job.id}",
+            "html_url": f"https://github.com/{repo}/actions/runs/{job.run.id}/job/{job.id}",
+            "status": status,
+            "conclusion": job.conclusion,
+            "created_at": iso(created),
+            "started_at": iso(started),
+            "completed_at": iso(ended),
+            # Q20: a skipped job may carry its expression.
+            "name": "test (${{ matrix.os }})" if bare else job.name,
+            "steps": steps,
+            "check_run_url": f"{api}/check-runs/{job.id}",
+            "labels": labels,
+            # Q17: null, 0 and "" all mean that there is no runner.
+            "runner_id": job.id % 100_000 + 1 if ran else (None, 0)[job.id % 2],
+            "runner_name": job.runner if ran else (None, "")[job.id % 2],
+            "runner_group_id": 1 if ran else None,
+            "runner_group_name": group or None,
+        }
+        if job.old:  # Q19
+            del body["created_at"]
+        said = Said(
+            id="",
+            kind=action,
+            key=job_key("github", HOST, job.id),
+            event_at=0,
+            received_at=0,
+            run_key=run_key("github", HOST, job.run.id),
+            attempt=job.attempt,
+            created=None if job.old else created,
+            started=started if ran else None,
+            completed=ended,
+            step=step,
+            mark="waiting" if status == "waiting" else "queued" if status == "queued" else "",
+            conclusion=job.conclusion or "",
+            runner=job.runner,
+            labels=",".join(sorted({label.lower() for label in labels} - {"self-hosted"})),
+            group=group,
+        )
+        return orjson.dumps(body).decode(), said
+
+    def _run(self, event: Event) -> Message:
+        run = event.run
+        over = event.kind == "run.completed"
+        updated = event.at // 1000 * 1000
+        started = run.started // 1000 * 1000
+        repo = f"{ORGANISATION}/repo-{run.repo:02d}"
+        body = {
+            "id": run.id,
+            "name": run.workflow,
+            "node_id": f"WFR_kwLO{run.id:x}",
+            "head_branch": run.branch,
+            "head_sha": run.sha,
+            "run_number": run.id % 10_000,
+            "event": "push",
+            "status": "completed" if over else "queued",
+            "conclusion": event.reason if over else None,
+            "workflow_id": 1000 + run.repo,
+            "url": f"https://api.github.com/repos/{repo}/actions/runs/{run.id}",
+            "html_url": f"https://github.com/{repo}/actions/runs/{run.id}",
+            "created_at": iso(run.created),
+            "updated_at": iso(updated),
+            "run_started_at": iso(started),
+            "run_attempt": run.attempt,
+        }
+        said = Said(
+            id="",
+            kind="run",
+            key=run_key("github", HOST, run.id),
+            event_at=0,
+            received_at=0,
+            attempt=run.attempt,
+            started=started,
+            completed=updated if over else None,
+            conclusion=event.reason if over else "",
+        )
+        action = "completed" if over else "requested"
+        payload = (
+            f'{{"action":"{action}","workflow_run":{orjson.dumps(body).decode()}'
+            f"{self._tail(run.repo)}"
+        )
+        return self._delivery("workflow_run", event, said, payload)
+
+    def _delivery(self, event_name: str, event: Event, said: Said, payload: str) -> Message:
+        rng = self._rng
+        guid = guid_at(event.at, rng.randrange(10_000), rng.choice(self._nodes))
+        record = {
+            "id": guid,
+            "kind": f"github.{event_name}",
+            "version": 1,
+            "source": "github",
+            "occurred_at": event.at,
+            "received_at": 0,
+            "key": said.key,
+            "host": HOST,
+            "headers": {"x-github-event": event_name, "x-github-hook-id": "1"},
+            "payload": payload,
+        }
+        return Message(
+            WEBHOOKS, said.key.encode(), record, said._replace(id=guid, event_at=event.at)
+        )
+
+    def _tail(self, repo: int) -> str:
+        """The siblings of the job in a body. They are most of its size, and never change."""
+        tail = self._tails.get(repo)
+        if tail is None:
+            parts = orjson.dumps(
+                {
+                    "repository": _repository(repo),
+                    "organization": _account(ORGANISATION, 4_000_001, "orgs"),
+                    "sender": _account("example-user", 4_000_002, "users"),
+                    "installation": {"id": 7_000_001, "node_id": "MDIzOkludGVncmF0aW9u"},
+                }
+            ).decode()
+            tail = self._tails[repo] = f",{parts[1:]}"
+        return tail
+
+    # --- the dispatcher -----------------------------------------------------------------------
+
+    def _report(self, event: Event, job: SimJob) -> Message:
+        key = job_key("github", HOST, job.id)
+        self._lifecycle += 1
+        record = {
+            "id": f"{job.id}/{event.kind}/{self._lifecycle}",
+            "kind": event.kind,
+            "version": 1,
+            "source": "dispatcher",
+            "occurred_at": event.at,
+            "received_at": 0,
+            "key": key,
+            "provider": "github",
+            "host": HOST,
+            "job_id": str(job.id),
+            "fleet": job.fleet.name,
+            "claim": event.claim,
+            "runner": {"name": event.runner},
+            "reason": event.reason,
+            "repo": f"{ORGANISATION}/repo-{job.run.repo:02d}",
+        }
+        said = Said(
+            id=str(record["id"]),
+            kind=event.kind,
+            key=key,
+            event_at=event.at,
+            received_at=0,
+            runner=event.runner,
+            pool=job.fleet.name,
+            claim=event.claim if event.kind != "job.started" else "",
+        )
+        return Message(LIFECYCLE, key.encode(), record, said)
+
+
+def _steps(number: int, first: int, end: int | None) -> list[dict[str, Any]]:
+    """Steps of a running job (the first runs, the others wait) or of one that is over."""
+    steps = []
+    for n in range(number):
+        begun = None
+        if end is not None:
+            begun = first + (end - first) * n // number // 1000 * 1000
+            done = first + (end - first) * (n + 1) // number // 1000 * 1000
+        elif n == 0:
+            begun = first
+        # GitHub writes some step times with milliseconds that are always zero (Q1).
+        steps.append(
+            {
+                "name": "Set up job" if n == 0 else f"Run step {n}",
+                "status": (
+                    "completed" if end is not None else "in_progress" if n == 0 else "queued"
+                ),
+                "conclusion": None if end is None else "success",
+                "number": n + 1,
+                "started_at": None if begun is None else _iso(begun // 1000)[:-1] + ".000Z",
+                "completed_at": None if end is None else _iso(done // 1000)[:-1] + ".000Z",
+            }
+        )
+    return steps
+
+
+def _deployment(job: SimJob) -> str:
+    return (
+        ","
+        + orjson.dumps(
+            {
+                "deployment": {
+                    "id": job.id % 1_000_000_000,
+                    "task": "deploy",
+                    "environment": "production",
+                    "created_at": iso(job.created),
+                    "updated_at": iso(job.created + 2_000),
+                }
+            }
+        ).decode()[1:-1]
+    )
+
+
+def _account(login: str, number: int, kind: str) -> dict[str, Any]:
+    api = f"https://api.github.com/{kind}/{login}"
+    return {
+        "login": login,
+        "id": number,
+        "node_id": f"MDQ6VXNlcj{number}",
+        "url": api,
+        "html_url": f"https://github.com/{login}",
+        **{f"{name}_url": f"{api}/{name}" for name in _ACCOUNT_LINKS},
+        "type": "Organization" if kind == "orgs" else "User",
+        "site_admin": False,
+    }
+
+
+def _repository(number: int) -> dict[str, Any]:
+    name = f"repo-{number:02d}"
+    full = f"{ORGANISATION}/{name}"
+    api = f"https://api.github.com/repos/{full}"
+    return {
+        "id": 300_000_000 + number,
+        "node_id": f"R_kgDO{number:06d}",
+        "name": name,
+        "full_name": full,
+        "private": True,
+        "owner": _account(ORGANISATION, 4_000_001, "users"),
+        "html_url": f"https://github.com/{full}",
+        "description": None,
+        "fork": False,
+        "url": api,
+        **{f"{part}_url": f"{api}/{part}" for part in _REPOSITORY_LINKS},
+        "created_at": "2020-03-02T09:11:12Z",
+        "size": 4096,
+        "stargazers_count": 12,
+        "language": "Python",
+        "archived": False,
+        "visibility": "private",
+        "default_branch": "main",
+        "topics": ["ci", "runners"],
+    }
