@@ -24,6 +24,9 @@ from topics.reading import read
 
 Fact = JobFact | RunFact | RunLink
 
+#: Links that are not sent again while remembered. About 100 bytes each.
+LINKS_REMEMBERED = 100_000
+
 
 class Normalise:
     """Turns what producers say into facts."""
@@ -32,6 +35,7 @@ class Normalise:
 
     def __init__(self, on_notes: Callable[[list[Note]], None]) -> None:
         self._on_notes = on_notes
+        self._linked: dict[str, None] = {}
 
     def fold(self, batch: Batch) -> Effects:
         """Facts of one partition batch, and dead letters for what cannot be understood."""
@@ -51,7 +55,9 @@ class Normalise:
                 effects.notes.append(Note("dead_letters", (self.stage, why.reason.value)))
                 continue
             effects.outputs += [
-                Output(JOBS, None, fact.key.encode(), to_bytes(fact)) for fact in facts
+                Output(JOBS, None, fact.key.encode(), to_bytes(fact))
+                for fact in facts
+                if not (isinstance(fact, RunLink) and self._told(fact))
             ]
             effects.notes += notes
         return effects
@@ -67,7 +73,20 @@ class Normalise:
         self._on_notes(effects.notes)
 
     def forget(self) -> None:
-        """Nothing to forget."""
+        """Say every link again."""
+        self._linked.clear()
+
+    def _told(self, link: RunLink) -> bool:
+        """Whether this process has sent the link already: every delivery of a job repeats it.
+
+        Only memory of this process, so what a crash leaves unsent is sent again.
+        """
+        if link.id in self._linked:
+            return True
+        if len(self._linked) >= LINKS_REMEMBERED:
+            self._linked.clear()
+        self._linked[link.id] = None
+        return False
 
 
 def webhook_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note]]:
