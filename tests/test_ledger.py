@@ -333,6 +333,17 @@ def test_a_revised_start_moves_the_sample(tables: Tables) -> None:
     assert panes[("unknown", BASE + MINUTE)] == Pane()
 
 
+def test_an_emptied_window_is_told_as_empty(tables: Tables) -> None:
+    # Else a sink that has shown the sample of the wrong fleet would show it for ever.
+    run(tables, fact(1, times=times(queued=BASE, started=BASE + 90_000)), tick(BASE + 95_000))
+    moved = run(tables, fact(2, job=JobAttributes(pool="p")), tick(BASE + 99_000), start=2)
+    windows = [WINDOW.validate_json(o.value) for o in moved.outputs if o.topic == WINDOWS]
+    counts = {(w.fleet, w.size_s): w.families["queue"].count for w in windows}  # type: ignore[index]
+    assert counts == {
+        (fleet, size): int(fleet == "p") for fleet in ("p", "unknown") for size in (60, 300, 3600)
+    }
+
+
 def test_a_sample_for_a_closed_window_is_counted_as_late(tables: Tables) -> None:
     policy = WindowPolicy(lateness_ms=MINUTE)
     effects = run(

@@ -119,9 +119,8 @@ class Pane:
         sketch = self.families.get(c.name)
         if sketch is None:
             sketch = self.families[c.name] = Sketch()
+        # An emptied family stays, with count 0: whoever has shown it must learn that it is gone.
         sketch.add(c.ms, weight)
-        if not sketch.count and not sketch.bins and not sketch.zeros:
-            del self.families[c.name]
 
     def merge(self, other: Pane) -> None:
         """Add everything in another pane; the fence becomes the later one."""
@@ -142,7 +141,10 @@ class Pane:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pane):
             return NotImplemented
-        return self.families == other.families and self.conclusions == other.conclusions
+        return self._samples() == other._samples() and self.conclusions == other.conclusions
+
+    def _samples(self) -> dict[str, Sketch]:
+        return {family: s for family, s in self.families.items() if s.count or s.bins}
 
     __hash__ = None  # type: ignore[assignment]
 
