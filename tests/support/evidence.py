@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from clickhouse_driver import Client
 from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.simulate import Truth
-from topics.catalogue import DEAD_LETTERS, JOB_STATES
+from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
 
 
 def consumer(bootstrap: str) -> Any:
@@ -181,3 +183,65 @@ def expect(what: str, wrong: list[str]) -> None:
     if wrong:
         listed = "\n  ".join(wrong[:8])
         raise AssertionError(f"{what}: {len(wrong)} differences from the truth\n  {listed}")
+
+
+def check_clickhouse(url: str, truth: Truth, bootstrap: str) -> dict[str, int]:
+    """Compare what ClickHouse answers with the truth, and its raw events with the topics.
+
+    Windows are compared through ``windows_merged``; a window shows up there at a tick, so wait
+    for one before asking. Raises AssertionError naming the first differences.
+    """
+    client = Client.from_url(url)
+    try:
+        rows = client.execute(
+            "SELECT key, status, fleet, conclusion, queued_at, started_at, completed_at, "
+            "abandoned_ms, copied, queue_ms, claim_to_start_ms, run_ms, total_ms FROM jobs_latest"
+        )
+        jobs = {row[0]: row[1:4] + tuple(_ms(at) for at in row[4:7]) + row[7:] for row in rows}
+        expect("doubled rows in jobs_latest", [str(len(rows))] if len(rows) != len(jobs) else [])
+        want = {
+            key: (
+                job.status,
+                job.fleet,
+                job.conclusion or "",
+                job.queued_at,
+                job.started_at,
+                job.completed_at,
+                job.abandoned_ms,
+                int(job.copied),
+                *(
+                    value if isinstance(value := job.timings[family], int) else None
+                    for family in ("queue", "claim_to_start", "run", "total")
+                ),
+            )
+            for key, job in truth.jobs.items()
+        }
+        expect("jobs_latest", differences(jobs, want))
+        ended = {k: tuple(w[8:]) for k, w in want.items() if w[0] == "completed"}
+        timed = client.execute(
+            "SELECT key, queue_ms, claim_to_start_ms, run_ms, total_ms FROM job_timings FINAL"
+        )
+        expect("job_timings", differences({row[0]: row[1:] for row in timed}, ended))
+        cells = client.execute(
+            "SELECT fleet, family, size_s, start, count, sum_ms FROM windows_merged WHERE count > 0"
+        )
+        sums = {(f, fam, size, _ms(at)): (n, total) for f, fam, size, at, n, total in cells}
+        expect("windows_merged", differences(sums, truth.windows))
+        counted = client.execute(
+            "SELECT fleet, conclusion, size_s, start, jobs FROM window_conclusions_merged "
+            "WHERE jobs > 0"
+        )
+        conclusions = {(f, c, size, _ms(at)): n for f, c, size, at, n in counted}
+        expect("window_conclusions_merged", differences(conclusions, truth.conclusions))
+        raw = dict(client.execute("SELECT topic, count() FROM events_raw FINAL GROUP BY topic"))
+        there = {
+            topic: sum(1 for _ in read_topic(bootstrap, topic)) for topic in (WEBHOOKS, LIFECYCLE)
+        }
+        expect("events_raw", differences(raw, there))
+    finally:
+        client.disconnect()
+    return {"jobs_latest": len(jobs), "job_timings": len(timed), "windows_merged": len(sums)}
+
+
+def _ms(at: datetime | None) -> int | None:
+    return None if at is None else round(at.replace(tzinfo=UTC).timestamp() * 1000)

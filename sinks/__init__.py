@@ -1,0 +1,6 @@
+"""ClickHouse: the schema, the rows, the batch writer and the process that runs them.
+
+Imports ``topics`` only. ``schema`` owns the tables, ``rows`` turns records into rows (pure),
+``writer`` brings a batch into ClickHouse and does not give up, ``sink`` is the loop between Kafka
+and the writer, ``metrics`` and ``http`` show how it is doing.
+"""

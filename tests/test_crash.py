@@ -1,0 +1,258 @@
+"""Nothing lost, nothing twice: processes are killed under load, then everything is compared.
+
+Real Kafka, real ClickHouse, SIGKILL. The simulator knows what every job, window and row must be;
+``tests/support/evidence.py`` reads what they are from the topics and from ClickHouse itself.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.local import EmbeddedClickHouse
+from pipeline.simulate import Faults, Simulation, Truth
+from sinks import schema
+from tests.support import evidence
+from tests.support.kafka import ApacheKafka, missing
+from tests.support.worker import WorkerProcess
+from topics.apply import apply
+from topics.catalogue import JOB_STATES, JOBS, LIFECYCLE, WEBHOOKS, WINDOWS, catalogue
+from topics.producer import Producer
+
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.kafka,
+    pytest.mark.skipif(
+        missing() is not None and os.environ.get("RUNNERSTREAM_TEST_BROKER") != "kafka",
+        reason=f"needs Apache Kafka: {missing()}",
+    ),
+]
+
+PARTITIONS = 4
+#: Records offered per second.
+RATE = 2_000
+GAPS = ("folded", "outputs", "windows", "states", "visible", "acked")
+#: HYPOTHESIS_PROFILE=nightly also stretches the outage to the full two minutes.
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+
+
+@pytest.fixture
+def kafka(tmp_path: Path) -> Iterator[ApacheKafka]:
+    with ApacheKafka(tmp_path / "kafka") as broker:
+        apply({"bootstrap_servers": broker.bootstrap}, catalogue(partitions=PARTITIONS))
+        yield broker
+
+
+@pytest.fixture
+def clickhouse(tmp_path: Path) -> Iterator[EmbeddedClickHouse]:
+    with EmbeddedClickHouse(tmp_path / "clickhouse") as server:
+        schema.apply(server.url)
+        yield server
+
+
+class Load(threading.Thread):
+    """Sends a simulation at a steady rate, in the background."""
+
+    def __init__(self, bootstrap: str, simulation: Simulation, rate: float = RATE) -> None:
+        super().__init__(daemon=True)
+        self.simulation = simulation
+        self.bootstrap = bootstrap
+        self.rate = rate
+        self.records = list(simulation.records())
+        self.truth: Truth = simulation.truth()
+        self.seconds = 0.0
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            began = time.monotonic()
+            with Producer(self.bootstrap) as producer:
+                for n, record in enumerate(self.records):
+                    producer.send(record.topic, record.key, record.value)
+                    if n % 50 == 0:
+                        early = n / self.rate - (time.monotonic() - began)
+                        if early > 0:
+                            time.sleep(early)
+            self.seconds = time.monotonic() - began
+        except BaseException as exc:
+            self.error = exc
+
+    def finish(self) -> None:
+        self.join()
+        if self.error is not None:
+            raise self.error
+
+
+def simulation(seed: int, jobs: int, faults: Faults | None = None) -> Simulation:
+    """A fleet some hours ago: everything lies within the windows' lateness below."""
+    start = int(time.time() * 1000) - 8 * 3_600_000
+    return Simulation(seed, jobs, start_ms=start, duration_s=3_600, faults=faults)
+
+
+def fold_worker(kafka: ApacheKafka, tmp_path: Path, name: str = "w", **env: object) -> WorkerProcess:
+    return WorkerProcess(
+        kafka.bootstrap,
+        command=["-m", "tests.support.killer"],
+        log=tmp_path / f"{name}.log",
+        partitions=PARTITIONS,
+        lateness=10 * 86_400,
+        **env,
+    )
+
+
+def sink_worker(kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path) -> WorkerProcess:
+    return WorkerProcess(
+        kafka.bootstrap,
+        role="sink",
+        log=tmp_path / "sink.log",
+        partitions=PARTITIONS,
+        clickhouse=clickhouse.url,
+    )
+
+
+def wait_folded(kafka: ApacheKafka, timeout: float = 120.0) -> None:
+    for topics in ([WEBHOOKS, LIFECYCLE], [JOBS]):
+        evidence.wait_drained(kafka.bootstrap, "runnerstream", topics, timeout)
+
+
+def wait_sunk(kafka: ApacheKafka, timeout: float = 120.0) -> None:
+    evidence.wait_drained(
+        kafka.bootstrap, "runnerstream-sink", [WEBHOOKS, LIFECYCLE, JOB_STATES, WINDOWS], timeout
+    )
+
+
+def die_at(worker: WorkerProcess, gap: str, after: int) -> None:
+    """Run the worker until it kills itself at the gap; it gets new work for ever from its clock."""
+    worker._given.update(TEST_KILL_AT=gap, TEST_KILL_AFTER=after)
+    worker.start(wait=False)
+    until(lambda: not worker.alive(), 60, f"the worker to die at {gap}")
+    assert worker.returncode == -9, worker.tail()
+
+
+def until(done: Callable[[], bool], timeout: float, what: str) -> None:
+    deadline = time.monotonic() + timeout
+    while not done():
+        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_twelve_kills_at_every_gap_and_five_of_clickhouse(
+    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path
+) -> None:
+    rng = random.Random(7)
+    load = Load(kafka.bootstrap, simulation(7, 12_000))
+    # A static member is back in its group at once instead of after the session timeout.
+    fold = fold_worker(kafka, tmp_path, group_instance_id="fold-1")
+    sink = sink_worker(kafka, clickhouse, tmp_path).start(wait=False)
+    killed_sinks = killed_servers = 0
+    load.start()
+    for n, gap in enumerate(GAPS * 2):
+        die_at(fold, gap, rng.randint(0, 5))
+        if n % 2 == 1:
+            clickhouse.kill()
+            killed_servers += 1
+            if n % 4 == 1:
+                sink.kill()
+                killed_sinks += 1
+                sink.start(wait=False)
+            clickhouse.start()
+    fold._given.update(TEST_KILL_AT="")
+    fold.start(wait=False)
+    load.finish()
+    assert len(load.records) / load.seconds > 0.8 * RATE
+    wait_folded(kafka)
+    time.sleep(3)  # two ticks: windows are sent at ticks
+    wait_sunk(kafka)
+    assert (killed_servers, killed_sinks) >= (5, 3)
+    compared = evidence.check_topics(kafka.bootstrap, load.truth)
+    compared |= evidence.check_clickhouse(clickhouse.url, load.truth, kafka.bootstrap)
+    assert min(compared["jobs"], compared["jobs_latest"]) > 10_000
+    assert fold.stop() == 0
+    assert sink.stop() == 0
+
+
+def test_the_check_fails_when_two_steps_are_swapped(kafka: ApacheKafka, tmp_path: Path) -> None:
+    """The control: states before windows, killed in between, loses samples."""
+    load = Load(kafka.bootstrap, simulation(3, 2_000))
+    fold = fold_worker(
+        kafka, tmp_path, TEST_STEPS="outputs,states,windows", group_instance_id="fold-1"
+    )
+    load.start()
+    for _ in range(3):
+        die_at(fold, "states", 1)
+    fold._given.update(TEST_KILL_AT="")
+    fold.start(wait=False)
+    load.finish()
+    wait_folded(kafka)
+    with pytest.raises(AssertionError, match="windows: .* differences from the truth"):
+        evidence.check_topics(kafka.bootstrap, load.truth)
+    fold.stop()
+
+
+@pytest.mark.slow
+def test_three_workers_one_killed_one_added_under_load(kafka: ApacheKafka, tmp_path: Path) -> None:
+    load = Load(kafka.bootstrap, simulation(11, 10_000))
+    workers = [fold_worker(kafka, tmp_path, f"w{n}").start() for n in range(3)]
+    load.start()
+    time.sleep(8)
+    workers[1].kill()
+    time.sleep(8)
+    workers.append(fold_worker(kafka, tmp_path, "w3").start())
+    load.finish()
+    wait_folded(kafka)
+    evidence.check_topics(kafka.bootstrap, load.truth)
+    for worker in (workers[0], workers[2], workers[3]):
+        assert worker.stop() == 0, worker.tail()
+
+
+def test_ten_thousand_malformed_records_among_good_ones(
+    kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    """All in dead letters with reason and offset, all good ones folded."""
+    load = Load(
+        kafka.bootstrap, simulation(5, 2_400, Faults(malformed=0.75)), rate=6_000
+    )
+    assert sum(load.truth.dead_letters.values()) >= 10_000
+    assert len(load.truth.dead_letters) >= 5
+    fold = fold_worker(kafka, tmp_path).start()
+    load.start()
+    load.finish()
+    wait_folded(kafka)
+    compared = evidence.check_topics(kafka.bootstrap, load.truth)
+    assert compared["dead letters"] >= 10_000
+    assert fold.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_clickhouse_outage_under_load_loses_and_doubles_nothing(
+    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path
+) -> None:
+    outage_s = 120 if NIGHTLY else 25
+    rate = 1_000
+    load = Load(kafka.bootstrap, simulation(13, (outage_s + 15) * rate // 6), rate=rate)
+    fold = fold_worker(kafka, tmp_path, clickhouse=clickhouse.url).start()
+    sink = sink_worker(kafka, clickhouse, tmp_path).start(wait=False)
+    load.start()
+    fold.wait_ready()
+    clickhouse.kill()
+    time.sleep(outage_s)
+    status, body = fold.get("/readyz")[:2]
+    assert status == 503
+    assert "clickhouse" in str(body).lower()
+    clickhouse.start()
+    load.finish()
+    wait_folded(kafka)
+    time.sleep(3)
+    wait_sunk(kafka)
+    fold.wait_ready()
+    evidence.check_topics(kafka.bootstrap, load.truth)
+    evidence.check_clickhouse(clickhouse.url, load.truth, kafka.bootstrap)
+    assert fold.stop() == 0
+    assert sink.stop() == 0
