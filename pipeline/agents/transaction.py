@@ -100,17 +100,30 @@ class Transactions:
 
     async def run(self, stream: Any) -> None:
         """Consume the stream for ever. Whatever escapes ends the process (CrashingSupervisor)."""
-        queue = stream.channel.queue
-        taken: list[Any] = []
-        records = 0
-        # 1: several partitions share a transaction when more is waiting already.
+        # 1
         async for event in stream.noack().events():
-            taken.append(event)
+            await self._transact(stream, [event, *self._also_waiting(stream, len(event.value))])
+
+    def _also_waiting(self, stream: Any, records: int) -> list[Any]:
+        """Further batches that are waiting already, so that partitions share a transaction.
+
+        Taken from the queue without awaiting: Faust clears the queue at a stop or a rebalance,
+        and then waits for every batch an agent has taken. An agent that waits for one more batch
+        in the meantime would hold both up for ever.
+        """
+        queue = stream.channel.queue
+        consumer = self._app.consumer
+        more: list[Any] = []
+        while records < self._max_records and not queue.empty():
+            if not self._app.flow_control.is_active():
+                break
+            event = queue.get_nowait()
+            # What Faust does when a stream yields an event, so that a stop waits for its ack.
+            event.message.tracked = True
+            consumer.track_message(event.message)
+            more.append(event)
             records += len(event.value)
-            if records < self._max_records and not queue.empty():
-                continue
-            events, taken, records = taken, [], 0
-            await self._transact(stream, events)
+        return more
 
     async def _transact(self, stream: Any, events: list[Any]) -> None:
         began = time.perf_counter()

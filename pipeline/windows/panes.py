@@ -108,18 +108,17 @@ class Pane:
         self.conclusions: dict[str, int] = {}
 
     def add(self, c: Contribution, weight: int) -> None:
-        """Put a contribution in (1) or take it out (-1)."""
+        """Put a contribution in (1) or take it out (-1).
+
+        What has become empty stays, with count 0: whoever has shown it must learn that it is
+        gone.
+        """
         if c.ms is None:
-            left = self.conclusions.get(c.name, 0) + weight
-            if left:
-                self.conclusions[c.name] = left
-            else:
-                del self.conclusions[c.name]
+            self.conclusions[c.name] = self.conclusions.get(c.name, 0) + weight
             return
         sketch = self.families.get(c.name)
         if sketch is None:
             sketch = self.families[c.name] = Sketch()
-        # An emptied family stays, with count 0: whoever has shown it must learn that it is gone.
         sketch.add(c.ms, weight)
 
     def merge(self, other: Pane) -> None:
@@ -132,19 +131,18 @@ class Pane:
             else:
                 mine.merge(sketch)
         for conclusion, n in other.conclusions.items():
-            left = self.conclusions.get(conclusion, 0) + n
-            if left:
-                self.conclusions[conclusion] = left
-            else:
-                del self.conclusions[conclusion]
+            self.conclusions[conclusion] = self.conclusions.get(conclusion, 0) + n
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pane):
             return NotImplemented
-        return self._samples() == other._samples() and self.conclusions == other.conclusions
+        return self._inside() == other._inside()
 
-    def _samples(self) -> dict[str, Sketch]:
-        return {family: s for family, s in self.families.items() if s.count or s.bins}
+    def _inside(self) -> tuple[dict[str, Sketch], dict[str, int]]:
+        return (
+            {family: s for family, s in self.families.items() if s.count or s.bins},
+            {conclusion: n for conclusion, n in self.conclusions.items() if n},
+        )
 
     __hash__ = None  # type: ignore[assignment]
 

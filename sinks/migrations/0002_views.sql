@@ -54,7 +54,8 @@ FROM (
   FROM window_conclusions FINAL
 )
 ARRAY JOIN names AS conclusion, numbers AS number
-GROUP BY fleet, size_s, start, conclusion;
+GROUP BY fleet, size_s, start, conclusion
+HAVING jobs > 0;
 
 -- Depth per minute: the last tick of each partition in the minute, added up.
 CREATE OR REPLACE VIEW depth_1m AS
