@@ -95,7 +95,9 @@ def simulation(seed: int, jobs: int, faults: Faults | None = None) -> Simulation
     return Simulation(seed, jobs, start_ms=start, duration_s=3_600, faults=faults)
 
 
-def fold_worker(kafka: ApacheKafka, tmp_path: Path, name: str = "w", **env: object) -> WorkerProcess:
+def fold_worker(
+    kafka: ApacheKafka, tmp_path: Path, name: str = "w", **env: object
+) -> WorkerProcess:
     return WorkerProcess(
         kafka.bootstrap,
         command=["-m", "tests.support.killer"],
@@ -106,7 +108,9 @@ def fold_worker(kafka: ApacheKafka, tmp_path: Path, name: str = "w", **env: obje
     )
 
 
-def sink_worker(kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path) -> WorkerProcess:
+def sink_worker(
+    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path
+) -> WorkerProcess:
     return WorkerProcess(
         kafka.bootstrap,
         role="sink",
@@ -212,13 +216,9 @@ def test_three_workers_one_killed_one_added_under_load(kafka: ApacheKafka, tmp_p
         assert worker.stop() == 0, worker.tail()
 
 
-def test_ten_thousand_malformed_records_among_good_ones(
-    kafka: ApacheKafka, tmp_path: Path
-) -> None:
+def test_ten_thousand_malformed_records_among_good_ones(kafka: ApacheKafka, tmp_path: Path) -> None:
     """All in dead letters with reason and offset, all good ones folded."""
-    load = Load(
-        kafka.bootstrap, simulation(5, 2_400, Faults(malformed=0.75)), rate=6_000
-    )
+    load = Load(kafka.bootstrap, simulation(5, 2_400, Faults(malformed=0.75)), rate=6_000)
     assert sum(load.truth.dead_letters.values()) >= 10_000
     assert len(load.truth.dead_letters) >= 5
     fold = fold_worker(kafka, tmp_path).start()

@@ -2,7 +2,7 @@
 
 ``TEST_KILL_AT`` names the step (``folded``, ``outputs``, ``windows``, ``states``, ``visible``,
 ``acked``), ``TEST_KILL_AFTER`` how many transactions pass first, ``TEST_STEPS`` the order of the
-durable steps (for the control that swaps two of them). SIGKILL: no handler, no flush, no commit.
+durable steps (for the control that swaps two of them), ``TEST_KILL_BY=raise`` raises instead. SIGKILL: no handler, no flush, no commit.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def main() -> int:
         nonlocal left
         if step == kill_at:
             left -= 1
+            if left < 0 and os.environ.get("TEST_KILL_BY") == "raise":
+                raise RuntimeError(f"told to fail at {step}")
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 

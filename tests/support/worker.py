@@ -1,10 +1,10 @@
 """A worker in a process of its own, as operators run it: started, stopped, killed, asked.
 
-    worker = WorkerProcess(broker.bootstrap, log=tmp_path / "worker.log")
-    worker.start()
-    worker.wait_ready()
-    worker.get("/jobs")
-    worker.kill()
+worker = WorkerProcess(broker.bootstrap, log=tmp_path / "worker.log")
+worker.start()
+worker.wait_ready()
+worker.get("/jobs")
+worker.kill()
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pipeline.local.process import LOOPBACK, free_port
 
@@ -47,7 +47,7 @@ class WorkerProcess:
     Times are short unless told otherwise, so that a killed worker's partitions move soon.
     """
 
-    DEFAULTS = {
+    DEFAULTS: ClassVar = {
         "tick_interval": "1",
         "session_timeout": "6",
         "rebalance_timeout": "6",
@@ -157,10 +157,12 @@ class WorkerProcess:
         request = urllib.request.Request(self.url + path, headers={"Accept": accept})
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
-                status, kind, body = response.status, response.headers.get_content_type(), response.read()
+                status, headers, body = response.status, response.headers, response.read()
         except urllib.error.HTTPError as error:
-            status, kind, body = error.code, error.headers.get_content_type(), error.read()
-        return status, json.loads(body) if kind == "application/json" else body.decode()
+            status, headers, body = error.code, error.headers, error.read()
+        if headers.get_content_type() == "application/json":
+            return status, json.loads(body)
+        return status, body.decode()
 
     def alive(self) -> bool:
         """Whether it runs."""

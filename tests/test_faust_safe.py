@@ -1,0 +1,481 @@
+"""Each remedy of pipeline/faust_safe, with a test that fails without it.
+
+The whole of it under kill -9 is in test_crash.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiokafka.errors
+import faust
+import mode
+import pytest
+from faust.types.tuples import TP, ConsumerMessage
+
+from pipeline.agents.transaction import Transactions
+from pipeline.faust_safe import Batch, BatchSchema, Outbox, create_app
+from pipeline.faust_safe.table import SafeTable
+from pipeline.faust_safe.transport import SafeConsumer, SafeTransport
+from pipeline.ledger import Effects, Output
+from pipeline.settings import Settings
+from pipeline.simulate import NO_FAULTS, Simulation
+from pipeline.simulate.produce import send_all
+from tests.support import evidence
+from tests.support.brokers import Broker, broker, kind
+from tests.support.internals import fingerprints
+from tests.support.worker import WorkerProcess
+from topics.apply import apply
+from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
+from topics.producer import Producer
+
+PARTITIONS = 2
+SOURCE = TP("runners.jobs", 0)
+CHANGELOG = TP("runnerstream-jobs-changelog", 0)
+
+#: Sources of the internals as they were when the remedies were written and tested.
+KNOWN = {
+    "Consumer.getmany": "4b168d84882a70d6",
+    "Consumer._wait_next_records": "6218e1969a636b3f",
+    "Consumer._drain_messages": "44a2500309e83c63",
+    "Consumer.ack": "5fcf41cf45153475",
+    "Consumer.track_message": "217d7f1399a4cd8e",
+    "Consumer._new_offset": "1d2c7ea89a7ad4f1",
+    "Consumer._add_gap": "4df2573ded7c1c2c",
+    "Consumer.resume_partitions": "afe6b7c02a41d63c",
+    "Consumer.resume_flow": "db59630f25b5819b",
+    "Consumer.wait_empty": "e4662fe24f094819",
+    "Recovery.on_recovery_completed": "6ef567acf072e46d",
+    "Recovery._resume_streams": "d986a6710c1aca98",
+    "Collection._should_expire_keys": "ac578d5af0a404f6",
+    "Collection._maybe_set_key_ttl": "39b7465fa5803899",
+    "Collection._maybe_del_key_ttl": "c873b702c4e59af5",
+    "MemoryStore.on_recovery_completed": "a00bef343e139602",
+    "MemoryStore.apply_changelog_batch": "71863e3cd727aac2",
+    "Stream.noack": "921a6f5c674d32d4",
+    "Stream.ack": "32d7171a89b0931d",
+}
+
+
+def test_the_overridden_internals_are_the_ones_we_know() -> None:
+    now = fingerprints()
+    changed = sorted(name for name in KNOWN if now.get(name) != KNOWN[name])
+    assert not changed, (
+        f"faust-streaming {faust.__version__} or mode {mode.__version__} changed "
+        f"{', '.join(changed)}. Read what changed, check it against pipeline/faust_safe, run "
+        "tests/test_crash.py, then put the new fingerprints here."
+    )
+    assert now.keys() == KNOWN.keys()
+
+
+# -- the transport, on a consumer without a broker -------------------------------------------------
+
+
+class Monitor:
+    def track_tp_end_offset(self, tp: TP, offset: int) -> None:
+        pass
+
+
+def consumer(*, rebalancing: bool = False, generation: int = 1) -> Any:
+    """A SafeConsumer as far as the overridden methods look at it."""
+    made: Any = SafeConsumer.__new__(SafeConsumer)
+    made.app = SimpleNamespace(
+        rebalancing=rebalancing,
+        consumer_generation_id=generation,
+        tables=SimpleNamespace(changelog_topics={CHANGELOG.topic}),
+        flow_control=SimpleNamespace(is_active=lambda: True),
+        producer=SimpleNamespace(buffer=SimpleNamespace(size=0, max_messages=100)),
+        monitor=Monitor(),
+        client_only=False,
+        topics=SimpleNamespace(acks_enabled_for=lambda topic: True),
+    )
+    made._active_partitions = set()
+    made._paused_partitions = {SOURCE, CHANGELOG}
+    made._buffered_partitions = set()
+    made._acked = {}
+    made._unacked_messages = set()
+    made._waiting_for_ack = None
+    made._n_acked = 0
+    made.flow_active = True
+    made.can_resume_flow = asyncio.Event()
+    made.suspend_flow = asyncio.Event()
+    made._stopped = asyncio.Event()
+    made._crashed = asyncio.Event()
+    made.highwater = lambda tp: 0
+    return made
+
+
+def records(first: int, last: int) -> list[Any]:
+    return [
+        SimpleNamespace(
+            topic=SOURCE.topic, partition=0, offset=n, timestamp=1_700_000_000_000 + n,
+            timestamp_type=0, headers=(), key=b"k", value=b"\xff not json", checksum=None,
+            serialized_key_size=1, serialized_value_size=1,
+        )
+        for n in range(first, last + 1)
+    ]  # fmt: skip
+
+
+def message(first: int, last: int, generation: int = 1) -> Any:
+    batch = Batch(SOURCE, records(first, last))
+    return ConsumerMessage(
+        SOURCE.topic, 0, last, 0.0, 0, [], None, batch, None, 0, 0, SOURCE,
+        generation_id=generation,
+    )  # fmt: skip
+
+
+def test_source_partitions_stay_paused_until_the_seek_after_recovery_is_done() -> None:
+    # faust-streaming#175: what is fetched between un-pause and seek is lost.
+    recovering = consumer(rebalancing=True)
+    recovering.resume_partitions({SOURCE, CHANGELOG})
+    assert recovering._active_partitions == {CHANGELOG}
+    recovering.resume_flow()
+    assert recovering._active_partitions == {SOURCE, CHANGELOG}
+    settled = consumer(rebalancing=False)
+    settled.resume_partitions({SOURCE})
+    assert settled._active_partitions == {SOURCE}
+
+
+def test_only_a_finished_batch_of_this_generation_moves_the_offset() -> None:
+    # faust-streaming#606: Faust acks what it skips as if it had been processed.
+    safe = consumer(generation=2)
+    skipped, foreign, finished = message(0, 9, 2), message(10, 19, 1), message(20, 29, 2)
+    foreign.value.done = finished.value.done = True
+    safe.ack(skipped)
+    assert safe._new_offset(SOURCE) is None
+    safe.ack(foreign)
+    assert safe._new_offset(SOURCE) is None
+    safe.ack(finished)
+    assert safe._new_offset(SOURCE) == 30
+    assert safe._new_offset(SOURCE) is None
+    assert not safe._unacked_messages
+
+
+async def test_batches_for_sources_single_records_for_changelogs() -> None:
+    safe = consumer()
+    safe._active_partitions = {SOURCE, CHANGELOG}
+    safe._to_message = lambda tp, record: record
+    fetched = {SOURCE: records(5, 7), CHANGELOG: records(0, 1)}
+
+    async def fetch(timeout: float) -> Any:
+        return fetched, safe._active_partitions
+
+    safe._wait_next_records = fetch
+    got = [(tp, m) async for tp, m in safe.getmany(1.0)]
+    assert [tp for tp, _ in got] == [SOURCE, CHANGELOG, CHANGELOG]
+    assert got[0][1].offset == 7
+    assert [r.offset for r in got[0][1].value.records] == [5, 6, 7]
+
+
+async def test_delivery_is_direct_while_nothing_is_suspended() -> None:
+    safe = consumer()
+    delivered = []
+
+    async def on_message() -> None:
+        delivered.append(len(asyncio.all_tasks()))
+
+    before = len(asyncio.all_tasks())
+    await safe.wait_first(on_message(), safe.suspend_flow.wait())
+    assert delivered == [before], "a delivery made tasks of its own"
+
+
+async def test_undecodable_bytes_reach_the_agent() -> None:
+    # robinhood/faust#586: a decode error inside Faust ends the agent for good.
+    decode = BatchSchema().compile(
+        SimpleNamespace(create_event=lambda key, value, headers, m: value)
+    )
+    bad = message(0, 0)
+    assert await decode(bad, propagate=True) is bad.value
+
+
+def test_a_back_pressured_consumer_looks_again_soon() -> None:
+    assert SafeConsumer.BACK_PRESSURE_WAIT <= 0.1
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def test_windowed_tables_index_and_expire_nothing_themselves(tmp_path: Path) -> None:
+    app = create_app(Settings(data_dir=tmp_path), web_port=6066)
+    assert app.conf.Table is SafeTable
+    table = app.Table("t", partitions=1)
+    table.tumbling(60, expires=1)
+    for _ in range(300):
+        table._maybe_set_key_ttl(("k", (0.0, 59.9)), 0)
+    assert not table._partition_timestamps
+    assert not table._should_expire_keys()
+
+
+# -- the app ---------------------------------------------------------------------------------------
+
+
+def test_the_settings_the_guarantees_rest_on(tmp_path: Path) -> None:
+    app = create_app(Settings(data_dir=tmp_path), web_port=6066)
+    conf = app.conf
+    assert isinstance(app.transport, SafeTransport)
+    assert conf.agent_supervisor is mode.CrashingSupervisor
+    assert conf.consumer_auto_offset_reset == "earliest"
+    assert conf.broker_max_poll_interval >= 86_400
+    assert conf.topic_allow_declare is False
+    assert conf.web_tables_enabled is False
+    assert conf.logging_config["root"]["level"] == "INFO"
+    assert conf.logging_config["loggers"]["aiokafka"]["level"] == "WARNING"
+
+
+def test_passwords_do_not_show(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path, kafka_security="SASL_SSL", kafka_user="u", kafka_password="s3cret",
+        clickhouse="clickhouse://u:pa55@h/db",
+    )  # fmt: skip
+    shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    assert "s3cret" not in shown
+    assert "pa55" not in shown
+
+
+# -- the loop --------------------------------------------------------------------------------------
+
+
+class Queue(list[Any]):
+    def empty(self) -> bool:
+        return not self
+
+    def get_nowait(self) -> Any:
+        return self.pop(0)
+
+
+class Stream:
+    """Yields one event, then nothing for ever, like a stream whose queue Faust has cleared."""
+
+    def __init__(self, first: Any, waiting: list[Any]) -> None:
+        self.channel = SimpleNamespace(queue=Queue(waiting))
+        self._first = first
+        self.acked: list[Any] = []
+
+    def noack(self) -> Stream:
+        return self
+
+    async def events(self) -> AsyncIterator[Any]:
+        yield self._first
+        await asyncio.Event().wait()
+
+    async def ack(self, event: Any) -> bool:
+        self.acked.append(event)
+        return True
+
+
+class Nothing:
+    stage = "fold"
+
+    def fold(self, batch: Batch) -> Effects:
+        return Effects()
+
+    def changelogs(self, partition: int, effects: Effects) -> tuple[list[Output], list[Output]]:
+        return [], []
+
+    def visible(self, partition: int, effects: Effects, offsets: Any) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+
+async def test_the_loop_never_holds_batches_while_it_waits_for_more() -> None:
+    # Faust's stop and rebalance wait for every batch taken; the queue is cleared first.
+    events = [SimpleNamespace(message=message(n, n), value=message(n, n).value) for n in range(5)]
+    stream = Stream(events[0], events[1:])
+    tracked: list[Any] = []
+    app = SimpleNamespace(
+        consumer_generation_id=1,
+        flow_control=SimpleNamespace(is_active=lambda: True),
+        consumer=SimpleNamespace(track_message=tracked.append),
+    )
+    loop = Transactions(app, Outbox({}, {}), Nothing(), max_records=100)
+    running = asyncio.create_task(loop.run(stream))
+    await asyncio.sleep(0.05)
+    running.cancel()
+    assert stream.acked == events
+    assert tracked == [e.message for e in events[1:]]
+    assert all(e.value.done for e in events)
+
+
+async def test_a_transaction_that_a_rebalance_overtakes_is_not_acked_as_done() -> None:
+    app = SimpleNamespace(consumer_generation_id=1)
+    event = SimpleNamespace(message=message(0, 0), value=message(0, 0).value)
+    stream = Stream(event, [])
+
+    def rebalance(step: str) -> None:
+        if step == "outputs":
+            app.consumer_generation_id = 2
+
+    loop = Transactions(app, Outbox({}, {}), Nothing(), max_records=1, observer=rebalance)
+    await loop._transact(stream, [event])
+    assert stream.acked == [event]
+    assert not event.value.done
+
+
+# -- with a broker ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with broker(tmp_path_factory.mktemp("broker")) as made:
+        apply({"bootstrap_servers": made.bootstrap}, catalogue(partitions=PARTITIONS))
+        yield made
+
+
+async def test_what_the_outbox_returns_from_is_in_the_log(running: Broker) -> None:
+    outbox = Outbox({JOBS: PARTITIONS}, {"bootstrap_servers": running.bootstrap})
+    await outbox.start()
+    try:
+        small = [Output(JOBS, 0, b"k%d" % n, b"v" * 100) for n in range(20_000)]
+        large = [
+            Output(JOBS, 1, b"large", b"x" * (2 << 20) if kind() != "kafka" else b"x" * 900_000)
+        ]
+        offsets = await outbox.publish(small + large)
+        assert offsets.keys() == {(JOBS, 0), (JOBS, 1)}
+        if kind() == "kafka":
+            assert offsets == {(JOBS, 0): 19_999, (JOBS, 1): 0}
+        got = [r.value for r in evidence.read_topic(running.bootstrap, JOBS)]
+        if kind() == "kafka":
+            assert len(got) == 20_001
+    finally:
+        await outbox.stop()
+
+
+async def test_a_refused_write_raises(running: Broker) -> None:
+    # Faust logs a failed changelog write and goes on.
+    if kind() != "kafka":
+        pytest.skip("the embedded broker takes records of any size")
+    outbox = Outbox({JOBS: PARTITIONS}, {"bootstrap_servers": running.bootstrap})
+    await outbox.start()
+    try:
+        with pytest.raises(aiokafka.errors.KafkaError):
+            await outbox.publish([Output(JOBS, 0, b"k", b"x" * (3 << 20))])
+    finally:
+        await outbox.stop()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Broker]:
+    if kind() != "kafka":
+        pytest.skip("recovery is asserted on Apache Kafka: the embedded broker's ends fall short")
+    with broker(tmp_path / "broker") as made:
+        apply({"bootstrap_servers": made.bootstrap}, catalogue(partitions=PARTITIONS))
+        yield made
+
+
+def load(bootstrap: str, seed: int, jobs: int = 400) -> Simulation:
+    start = int(time.time() * 1000) - 6 * 3_600_000
+    simulation = Simulation(seed, jobs, start_ms=start, duration_s=1_800, faults=NO_FAULTS)
+    with Producer(bootstrap) as producer:
+        send_all(simulation.records(), producer)
+        producer.flush()
+    return simulation
+
+
+def drained(bootstrap: str) -> None:
+    for topics in ([WEBHOOKS, LIFECYCLE], [JOBS]):
+        evidence.wait_drained(bootstrap, "runnerstream", topics, 60)
+
+
+def test_an_exception_in_an_agent_ends_the_process_and_loses_nothing(
+    own: Broker, tmp_path: Path
+) -> None:
+    # Faust's own restart of an agent acks what was in flight: 1,600 of 2,000 lost in a trial.
+    simulation = load(own.bootstrap, 1)
+    worker = WorkerProcess(
+        own.bootstrap,
+        command=["-m", "tests.support.killer"],
+        log=tmp_path / "w.log",
+        partitions=PARTITIONS,
+        lateness=864_000,
+        TEST_KILL_AT="windows",
+        TEST_KILL_AFTER=0,
+        TEST_KILL_BY="raise",
+    )
+    worker.start(wait=False)
+    deadline = time.monotonic() + 40
+    while worker.alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert worker.returncode not in (None, 0), worker.tail()
+    worker._given["TEST_KILL_AT"] = ""
+    worker.start(wait=False)
+    drained(own.bootstrap)
+    evidence.check_topics(own.bootstrap, simulation.truth())
+    assert worker.stop() == 0
+
+
+def test_restarts_with_a_backlog_leave_no_gap(own: Broker, tmp_path: Path) -> None:
+    """The recovery race, on the real thing: recovery must have something to replay and the
+    source something to deliver meanwhile."""
+    simulation = load(own.bootstrap, 2, jobs=3_000)
+    worker = WorkerProcess(
+        own.bootstrap,
+        command=["-m", "tests.support.killer"],
+        log=tmp_path / "w.log",
+        partitions=PARTITIONS,
+        lateness=864_000,
+        batch_records=200,
+        group_instance_id="w",
+    )
+    for _ in range(3):
+        worker.start(wait=False)
+        time.sleep(6)
+        worker.signal(signal.SIGKILL)
+        worker.kill()
+    worker.start(wait=False)
+    drained(own.bootstrap)
+    gaps = metric(worker, "runnerstream_offset_gaps_total")
+    assert gaps == 0
+    evidence.check_topics(own.bootstrap, simulation.truth())
+    assert worker.stop() == 0, worker.tail()
+
+
+def test_rocksdb_restarts_from_disk_and_says_the_same(own: Broker, tmp_path: Path) -> None:
+    pytest.importorskip("rocksdict")
+    one = load(own.bootstrap, 3, jobs=600)
+    worker = WorkerProcess(
+        own.bootstrap,
+        command=["-m", "tests.support.killer"],
+        log=tmp_path / "w.log",
+        directory=tmp_path / "state",
+        partitions=PARTITIONS,
+        lateness=864_000,
+        store="rocksdb",
+        group_instance_id="w",
+    )
+    worker.start(wait=False)
+    drained(own.bootstrap)
+    worker.kill()
+    worker.start(wait=False)
+    with Producer(
+        own.bootstrap
+    ) as producer:  # everything once more: duplicates must find their jobs
+        send_all(one.records(), producer)
+        producer.flush()
+    drained(own.bootstrap)
+    truth = one.truth()
+    evidence.check_topics(own.bootstrap, truth)
+    assert metric(worker, "runnerstream_job_transitions_total") == 0
+    live = sum(1 for job in truth.jobs.values() if job.status != "completed")
+    assert metric(worker, "runnerstream_jobs") == live
+    assert worker.stop() == 0, worker.tail()
+
+
+def metric(worker: WorkerProcess, name: str) -> float:
+    """Sum over all children of a metric."""
+    total = 0.0
+    for line in str(worker.get("/metrics")[1]).splitlines():
+        if line.startswith((name + " ", name + "{")):
+            total += float(line.rpartition(" ")[2])
+    return total
+
+
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
