@@ -6,6 +6,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+from tests.support import brokers
+
 # `ordinary` runs with every `make test`; `nightly` is for a long look: HYPOTHESIS_PROFILE=nightly.
 COMMON = {
     "deadline": None,
@@ -16,3 +18,8 @@ settings.register_profile("ordinary", max_examples=500, **COMMON)  # type: ignor
 settings.register_profile("nightly", max_examples=5_000, **COMMON)  # type: ignore[arg-type]
 settings.register_profile("quick", max_examples=50, **COMMON)  # type: ignore[arg-type]
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
+
+
+def pytest_report_header() -> str:
+    """Which broker the tests run on, and why."""
+    return brokers.describe()

@@ -195,7 +195,7 @@ def test_the_check_fails_when_two_steps_are_swapped(kafka: ApacheKafka, tmp_path
     fold.start(wait=False)
     load.finish()
     wait_folded(kafka)
-    with pytest.raises(AssertionError, match="windows: .* differences from the truth"):
+    with pytest.raises(AssertionError, match=r"windows: .* differences from the truth"):
         evidence.check_topics(kafka.bootstrap, load.truth)
     fold.stop()
 

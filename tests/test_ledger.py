@@ -115,8 +115,8 @@ def chaos(
         for offset, record in enumerate(batch, position):
             ledger.apply(offset, record)
 
-        def dies() -> bool:
-            return lives > 0 and rng.random() < death
+        def dies(may: bool = lives > 0) -> bool:
+            return may and rng.random() < death
 
         if write(tables, ledger.flush(), dies, order):
             position += len(batch)

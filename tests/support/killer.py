@@ -2,7 +2,8 @@
 
 ``TEST_KILL_AT`` names the step (``folded``, ``outputs``, ``windows``, ``states``, ``visible``,
 ``acked``), ``TEST_KILL_AFTER`` how many transactions pass first, ``TEST_STEPS`` the order of the
-durable steps (for the control that swaps two of them), ``TEST_KILL_BY=raise`` raises instead. SIGKILL: no handler, no flush, no commit.
+durable steps (for the control that swaps two of them). It dies by SIGKILL: no handler, no flush,
+no commit; ``TEST_KILL_BY=raise`` raises in the agent instead.
 """
 
 from __future__ import annotations

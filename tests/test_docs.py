@@ -1,0 +1,359 @@
+"""The documentation is part of the product: what it says exists, and what it shows runs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import pytest
+from click.testing import CliRunner
+from clickhouse_driver import Client
+from kafka import KafkaConsumer, TopicPartition
+
+from pipeline.agents.normalise import lifecycle_facts, webhook_facts
+from pipeline.cli import main
+from pipeline.local import EmbeddedClickHouse, unavailable
+from pipeline.settings import Settings
+from sinks import schema
+from tests.support import brokers
+from topics import models
+from topics.apply import apply
+from topics.catalogue import LIFECYCLE, WEBHOOKS, catalogue
+from topics.reading import read
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTITIONS = 2
+
+
+def _generator() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = _generator()
+PAGES: list[Path] = generate.pages()
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def _blocks() -> list[Block]:
+    found = []
+    for page, name in zip(PAGES, NAMES, strict=True):
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(Block(name, line, match.group(1), match.group(2)))
+    return found
+
+
+BLOCKS = _blocks()
+
+
+def _of(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language]
+
+
+# --- pages ------------------------------------------------------------------------------------
+
+
+def test_the_pages_are_where_the_readme_says() -> None:
+    assert {"README.md", "docs/producers.md", "docs/operators.md", "docs/how-it-works.md",
+            "docs/dependencies.md"} <= set(NAMES)  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_generated_parts_are_up_to_date(page: Path) -> None:
+    if page.name == "dependencies.md":
+        # Licences come from what is installed; `make test` installs all of it.
+        missing = _not_installed()
+        if missing:
+            pytest.skip(f"not installed: {', '.join(missing)}")
+    text = page.read_text(encoding="utf-8")
+    assert generate.regenerate(text) == text, "run `make docs`"
+    assert text.count("<!-- generated:") == text.count("<!-- end -->")
+
+
+def _not_installed() -> list[str]:
+    missing = []
+    for wanted in generate.requirements().values():
+        for name, _ in wanted:
+            try:
+                importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                missing.append(name)
+    return missing
+
+
+def test_every_part_is_shown_somewhere() -> None:
+    shown = set(re.findall(r"<!-- generated: ([a-z-]+) -->", "".join(p.read_text() for p in PAGES)))
+    assert shown == set(generate.PARTS)
+
+
+def test_no_setting_reason_or_view_is_without_a_meaning() -> None:
+    assert set(generate.REASONS_SAID) == {reason.value for reason in models.Reason}
+    for row in generate.part_settings().splitlines()[2:]:
+        assert row.split(" | ")[2].strip(" |"), row
+    assert set(generate.SETTINGS_SAID) <= set(Settings.model_fields)
+    for metrics in (generate.part_metrics(), generate.part_sink_metrics()):
+        for row in metrics.splitlines()[2:]:
+            assert row.split(" | ")[3].strip(" |"), row
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in _anchors(file), f"{page.name}: {target}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """Anchors of headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_files_that_pages_name_exist() -> None:
+    for name, page in zip(NAMES, PAGES, strict=True):
+        for path in re.findall(
+            r"`((?:topics|pipeline|sinks|tests|docs)/[\w/.]+)`", page.read_text()
+        ):
+            assert (ROOT / path).exists(), f"{name}: {path}"
+
+
+def test_readiness_codes_are_all_explained() -> None:
+    tree = ast.parse((ROOT / "pipeline/web/health.py").read_text())
+    codes = {
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Reason"
+        and isinstance(node.args[0], ast.Constant)
+    }
+    page = (ROOT / "docs/operators.md").read_text()
+    section = page[page.index("The reasons of a worker") : page.index("## Metrics")]
+    assert set(re.findall(r"^\| `([a-z]+)` \|", section, re.MULTILINE)) == codes
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def _command_lines() -> list[tuple[str, str]]:
+    """Each ``runnerstream ...`` in a block of shell or between backticks, and where it stands."""
+    found = []
+    for block in _of("sh"):
+        for line in block.text.splitlines():
+            if "runnerstream" in (words := shlex.split(line, comments=True)):
+                command = words[words.index("runnerstream") :]
+                found.append((str(block), shlex.join(command)))
+    for name, page in zip(NAMES, PAGES, strict=True):
+        text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        found += [(name, match) for match in re.findall(r"`(runnerstream [a-z][^`]*)`", text)]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("where", "line"), _command_lines())
+def test_commands_exist_with_their_options(where: str, line: str) -> None:
+    words = shlex.split(line)[1:]
+    command: click.Command = main
+    path = []
+    while words and isinstance(command, click.Group):
+        name = words.pop(0)
+        assert name in command.commands, f"{where}: {line}"
+        command = command.commands[name]
+        path.append(name)
+    result = CliRunner().invoke(main, [*path, "--help"])
+    assert result.exit_code == 0, result.output
+    if isinstance(command, click.Group):
+        assert not words, f"{where}: {line}"
+        return
+    for word in words:
+        if word.startswith("--"):
+            assert re.search(rf"{word}\b", result.output), f"{where}: {line}: {word}"
+    reasons = [words[i + 1] for i, word in enumerate(words) if word == "--reason"]
+    assert set(reasons) <= {reason.value for reason in models.Reason}
+
+
+def test_settings_that_pages_name_exist() -> None:
+    known = {f"RUNNERSTREAM_{name.upper()}" for name in Settings.model_fields}
+    for name, page in zip(NAMES, PAGES, strict=True):
+        named = set(re.findall(r"\bRUNNERSTREAM_[A-Z_]+\b", page.read_text()))
+        assert named <= known | {"RUNNERSTREAM_CONFIG"}, name
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_help_lists_what_pages_name() -> None:
+    told = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    targets = set(re.findall(r"^  make (\w+)", told, re.MULTILINE))
+    # With their first argument only, which is the target.
+    named = set()
+    for page in PAGES:
+        named |= set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
+    makefile = (ROOT / "Makefile").read_text()
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("## Test it") :]
+    match = re.search(r"```sh\n(.+)\n```", section)
+    assert match is not None
+    script = (ROOT / ".ci/run").read_text()
+    program, target = match.group(1).split()
+    assert re.search(
+        rf"RUNNERSTREAM_TEST_BROKER=kafka {program} .*\b{target}$", script, re.MULTILINE
+    )
+
+
+def test_constraints_pin_every_dependency() -> None:
+    pinned = generate.pinned()
+    for wanted in generate.requirements().values():
+        for name, _ in wanted:
+            assert name in pinned, f"{name}: run `make constraints`"
+
+
+# --- examples ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", _of("json"), ids=str)
+def test_json_examples_are_understood(block: Block) -> None:
+    value = json.dumps(json.loads(block.text)).encode()
+    if json.loads(block.text)["kind"] in models.Delivery.KINDS:
+        facts, _ = webhook_facts(value)
+        record: Any = read(models.DELIVERY, value)
+    else:
+        facts, _ = lifecycle_facts(value)
+        record = read(models.LIFECYCLE, value)
+    assert record.key in {fact.key for fact in facts}
+
+
+def test_there_is_an_example_of_every_lifecycle_kind() -> None:
+    shown = {json.loads(block.text)["kind"] for block in _of("json")}
+    assert {kind.value for kind in models.LifecycleKind} < shown
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[brokers.Broker]:
+    with brokers.broker(tmp_path_factory.mktemp("broker")) as running:
+        apply({"bootstrap_servers": running.bootstrap}, catalogue(partitions=PARTITIONS))
+        yield running
+
+
+def _values(bootstrap: str, topic: str) -> list[bytes]:
+    where = [TopicPartition(topic, p) for p in range(PARTITIONS)]
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    try:
+        consumer.assign(where)
+        ends = consumer.end_offsets(where)
+        values = []
+        while any(consumer.position(tp) < ends[tp] for tp in where):
+            for records in consumer.poll(timeout_ms=500).values():
+                values += [record.value for record in records]
+        return values
+    finally:
+        consumer.close()
+
+
+def test_python_blocks_run(broker: brokers.Broker) -> None:
+    blocks = _of("python")
+    assert len(blocks) == 2
+    for block in blocks:
+        assert "localhost:9092" in block.text
+        code = block.text.replace("localhost:9092", broker.bootstrap)
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, f"{block}\n{result.stderr}"
+    events = [read(models.LIFECYCLE, value) for value in _values(broker.bootstrap, LIFECYCLE)]
+    assert [event.kind.value for event in events] == [
+        "job.queued", "job.claimed", "job.minted", "job.started",
+    ]  # fmt: skip
+    for value in _values(broker.bootstrap, LIFECYCLE):
+        lifecycle_facts(value)
+    (delivery,) = _values(broker.bootstrap, WEBHOOKS)
+    facts, _ = webhook_facts(delivery)
+    assert [fact.key for fact in facts] == ["github:github.com:4712"]
+
+
+# --- SQL --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClickHouse]:
+    if reason := unavailable():
+        pytest.skip(reason)
+    with EmbeddedClickHouse(tmp_path_factory.mktemp("clickhouse")) as server:
+        schema.apply(server.url)
+        yield server
+
+
+def _statements(block: Block) -> list[str]:
+    return [each.strip() for each in block.text.split(";") if each.strip()]
+
+
+@pytest.mark.parametrize("block", _of("sql"), ids=str)
+def test_sql_blocks_run(block: Block, clickhouse: EmbeddedClickHouse) -> None:
+    with Client.from_url(clickhouse.url) as client:
+        for statement in _statements(block):
+            client.execute(statement)
+
+
+def test_the_users_of_the_page_can_do_what_they_must(clickhouse: EmbeddedClickHouse) -> None:
+    (block,) = (block for block in _of("sql") if "CREATE USER" in block.text)
+    with Client.from_url(clickhouse.url) as client:
+        client.execute("DROP DATABASE IF EXISTS fresh")
+        for statement in _statements(block):
+            client.execute(statement.replace("runnerstream.*", "fresh.*").replace(
+                "EXISTS runnerstream ENGINE", "EXISTS fresh ENGINE"))  # fmt: skip
+    writer = f"clickhouse://runnerstream_writer:secret@127.0.0.1:{clickhouse.port}/fresh"
+    assert len(schema.apply(writer).applied) == len(schema.migrations())
+    assert schema.pending(writer) == ()
+    with Client.from_url(writer) as client:
+        client.execute("INSERT INTO jobs (key, rev) VALUES", [("a", 1)])
+    reader = f"clickhouse://runnerstream_reader:another%20secret@127.0.0.1:{clickhouse.port}/fresh"
+    with Client.from_url(reader) as client:
+        assert client.execute("SELECT key FROM jobs_latest") == [("a",)]
+        with pytest.raises(Exception, match="readonly|ACCESS_DENIED|privileges"):
+            client.execute("INSERT INTO jobs (key, rev) VALUES", [("b", 1)])
