@@ -156,6 +156,8 @@ class Ledger:
         self._entries: dict[str, _Entry] = {}
         self._run_entries: dict[str, Run] = {}
         self._sampled: set[tuple[str, str]] = set()
+        #: Last offset whose samples the loaded panes may hold: up to here we replay.
+        self._replayed_to = -1
         # What the batch under way has touched.
         self._offset = -1
         self._dirty_jobs: dict[str, None] = {}
@@ -166,6 +168,11 @@ class Ledger:
         self._gone_states: dict[str, None] = {}
         self._gone_panes: dict[PaneKey, None] = {}
         self._effects = Effects()
+        #: Counts of the batch, one note per name and labels instead of one per record.
+        self._counted: dict[tuple[str, tuple[str, ...]], int] = {}
+        #: Open panes this batch adds to, each with the wider windows around it; all are marked
+        #: dirty. Valid until the clock moves, which closes windows, or the batch ends.
+        self._open: dict[PaneKey, tuple[Pane, ...]] = {}
 
     # -- recovery ------------------------------------------------------------------------------
 
@@ -197,6 +204,7 @@ class Ledger:
         for pane_key, value in panes:
             pane = decode_pane(value)
             self.panes[pane_key] = pane
+            self._replayed_to = max(self._replayed_to, pane.fence)
             fleet, start = pane_key
             heapq.heappush(self._forgetting, (self.policy.forgotten_at(start), fleet, start))
             for size_s in SIZES_S:
@@ -226,6 +234,10 @@ class Ledger:
     def flush(self) -> Effects:
         """The effects of all records since the last flush."""
         effects, self._effects = self._effects, Effects()
+        for (name, labels), times in self._counted.items():
+            effects.notes.append(Note(name, labels, float(times)))
+        self._counted.clear()
+        self._open.clear()
         for key in self._dirty_jobs:
             entry = self._entries[key]
             value = encode(entry.job, entry.view)
@@ -369,6 +381,7 @@ class Ledger:
             return
         self.clock = at
         self._dirty_clock = True
+        self._open.clear()
         self._expire()
         self._sample(offset)
         self._send_windows(offset)
@@ -398,7 +411,8 @@ class Ledger:
     def _expires_at(self, known: Known) -> int:
         if known.completed_at is None:
             return known.first_seen + self.retention.unfinished_ms
-        return max(known.completed_at, known.first_seen) + self.retention.completed_ms
+        completed, seen = known.completed_at, known.first_seen
+        return (completed if completed >= seen else seen) + self.retention.completed_ms
 
     def _sample(self, offset: int) -> None:
         sampled: set[tuple[str, str]] = set()
@@ -437,29 +451,39 @@ class Ledger:
     def _contribute(self, offset: int, c: Contribution, weight: int) -> None:
         start = pane_start(c.at)
         pane_key = (c.fleet, start)
-        pane = self.panes.get(pane_key)
+        around = self._open.get(pane_key)
+        pane = around[0] if around is not None else self.panes.get(pane_key)
         if pane is not None and offset <= pane.fence:
             return  # counted before the crash this is a replay of
-        if self.policy.closes_at(start, SIZES_S[0]) <= self.clock:
+        if around is None and self.policy.closes_at(start, SIZES_S[0]) <= self.clock:
             self._note("late_samples", (c.name if c.ms is not None else "conclusion",))
             return
         if c.ms is not None:
             if weight > 0:
-                self._note("timings", (c.name, c.fleet), c.ms / 1000)
+                self._effects.notes.append(Note("timings", (c.name, c.fleet), c.ms / 1000))
             else:
                 self._note("revised_timings", (c.name,))
+        if around is None:
+            around = self._open[pane_key] = self._dirty(pane, c.fleet, start)
+        for each in around:
+            each.add(c, weight)
+
+    def _dirty(self, pane: Pane | None, fleet: str, start: int) -> tuple[Pane, ...]:
+        """The pane, made when there is none, and the windows around it, marked as changed."""
+        pane_key = (fleet, start)
         if pane is None:
             pane = self.panes[pane_key] = Pane()
-            heapq.heappush(self._forgetting, (self.policy.forgotten_at(start), c.fleet, start))
-        pane.add(c, weight)
+            heapq.heappush(self._forgetting, (self.policy.forgotten_at(start), fleet, start))
         self._gone_panes.pop(pane_key, None)
         self._dirty_panes[pane_key] = None
+        around = [pane]
         for size_s in SIZES_S:
             first = start_of(start, size_s)
-            window = self._window(c.fleet, size_s, first, start)
+            window = self._window(fleet, size_s, first, start)
             if window is not pane:
-                window.add(c, weight)
-            self._dirty_windows[(c.fleet, size_s, first)] = None
+                around.append(window)
+            self._dirty_windows[(fleet, size_s, first)] = None
+        return tuple(around)
 
     def _window(self, fleet: str, size_s: int, first: int, start: int) -> Pane:
         """The open window; of the smallest size it is the pane itself."""
@@ -485,7 +509,10 @@ class Ledger:
             window = self._wide.get((fleet, size_s, first))
             if window is not None:
                 self._send_window(window, fleet, size_s, first, False, offset)
-        self._dirty_windows.clear()
+        # During a replay the panes are ahead of the ticks. A tick that was sent before the crash
+        # carries a higher rev and less than is sent now: say it again after the replay.
+        if offset > self._replayed_to:
+            self._dirty_windows.clear()
 
     def _send_window(
         self, window: Pane, fleet: str, size_s: int, first: int, closed: bool, offset: int
@@ -592,8 +619,9 @@ class Ledger:
         if len(self._run_entries) > self.CACHE // 10:
             self._run_entries.clear()
 
-    def _note(self, name: str, labels: tuple[str, ...] = (), value: float = 1.0) -> None:
-        self._effects.notes.append(Note(name, labels, value))
+    def _note(self, name: str, labels: tuple[str, ...] = ()) -> None:
+        what = (name, labels)
+        self._counted[what] = self._counted.get(what, 0) + 1
 
 
 def clock_key(partition: int) -> bytes:

@@ -6,6 +6,8 @@ plain data, so that hypothesis can try thousands of them.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +29,10 @@ from pipeline.windows import (
 )
 from topics.catalogue import JOB_STATES, SAMPLES, WINDOWS
 from topics.models import (
+    JOBS_RECORD,
     SAMPLE,
     WINDOW,
+    ClaimFact,
     Clock,
     Conclusion,
     JobAttributes,
@@ -38,7 +42,9 @@ from topics.models import (
     RunFact,
     RunLink,
     Tick,
+    Unreadable,
 )
+from topics.reading import read
 
 BASE = 1_700_000_040_000  # a whole minute
 MINUTE = 60_000
@@ -436,3 +442,98 @@ def test_contributions_have_a_total_order() -> None:
         [Contribution(1, "b", "queue", 2), Contribution(1, "a", "success", None)],
         key=lambda c: (c.at, c.fleet, c.name, -1 if c.ms is None else c.ms),
     )
+
+
+# -- whatever is said ------------------------------------------------------------------------------
+
+any_text = st.text(max_size=300)
+any_time = st.integers() | st.integers(BASE, BASE + DAY_MS)
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def maybe(*likely: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(*likely, any_json)
+
+
+said = st.fixed_dictionaries(
+    {
+        "id": maybe(any_text, any_text),
+        "kind": st.sampled_from(["job.fact", "job.fact", "run.fact", "run.link", "tick", "x"]),
+        "source": any_text.filter(bool),
+        "occurred_at": any_time,
+        "received_at": st.integers(BASE, BASE + DAY_MS),
+        "key": st.sampled_from(["github:github.com:1", "a:b:8443:2", "github:h:run/7", "::", "k"]),
+    },
+    optional={
+        "cause": any_text,
+        "attempt": maybe(st.integers()),
+        "job_key": maybe(st.sampled_from(["github:github.com:1", "no"])),
+        "times": maybe(
+            st.dictionaries(
+                st.sampled_from([m.value for m in Milestone]),
+                st.dictionaries(st.sampled_from([c.value for c in Clock]), any_time, max_size=2),
+            )
+        ),
+        "marks": maybe(
+            st.lists(st.tuples(any_time, st.sampled_from(["queued", "waiting"])), max_size=3)
+        ),
+        "conclusion": maybe(st.sampled_from([c.value for c in Conclusion])),
+        "job": maybe(
+            st.fixed_dictionaries(
+                {}, optional={"run_id": st.integers(), "name": any_text, "pool": any_text}
+            )
+        ),
+        "runner": maybe(st.fixed_dictionaries({"id": st.integers(), "name": any_text})),
+        "claim": maybe(st.fixed_dictionaries({"handle": any_text, "claimed_at": any_time})),
+        "run": maybe(st.fixed_dictionaries({"attempt": st.integers(), "completed_at": any_time})),
+    },
+)
+
+
+@given(st.lists(said, min_size=1, max_size=8))
+def test_nothing_that_can_be_said_stops_the_fold(records: list[dict[str, Any]]) -> None:
+    """Each record is folded or refused with a reason. Anything else would be a crash loop."""
+    tables = Tables()
+    ledger = tables.ledger(WIDE)
+    for offset, record in enumerate(records):
+        with contextlib.suppress(Unreadable):
+            ledger.apply(offset, read(JOBS_RECORD, json.dumps(record).encode()))
+    write(tables, ledger.flush(), lambda: False)
+    tables.ledger(WIDE)
+
+
+def test_a_host_may_have_a_port(tables: Tables) -> None:
+    said = JobFact(
+        id="f", source="t", occurred_at=BASE, received_at=BASE, key="github:ghes.local:8443:7",
+        cause="c",
+    )  # fmt: skip
+    (output,) = run(tables, said).outputs
+    state = orjson.loads(output.value or b"")
+    assert (state["provider"], state["host"], state["job_id"]) == ("github", "ghes.local:8443", "7")
+
+
+def test_the_largest_state_fits_into_a_record() -> None:
+    ledger = Tables().ledger(WIDE)
+    for n in range(1_000):
+        long = f"{n:04}" + "x" * 60
+        ledger.apply(
+            n,
+            fact(
+                n,
+                claim=ClaimFact(
+                    handle=long * 4, runner="r" * 256, reason="y" * 256, claimed_at=BASE
+                ),
+                marks=((BASE + n, "waiting"),),
+                job=JobAttributes(
+                    name="n" * 1024, repo="r" * 1024, workflow="w" * 1024, branch="b" * 1024,
+                    sha="s" * 1024, url="u" * 1024,
+                    labels=tuple("l" * 250 + str(i) for i in range(100)),
+                ),
+            ).model_copy(update={"cause": long}),
+        )  # fmt: skip
+    (output,) = ledger.flush().outputs
+    assert len(output.value or b"") < 500_000

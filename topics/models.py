@@ -29,6 +29,15 @@ LATEST_MS: Final = 4_102_444_800_000
 Millis = Annotated[int, Field(ge=EARLIEST_MS, le=LATEST_MS, strict=True)]
 ShortText = Annotated[str, StringConstraints(max_length=1024)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+#: Bounds keep one job's state far below the largest record a broker takes (1 MiB), whatever is
+#: said about it, and every number within 64 bits.
+Word = Annotated[str, StringConstraints(max_length=256)]
+Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Attempt = Annotated[int, Field(ge=0, le=1_000_000)]
+#: ``provider:host:job_id``; the host may have a port.
+JobKey = Annotated[
+    str, StringConstraints(pattern=r"^[^:]+:.+:[^:]+$", min_length=5, max_length=256)
+]
 
 
 class Milestone(StrEnum):
@@ -141,9 +150,9 @@ class RunnerRef(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    id: int | None = None
-    name: ShortText = ""
-    group: ShortText = ""
+    id: Id | None = None
+    name: Word = ""
+    group: Word = ""
 
 
 class LifecycleKind(StrEnum):
@@ -170,11 +179,11 @@ class LifecycleEvent(Record):
     host: Name = "github.com"
     job_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
     fleet: ShortText = ""
-    claim: ShortText = ""
+    claim: Word = ""
     runner: RunnerRef = RunnerRef()
     conclusion: Conclusion | None = None
     #: Why a claim was released: a short word such as ``dispatch_failed``.
-    reason: ShortText = ""
+    reason: Word = ""
     repo: ShortText = ""
 
 
@@ -186,8 +195,8 @@ class JobAttributes(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    run_id: int = 0
-    run_attempt: int = 0
+    run_id: Id = 0
+    run_attempt: Attempt = 0
     repo: ShortText = ""
     workflow: ShortText = ""
     name: ShortText = ""
@@ -195,7 +204,7 @@ class JobAttributes(BaseModel):
     sha: ShortText = ""
     url: ShortText = ""
     #: Canonical label set: lower-case, sorted, without ``self-hosted``.
-    labels: tuple[str, ...] = ()
+    labels: Annotated[tuple[Word, ...], Field(max_length=100)] = ()
     runner_group: ShortText = ""
     #: The pool the dispatcher says it belongs to; wins over labels.
     pool: ShortText = ""
@@ -206,12 +215,12 @@ class ClaimFact(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    handle: Name
+    handle: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     claimed_at: Millis | None = None
     minted_at: Millis | None = None
     released_at: Millis | None = None
-    runner: ShortText = ""
-    reason: ShortText = ""
+    runner: Word = ""
+    reason: Word = ""
 
 
 class ParentRun(BaseModel):
@@ -219,7 +228,7 @@ class ParentRun(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    attempt: int = 0
+    attempt: Attempt = 0
     started_at: Millis | None = None
     completed_at: Millis | None = None
     conclusion: Conclusion | None = None
@@ -234,7 +243,8 @@ class JobFact(Record):
 
     kind: Literal["job.fact"] = "job.fact"
     #: What it was made from: ``workflow_job.in_progress``, ``job.claimed``.
-    cause: Name
+    key: JobKey
+    cause: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     times: dict[Milestone, dict[Clock, Millis]] = {}
     marks: tuple[tuple[Millis, Literal["queued", "waiting"]], ...] = ()
     conclusion: Conclusion | None = None
@@ -256,8 +266,8 @@ class RunLink(Record):
     """A job says which run it belongs to, on ``runners.jobs`` under the run's key."""
 
     kind: Literal["run.link"] = "run.link"
-    job_key: Name
-    attempt: int = 0
+    job_key: JobKey
+    attempt: Attempt = 0
 
 
 class Tick(Record):

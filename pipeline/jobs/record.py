@@ -24,7 +24,8 @@ _OPTIONS = orjson.OPT_SORT_KEYS
 
 def state_record(job: Job, v: View) -> dict[str, Any]:
     """The JobState record of a job as a plain dict."""
-    provider, host, job_id = job.key.split(":", 2)
+    provider, _, rest = job.key.partition(":")
+    host, _, job_id = rest.rpartition(":")
     at = v.at
     a = job.attributes
     record: dict[str, Any] = {

@@ -16,7 +16,7 @@ from pipeline.jobs.facts import RunAttempt, _join_run, _run, digest
 from topics.models import Conclusion, JobFact, ParentRun, RunFact, RunLink
 
 #: Jobs of one run that are told. GitHub: 256 per matrix; larger runs have several matrices.
-MAX_JOBS: Final = 10_000
+MAX_JOBS: Final = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,19 @@ def run_outcomes(before: Run | None, after: Run) -> list[JobFact]:
 
     Only what a job cannot know itself: that its run is over, and when a re-run attempt started.
     """
+    # Found first: while a run is on there is nothing to tell, and each of its jobs, up to
+    # thousands, comes by here.
+    telling = {
+        attempt: said
+        for attempt, said in after.attempts.items()
+        if said.completed_at is not None or attempt > 1
+    }
+    if not telling:
+        return []
     facts: list[JobFact] = []
     for job_key, attempt in after.jobs.items():
-        said = after.attempts.get(attempt)
-        if said is None or (said.completed_at is None and attempt <= 1):
+        said = telling.get(attempt)
+        if said is None:
             continue
         if (
             before is not None

@@ -215,6 +215,10 @@ def _claim_of(job: Job) -> str | None:
         return max(handles, key=lambda h: (job.claims[h].claimed_at or 0, h), default=None)
 
     executor = job.runner.name if job.runner else ""
+    if len(job.claims) == 1:
+        # Nearly every job: the same answer without the lists.
+        ((handle, claim),) = job.claims.items()
+        return None if executor and claim.runner and claim.runner != executor else handle
     if executor:
         named = [h for h, c in job.claims.items() if c.runner == executor]
         unnamed = [h for h, c in job.claims.items() if not c.runner]

@@ -64,6 +64,8 @@ _GUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{
 _GUID_EPOCH: Final = 0x01B2_1DD2_1381_4000
 
 _TEXT_LIMIT: Final = 1024
+_WORD_LIMIT: Final = 256
+_LABEL_LIMIT: Final = 100
 
 Phase = Literal["waiting", "queued", "started", "completed"]
 
@@ -178,7 +180,8 @@ def canonical_labels(labels: Iterable[str]) -> tuple[str, ...]:
     GitHub matches labels without regard to case and adds ``self-hosted`` to every runner of
     yours, so neither tells fleets apart.
     """
-    return tuple(sorted({label.strip().lower() for label in labels} - {"", "self-hosted"}))
+    known = {label.strip().lower()[:_WORD_LIMIT] for label in labels}
+    return tuple(sorted(known - {"", "self-hosted"})[:_LABEL_LIMIT])
 
 
 def guid_time_ms(guid: str) -> int | None:
@@ -289,8 +292,8 @@ def _job_facts(delivery: Delivery, body: _JobBody) -> list[JobFact | RunFact | R
             runner=(
                 RunnerRef(
                     id=runner_id,
-                    name=_text(runner_name),
-                    group=_text(job.get("runner_group_name")),
+                    name=_text(runner_name)[:_WORD_LIMIT],
+                    group=_text(job.get("runner_group_name"))[:_WORD_LIMIT],
                 )
                 if started and (runner_name or runner_id)
                 else None
