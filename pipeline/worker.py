@@ -25,6 +25,7 @@ from pipeline.jobs import FleetNames
 from pipeline.ledger import LIVE, Ledger, Output, Retention
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
+from pipeline.web import mount
 from pipeline.windows import WindowPolicy
 from pipeline.windows.panes import PANE_S
 from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
@@ -112,6 +113,7 @@ class Worker:
         app.task(self._start_outbox)
         app.task(self._clock)
         self.metrics.watch_jobs(self.live_jobs)
+        mount(self)
 
     async def _start_outbox(self) -> None:
         await self.outbox.start()

@@ -18,7 +18,11 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 
+from pipeline.faust_safe import producer_id
 from pipeline.ledger import Output
+from topics.catalogue import MAX_DEAD_LETTER_BYTES
+
+producer_id.install()
 
 
 @lru_cache(maxsize=65_536)
@@ -33,15 +37,23 @@ class Outbox:
     #: Prebuilt batches grow to this; a single larger record gets a batch of its own. Bytes.
     MAX_BATCH = 1 << 19
     #: The largest record: a 25 MB webhook body in base64 inside a dead letter. Bytes.
-    MAX_RECORD = 40 << 20
+    MAX_RECORD = MAX_DEAD_LETTER_BYTES
 
     def __init__(self, partitions: Mapping[str, int], options: Mapping[str, Any]) -> None:
         self._partitions = dict(partitions)
         self._options = dict(options)
         self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
 
     async def start(self) -> None:
         """Connect. Raises aiokafka.errors.KafkaError when the broker cannot be reached."""
+        # The first batch may come before the task that starts us: Faust lets records flow as
+        # soon as recovery ends, and starts tasks only then.
+        async with self._starting:
+            if self._producer is None:
+                self._producer = await self._connect()
+
+    async def _connect(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
             acks="all",
             enable_idempotence=True,
@@ -50,8 +62,12 @@ class Outbox:
             max_request_size=self.MAX_RECORD,
             **self._options,
         )
-        await producer.start()
-        self._producer = producer
+        try:
+            await producer.start()
+        except BaseException:
+            await producer.stop()
+            raise
+        return producer
 
     async def stop(self) -> None:
         """Flush and disconnect."""
@@ -66,9 +82,10 @@ class Outbox:
         partition. Raises the first error; then none, some or all of the outputs may be in the
         log, which is why every output may be repeated.
         """
+        if self._producer is None:
+            await self.start()
         producer = self._producer
-        if producer is None:
-            raise RuntimeError("the outbox is not started")
+        assert producer is not None
         by_partition: dict[tuple[str, int], list[Output]] = {}
         for output in outputs:
             partition = output.partition

@@ -1,0 +1,597 @@
+"""``runnerstream demo``: all of it on this machine, with a CI fleet to watch.
+
+::
+
+    this process ─┬─ broker, ClickHouse         (children, LocalStack)
+                  ├─ worker: fold and views     (child) ── sink (its child)
+                  ├─ feeder thread: recorded payloads, then a simulated fleet
+                  └─ summary on the terminal, read from the views and from ClickHouse
+
+Children hold the other end of a pipe of ours, so whatever ends this process ends them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import click
+from clickhouse_driver import Client
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.commands.check import Check, compare, renamed
+from pipeline.commands.common import FAILED, Context, Duration, Failure, cell, short, table
+from pipeline.commands.reach import ask
+from pipeline.ledger import LIVE
+from pipeline.local import LocalError, LocalStack, PortTaken, default_data_dir, unavailable
+from pipeline.local.process import LOOPBACK, free_port, require_free_port
+from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PORT
+from pipeline.settings import Settings, load
+from pipeline.simulate import LIVE as LIVE_TEMPO
+from pipeline.simulate import Faults, Simulation, default_fleets
+from pipeline.simulate.produce import live
+from pipeline.simulate.replay import deliveries
+from pipeline.text import duration
+from sinks import schema
+from topics.apply import TopicsError, apply
+from topics.catalogue import catalogue
+from topics.models import Delivery, Status
+from topics.producer import Producer
+
+#: The clock of the demo: often enough to watch. Seconds.
+TICK_S: Final = 2.0
+#: How long the fleet goes on at most.
+LONGEST_S: Final = 2 * 3600.0
+#: What happens on the way: everything that happens to webhooks, within a minute or two.
+FAULTS: Final = Faults(
+    duplicates=0.02,
+    drops=0.003,
+    reordered=0.03,
+    reorder_s=8.0,
+    redelivered=0.005,
+    redeliver_s=(20.0, 90.0),
+    malformed=0.004,
+)
+#: The recorded payloads are told as of so long ago: their queued jobs are stuck for us to find,
+#: and their samples stay clear of the simulated ones.
+RECORDED_AGO: Final = timedelta(hours=3)
+#: A job longer than this in one state is shown as stuck. ms.
+STUCK_MS: Final = 60_000
+#: Whose rows are counted, without the superseded ones.
+TABLES: Final = ("jobs", "job_transitions", "job_timings", "windows", "dead_letters")
+#: How long the pipeline may take to drain before differences count. Seconds.
+DRAIN_S: Final = 60.0
+
+#: Canonical label set -> pool, for the fleets of the simulation that have a dispatcher.
+ALIASES: Final = {
+    ",".join(sorted({label.lower() for label in fleet.labels} - {"self-hosted"})): fleet.name
+    for fleet in default_fleets(1, 1.0, LIVE_TEMPO)
+    if fleet.dispatcher
+}
+
+_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
+
+
+@click.command()
+@click.option("--duration", "lasts", type=Duration(),
+              help="End after this time: 90s, 5m.  [default: never; with --check 1m]")  # fmt: skip
+@click.option("--check", "checked", is_flag=True,
+              help="At the end compare views, windows and ClickHouse with the truth.")  # fmt: skip
+@click.option("--seed", type=int, help="The same seed gives the same fleet.  [default: random]")
+@click.option("--rate", type=click.FloatRange(1, 100_000), default=300.0, show_default=True,
+              help="Jobs a minute.")  # fmt: skip
+@click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False),
+              help="Where it keeps its files.  [default: the user's state directory]")  # fmt: skip
+@click.pass_obj
+def demo(
+    context: Context,
+    lasts: float | None,
+    checked: bool,
+    seed: int | None,
+    rate: float,
+    directory: Path | None,
+) -> None:
+    """Everything on this machine, without Docker: a broker, ClickHouse, a worker, a CI fleet that
+    misbehaves, and a live summary. Settings of the environment are not used.
+
+    Nothing of it runs on when it ends, however that happens.
+    """
+    reason = unavailable()
+    if reason is not None:
+        raise Failure(reason)
+    if checked and lasts is None:
+        lasts = 60.0
+    chosen = random.randrange(1_000_000) if seed is None else seed
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: leave now, the children end with us
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    run = Demo(directory or default_data_dir("demo"), chosen, rate, lasts)
+    try:
+        with run:
+            run.start(stop)
+            if not stop.is_set():
+                run.watch(stop)
+            result = run.check(stop) if checked and run.fed else None
+            run.farewell(result)
+    except LocalError as error:
+        raise Failure(str(error)) from None
+    except TopicsError as error:
+        raise Failure(f"the embedded broker: {error}") from None
+    if result is not None and not result.equal:
+        raise SystemExit(FAILED)
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What the summary shows. Gaps stay as they were."""
+
+    fleets: list[dict[str, Any]] = field(default_factory=list)
+    stuck: list[dict[str, Any]] = field(default_factory=list)
+    ready: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+
+class Demo:
+    """The parts of the demo, as a context: whatever happens inside, all of it is stopped."""
+
+    def __init__(self, directory: Path, seed: int, rate: float, lasts: float | None) -> None:
+        self.directory = directory
+        self.seed = seed
+        self.rate = rate
+        self.lasts = lasts
+        self.console = Console(highlight=False, stderr=False, soft_wrap=not sys.stdout.isatty())
+        self.began = time.monotonic()
+        self.sent = 0
+        self.recorded = 0
+        self.simulation: Simulation | None = None
+        self.snapshot = Snapshot()
+        self._stack: LocalStack | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._feeder: threading.Thread | None = None
+        self._feeding = threading.Event()
+        self._feed_error: BaseException | None = None
+        self._client: Client | None = None
+        self._settings: Settings | None = None
+
+    def __enter__(self) -> Demo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def settings(self) -> Settings:
+        """What the worker runs with."""
+        assert self._settings is not None
+        return self._settings
+
+    @property
+    def url(self) -> str:
+        """Where the views are."""
+        return f"http://{LOOPBACK}:{self.settings.web_port}"
+
+    @property
+    def fed(self) -> bool:
+        """Whether the simulated fleet has begun."""
+        return self.simulation is not None
+
+    # -- start ---------------------------------------------------------------------------------
+
+    def start(self, stop: threading.Event) -> None:
+        """Servers, topics, tables, worker; returns when the worker is ready or ``stop`` is set."""
+        self._say(f"runnerstream demo, seed {self.seed}, {self.rate:g} jobs a minute")
+        ports = {
+            name: self._port(name, wanted)
+            for name, wanted in (
+                ("Kafka", KAFKA_PORT),
+                ("ClickHouse", CLICKHOUSE_PORT),
+                ("ClickHouse HTTP", CLICKHOUSE_HTTP_PORT),
+                ("views", 6066),
+                ("sink", 6067),
+            )
+        }
+        self._stack = stack = LocalStack(
+            self.directory, ports["Kafka"], ports["ClickHouse"], ports["ClickHouse HTTP"]
+        )
+        stack.start(self._say)
+        values = {
+            "kafka": stack.kafka_bootstrap,
+            "clickhouse": stack.clickhouse_url,
+            "web_port": str(ports["views"] or free_port()),
+            "sink_port": str(ports["sink"]),
+            "tick_interval": f"{TICK_S:g}",
+            # A queued job is known by its labels until a dispatcher names its pool.
+            "fleets": json.dumps(ALIASES),
+            "data_dir": str(self.directory / "worker"),
+            # The embedded broker lets a group wait for half of the rebalance time-out.
+            "session_timeout": "6",
+            "rebalance_timeout": "3",
+        }
+        env = {f"RUNNERSTREAM_{name.upper()}": value for name, value in values.items()}
+        self._write_env(env)
+        self._settings = load(self.directory / "env", **values)
+        self._say("creating topics and tables")
+        apply(self.settings.kafka_options(), catalogue(self.settings.partitions))
+        schema.apply(stack.clickhouse_url)
+        self._start_worker(env)
+        self._feed()
+        self._say("worker started; waiting until it is ready")
+        deadline = time.monotonic() + 60
+        while not stop.wait(0.2):
+            self._still_alive()
+            with contextlib.suppress(Failure):
+                self.snapshot.ready = ask(self.url, "/readyz", timeout=2.0)
+                if self.snapshot.ready.get("ready"):
+                    break
+            if time.monotonic() > deadline:
+                why = "; ".join(r["text"] for r in self.snapshot.ready.get("reasons", ()))
+                raise Failure(f"the worker is not ready after 60 s: {why}", self._log_hint())
+        else:
+            return
+        self._say(f"ready after {time.monotonic() - self.began:.0f} s: {self.url}/")
+
+    def _port(self, name: str, wanted: int) -> int:
+        """The usual port, or 0 for any when another program has it."""
+        try:
+            # A demo that was killed a moment ago may still be letting go of it.
+            require_free_port(wanted, name, "", 1.0)
+        except PortTaken:
+            self._say(f"port {wanted} ({name}) is taken: picking another")
+            return 0
+        return wanted
+
+    def _write_env(self, env: dict[str, str]) -> None:
+        """Settings for other commands to use the demo: ``--config``. It holds a password."""
+        file = self.directory / "env"
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            out.writelines(f"{name}={value}\n" for name, value in env.items())
+
+    def _start_worker(self, settings: dict[str, str]) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RUNNERSTREAM_")}
+        paths = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH", "")]))
+        with self._log.open("wb") as output:
+            self._worker = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.cli", "worker", "--until-stdin-closes"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**inherited, **settings, "PYTHONPATH": paths},
+                start_new_session=True,
+            )
+
+    @property
+    def _log(self) -> Path:
+        return self.directory / "worker.log"
+
+    def _log_hint(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()[-8:]
+        return "\n  ".join([f"the end of {self._log}:", *lines])
+
+    def _still_alive(self) -> None:
+        """Raise :class:`Failure` when a part has ended by itself."""
+        if self._feed_error is not None:
+            raise Failure(f"the events cannot be sent: {short(self._feed_error)}")
+        if self._worker is not None and self._worker.poll() is not None:
+            raise Failure(f"the worker ended with code {self._worker.returncode}", self._log_hint())
+        if self._stack is not None and not self._stack.status().running:
+            raise Failure(f"a server ended by itself: see the logs in {self.directory}")
+
+    # -- events --------------------------------------------------------------------------------
+
+    def _feed(self) -> None:
+        self._feeder = threading.Thread(target=self._send, name="feeder", daemon=True)
+        self._feeder.start()
+
+    def _send(self) -> None:
+        try:
+            with Producer(self.settings.kafka, client_id="runnerstream-demo") as producer:
+                for delivery in recorded():
+                    producer.post(delivery)
+                    self.recorded += 1
+                producer.flush(10)
+                lasts = LONGEST_S if self.lasts is None else self.lasts
+                simulation = live(
+                    self.seed,
+                    self.rate,
+                    lasts / 60,
+                    start_ms=int(time.time() * 1000),
+                    faults=FAULTS,
+                )
+                self.simulation = simulation
+                for record in simulation.records():
+                    while (ahead := record.send_at_ms / 1000 - time.time()) > 0:
+                        if self._feeding.wait(min(ahead, 0.25)):
+                            break
+                    # The truth counts every record that was taken: so the last one is sent, too.
+                    producer.send(record.topic, record.key, record.value)
+                    self.sent += 1
+                    if self._feeding.is_set():
+                        break
+        except BaseException as error:
+            self._feed_error = error
+
+    def _end_feed(self) -> None:
+        self._feeding.set()
+        if self._feeder is not None:
+            self._feeder.join(20)
+
+    # -- summary -------------------------------------------------------------------------------
+
+    def watch(self, stop: threading.Event) -> None:
+        """Show the summary until ``stop`` is set or the time is over."""
+        ends = None if self.lasts is None else time.monotonic() + self.lasts
+        with self._display() as show:
+            while not stop.is_set() and (ends is None or time.monotonic() < ends):
+                self._still_alive()
+                self._look()
+                show()
+                left = 1.0 if ends is None else min(1.0, max(0.0, ends - time.monotonic()))
+                stop.wait(left)
+        self._end_feed()
+
+    @contextlib.contextmanager
+    def _display(self) -> Iterator[Any]:
+        if not sys.stdout.isatty():
+            last = [0.0]
+
+            def line() -> None:
+                if time.monotonic() - last[0] >= 5:
+                    last[0] = time.monotonic()
+                    self._say(self._status_line())
+
+            yield line
+            return
+        with Live(console=self.console, auto_refresh=False, transient=True) as screen:
+            yield lambda: screen.update(self._summary(), refresh=True)
+
+    def _look(self) -> None:
+        """Refresh the snapshot; what does not answer now stays as it was."""
+        snapshot = self.snapshot
+        with contextlib.suppress(Failure):
+            snapshot.fleets = ask(self.url, "/fleets", {"span": 300}, 3.0).get("fleets", [])
+            found = ask(self.url, "/jobs", {"age": STUCK_MS // 1000, "limit": 200}, 3.0)
+            snapshot.stuck = _oldest_per_state(found.get("jobs", []))
+            snapshot.ready = ask(self.url, "/readyz", timeout=3.0)
+        try:
+            client = self._clickhouse()
+            counts = ", ".join(f"(SELECT count() FROM {name} FINAL)" for name in TABLES)
+            snapshot.rows = dict(zip(TABLES, client.execute(f"SELECT {counts}")[0], strict=True))
+        except Exception:  # it may be starting or stopping; the next look asks again
+            self._disconnect()
+
+    def _clickhouse(self) -> Client:
+        if self._client is None:
+            self._client = Client.from_url(self.settings.clickhouse.get_secret_value())
+        return self._client
+
+    def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(Exception):
+                client.disconnect()
+
+    def _depth(self) -> dict[str, int]:
+        depth = dict.fromkeys((status.value for status in Status), 0)
+        for fleet in self.snapshot.fleets:
+            for status, count in fleet["jobs"].items():
+                depth[status] += count
+        return depth
+
+    def _lag(self) -> str:
+        ready = self.snapshot.ready
+        if not ready:
+            return "–"
+        waiting = sum((ready.get("consumer_lag") or {}).values())
+        told = f"fold {ready.get('tick_lag_s', 0):.1f} s, {waiting:,} records waiting"
+        sink = ready.get("sink")
+        return f"{told}; sink {sink['lag_records']:,} records" if sink else told
+
+    def _status_line(self) -> str:
+        depth = self._depth()
+        jobs = ", ".join(f"{depth[status]} {status}" for status in (*LIVE, "completed"))
+        rows = self.snapshot.rows.get("jobs", 0)
+        state = "" if self.snapshot.ready.get("ready") else " NOT READY:"
+        why = "".join(f" {r['text']};" for r in self.snapshot.ready.get("reasons", ()))
+        return (
+            f"{duration((time.monotonic() - self.began) * 1000):>9}  {self.sent:,} events; {jobs}; "
+            f"{rows:,} rows of jobs in ClickHouse; lag: {self._lag()}{state}{why}"
+        )
+
+    def _summary(self) -> Group:
+        depth = self._depth()
+        head = Text.assemble(
+            ("runnerstream demo", "bold"),
+            f"   {duration((time.monotonic() - self.began) * 1000)}   {self.sent:,} events sent",
+            ("" if self.lasts is None else f"   ends after {duration(self.lasts * 1000)}", "dim"),
+        )
+        states = Text()
+        for status in (*LIVE, "completed"):
+            states.append(f"{status} ", "dim")
+            states.append(f"{depth[status]:,}    ", "bold" if depth[status] else "dim")
+        fleets = Table(box=None, pad_edge=False, header_style="dim")
+        for number, name in enumerate(
+            ("fleet", "queued", "running", "oldest queued", "queue p50", "p95", "run p50", "p95")
+        ):
+            fleets.add_column(name, justify="right" if number else "left", no_wrap=True)
+        busiest = sorted(self.snapshot.fleets, key=lambda f: -sum(f["jobs"].values()))[:8]
+        for fleet in sorted(busiest, key=lambda f: str(f["fleet"])):
+            queue = fleet["families"].get("queue", {})
+            run = fleet["families"].get("run", {})
+            fleets.add_row(
+                cell(fleet["fleet"]),
+                str(fleet["jobs"]["queued"]),
+                str(fleet["jobs"]["running"]),
+                duration(fleet["oldest_ms"]["queued"]),
+                *(duration(each.get(q)) for each in (queue, run) for q in ("p50_ms", "p95_ms")),
+            )
+        parts: list[Any] = [Text(), head, Text(), states, Text(), fleets, Text()]
+        if self.snapshot.stuck:
+            stuck = Table(box=None, pad_edge=False, show_header=False)
+            for row in self.snapshot.stuck:
+                stuck.add_row(
+                    row["status"],
+                    duration(row["age_ms"]),
+                    cell(row["name"] or row["key"]),
+                    cell(row["repo"]),
+                    Text(row["key"], "dim"),
+                )
+            over = f"longest in their state, over {duration(STUCK_MS)}"
+            parts += [Text(over, "dim"), Padding(stuck, (0, 0, 0, 2)), Text()]
+        rows = self.snapshot.rows
+        stored = "   ".join(f"{name} {number:,}" for name, number in rows.items())
+        parts.append(Text.assemble(("ClickHouse  ", "dim"), stored or "–"))
+        parts.append(Text.assemble(("lag         ", "dim"), self._lag()))
+        for reason in self.snapshot.ready.get("reasons", ()):
+            parts.append(Text.assemble(("not ready   ", "yellow"), cell(reason["text"])))
+        parts += [Text(), *self._pointers(), Text(), Text("Ctrl-C stops everything", "dim")]
+        return Group(*parts)
+
+    def _pointers(self) -> list[Text]:
+        return [
+            Text.assemble(("views       ", "dim"), f"{self.url}/  and  {self.url}/jobs/KEY"),
+            Text.assemble(("SQL         ", "dim"), self._example()),
+        ]
+
+    def _example(self) -> str:
+        file = str(self.directory / "env")
+        home = f"{Path.home()}{os.sep}"
+        if file.startswith(home):
+            file = f"~/{file.removeprefix(home)}"
+        return f'runnerstream --config {file} sql "SELECT * FROM queue_now"'
+
+    # -- end -----------------------------------------------------------------------------------
+
+    def check(self, stop: threading.Event) -> Check | None:
+        """Compare with the simulator's truth, until equal or the pipeline had time to drain."""
+        assert self.simulation is not None
+        self._end_feed()
+        self._still_alive()
+        truth = renamed(self.simulation.truth(), ALIASES)
+        self._say(
+            f"sent {self.sent:,} events of {len(truth.jobs):,} jobs; waiting for the pipeline to "
+            "drain, then comparing"
+        )
+        stop.clear()  # Ctrl-C ended the watching; the next one ends the waiting
+        deadline = time.monotonic() + DRAIN_S
+        while True:
+            self._still_alive()
+            found = compare(truth, self.url, self._clickhouse(), self.simulation.start_ms)
+            if found.equal or time.monotonic() > deadline or stop.wait(1.0):
+                return found
+
+    def farewell(self, checked: Check | None) -> None:
+        """The last words: what was seen, what was compared."""
+        if self._settings is None:
+            return
+        self._look()
+        depth = self._depth()
+        alive = sum(depth[status] for status in LIVE)
+        rows = sum(self.snapshot.rows.values())
+        self._say("")
+        self._say(
+            f"{duration((time.monotonic() - self.began) * 1000)}: {self.recorded} recorded "
+            f"deliveries and {self.sent:,} simulated events; {depth['completed']:,} jobs "
+            f"completed, {alive:,} live; {rows:,} rows in ClickHouse"
+        )
+        if checked is not None:
+            self._say("")
+            columns = ("compared", "with the truth", "expected", "found", "different")
+            self.console.print(table(columns, checked.lines(), right=(2, 3, 4)))
+            for difference in checked.differences[:10]:
+                self._say(f"  {difference}")
+            left = len(checked.differences) - 10
+            if left > 0:
+                self._say(f"  and {left} more")
+            self._say("all equal" if checked.equal else "DIFFERENT from the truth")
+
+    def stop(self) -> None:
+        """Stop everything that runs, in order: feeder, worker with its sink, servers."""
+        self._feeding.set()
+        self._disconnect()
+        if self._worker is not None or self._stack is not None:
+            self._say("stopping")
+        if self._worker is not None:
+            self._worker.terminate()
+            try:
+                self._worker.wait(15)
+            except subprocess.TimeoutExpired:
+                self._worker.kill()
+                self._worker.wait()
+            finally:
+                if self._worker.stdin is not None:
+                    self._worker.stdin.close()
+            self._worker = None
+        if self._feeder is not None:
+            self._feeder.join(5)
+        if self._stack is not None:
+            self._stack.stop()
+            self._stack = None
+            # It names servers that are gone, and a password.
+            (self.directory / "env").unlink(missing_ok=True)
+
+    def _say(self, text: str) -> None:
+        self.console.print(cell(text), soft_wrap=True)
+
+
+def recorded() -> Iterator[Delivery]:
+    """The recorded GitHub deliveries that come with the program, told as of some hours ago."""
+    for file in sorted(resources.files("pipeline.simulate").joinpath("data").iterdir(), key=str):
+        if file.name.endswith(".json"):
+            with resources.as_file(file) as path:
+                for delivery in deliveries(path):
+                    yield shifted(delivery, datetime.now(UTC) - RECORDED_AGO)
+
+
+def shifted(delivery: Delivery, to: datetime) -> Delivery:
+    """The same delivery, all its times moved so that the latest is at ``to``."""
+    times = [datetime.fromisoformat(text) for text in _ISO.findall(delivery.payload)]
+    if not times:
+        return delivery
+    # The repository and its owner are older and must not decide; nothing is later than the job.
+    by = to.replace(microsecond=0) - max(times)
+
+    def move(match: re.Match[str]) -> str:
+        at = datetime.fromisoformat(match.group()) + by
+        return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    occurred = delivery.occurred_at + int(by.total_seconds() * 1000)
+    return delivery.model_copy(
+        update={
+            "payload": _ISO.sub(move, delivery.payload),
+            "occurred_at": min(occurred, delivery.received_at),
+        }
+    )
+
+
+def _oldest_per_state(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first job of each state; rows come oldest first."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(row["status"], row)
+    return list(found.values())

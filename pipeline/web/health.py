@@ -1,0 +1,397 @@
+"""Can the answers be trusted, and does the work flow? Evidence, gathered directly.
+
+A thread asks the broker and ClickHouse every few seconds: the committed offsets of the worker's
+and the sink's group against the ends of the logs, the members of the sink's group, and a ping
+over native TCP. So /readyz names what is wrong ("ClickHouse unreachable for 34 s: ...") instead
+of guessing from symptoms, and answers at once whatever hangs.
+
+The sink belongs to the answer wherever a ClickHouse is configured, also when this process runs
+the fold only: rows that do not arrive are somebody's missing data. ``/readyz?part=fold`` leaves
+it out, for load balancers that should keep sending people to the views meanwhile. With the
+setting ``clickhouse`` empty there is no sink to wait for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from clickhouse_driver import Client
+from kafka import TopicPartition
+from kafka.admin import KafkaAdminClient, OffsetSpec
+
+from sinks.rows import TOPICS as SINK_TOPICS
+from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS
+
+if TYPE_CHECKING:
+    from pipeline.worker import Worker
+
+log = logging.getLogger(__name__)
+
+SOURCES: Final = (WEBHOOKS, LIFECYCLE, JOBS)
+
+#: Between two rounds of checks, and how long one question may take. Seconds.
+EVERY_S: Final = 3.0
+TIMEOUT_S: Final = 5.0
+#: A lag that has not moved for this long is called so. Seconds.
+STUCK_S: Final = 10.0
+#: Evidence older than this is none. Seconds.
+STALE_S: Final = 45.0
+
+Offsets = dict[TopicPartition, int]
+
+
+class Reason(NamedTuple):
+    """Why the worker is not ready. ``code`` is one of a few words, ``text`` is for people."""
+
+    code: str
+    text: str
+
+
+class Trouble(NamedTuple):
+    """Something that fails. ``since`` on the monotonic clock."""
+
+    since: float
+    error: str
+
+    @property
+    def seconds(self) -> float:
+        """How long it has failed."""
+        return time.monotonic() - self.since
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a group is behind."""
+
+    #: Records per topic and partition.
+    records: Offsets = field(default_factory=dict)
+    #: Seconds since the log end passed what is committed; 0 without lag. A lower bound: it
+    #: starts when we began to look.
+    seconds: float = 0.0
+    #: Seconds since a commit moved while records waited.
+    still: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """Records over all partitions."""
+        return sum(self.records.values())
+
+    def by_topic(self) -> dict[str, int]:
+        """Records by topic."""
+        found: dict[str, int] = {}
+        for where, n in self.records.items():
+            found[where.topic] = found.get(where.topic, 0) + n
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the last round of checks found. Replaced whole, so it may be read from any thread."""
+
+    at: float
+    broker: Trouble | None = None
+    clickhouse: Trouble | None = None
+    worker: Lag = Lag()
+    sink: Lag | None = None
+    #: Members of the sink's group, ``None`` when the broker does not tell.
+    sink_members: int | None = None
+
+
+class _LagMeter:
+    """Turns snapshots of committed offsets and log ends into a :class:`Lag`."""
+
+    HISTORY: Final = 2_000
+
+    def __init__(self) -> None:
+        self._ends: dict[TopicPartition, deque[tuple[float, int]]] = {}
+        self._moved: dict[TopicPartition, tuple[float, int]] = {}
+
+    def measure(self, now: float, committed: Offsets, ends: Offsets) -> Lag:
+        """The lag now, ``now`` on the monotonic clock."""
+        records: Offsets = {}
+        oldest = still = 0.0
+        for where, end in ends.items():
+            done = committed.get(where, 0)
+            behind = max(0, end - done)
+            records[where] = behind
+            # When each end was first seen: the first one beyond what is committed tells how
+            # long the next record has waited.
+            seen = self._ends.setdefault(where, deque(maxlen=self.HISTORY))
+            if not seen or seen[-1][1] != end:
+                seen.append((now, end))
+            while seen and seen[0][1] <= done:
+                seen.popleft()
+            moved_at, before = self._moved.get(where, (now, done))
+            if before != done or not behind:
+                moved_at = now
+            self._moved[where] = (moved_at, done)
+            if behind and seen:
+                waited = now - seen[0][0]
+                oldest = max(oldest, waited)
+                still = max(still, min(waited, now - moved_at))
+        for gone in self._ends.keys() - ends.keys():
+            del self._ends[gone]
+            self._moved.pop(gone, None)
+        return Lag(records, oldest, still)
+
+
+class Watch:
+    """The checks in a thread of their own. ``evidence`` is the last round's."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._settings = worker.settings
+        self._url = worker.settings.clickhouse.get_secret_value()
+        self._group = worker.settings.app_id
+        self._sink_group = f"{worker.settings.app_id}-sink"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._admin: Any = None
+        self._client: Client | None = None
+        self._mine = _LagMeter()
+        self._sinks = _LagMeter()
+        self.evidence: Evidence | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        # kafka-python and clickhouse-driver log each failure with a traceback; the reasons say it.
+        for name in ("kafka", "clickhouse_driver"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop looking; does not wait for a question that hangs."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.evidence = self._look(self.evidence or Evidence(0.0))
+            self._stop.wait(EVERY_S)
+        self._close_admin()
+
+    def _look(self, before: Evidence) -> Evidence:
+        broker, mine, sink, members = None, before.worker, before.sink, before.sink_members
+        try:
+            mine, sink, members = self._ask_broker()
+        except Exception as error:  # whatever it is, it is the answer
+            self._close_admin()
+            broker = _trouble(before.broker, error)
+        clickhouse = None
+        if self._url:
+            try:
+                self._ping()
+            except Exception as error:
+                self._disconnect()
+                clickhouse = _trouble(before.clickhouse, error)
+        return Evidence(time.monotonic(), broker, clickhouse, mine, sink, members)
+
+    def _ask_broker(self) -> tuple[Lag, Lag | None, int | None]:
+        if self._admin is None:
+            self._admin = KafkaAdminClient(
+                **self._settings.kafka_options(),
+                client_id=f"{self._group}-watch",
+                bootstrap_timeout_ms=int(TIMEOUT_S * 1000),
+                request_timeout_ms=int(TIMEOUT_S * 1000),
+            )
+        owned = set(self._worker.owned()) if self._worker.settled else set()
+        mine = self._lag(
+            self._mine, self._group, [TopicPartition(t, p) for t in SOURCES for p in owned]
+        )
+        if not self._url:
+            return mine, None, None
+        everything = range(self._settings.partitions)
+        sink = self._lag(
+            self._sinks,
+            self._sink_group,
+            [TopicPartition(t, p) for t in SINK_TOPICS for p in everything],
+        )
+        return mine, sink, self._members()
+
+    def _lag(self, meter: _LagMeter, group: str, wanted: list[TopicPartition]) -> Lag:
+        if not wanted:
+            return meter.measure(time.monotonic(), {}, {})
+        # Commits first: a log that grows in between makes the lag larger, never negative.
+        found = self._admin.list_group_offsets({group: wanted}).get(group, {})
+        committed = {where: at.offset for where, at in found.items() if at.offset >= 0}
+        unknown = [where for where in wanted if where not in committed]
+        if unknown:
+            # Nothing committed yet: the group starts at the beginning.
+            first = self._admin.list_partition_offsets(dict.fromkeys(unknown, OffsetSpec.EARLIEST))
+            committed |= {where: at.offset for where, at in first.items()}
+        ends = self._admin.list_partition_offsets(dict.fromkeys(wanted, OffsetSpec.LATEST))
+        return meter.measure(
+            time.monotonic(), committed, {where: at.offset for where, at in ends.items()}
+        )
+
+    def _members(self) -> int | None:
+        try:
+            described = self._admin.describe_groups([self._sink_group])[self._sink_group]
+            return len(described["members"])
+        except Exception as error:
+            log.debug("the broker does not tell about %s: %r", self._sink_group, error)
+            return None
+
+    def _ping(self) -> None:
+        if self._client is None:
+            client = Client.from_url(self._url)
+            client.connection.connect_timeout = TIMEOUT_S
+            client.connection.send_receive_timeout = TIMEOUT_S
+            self._client = client
+        self._client.execute("SELECT 1")
+
+    def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.disconnect()
+
+    def _close_admin(self) -> None:
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            try:
+                admin.close()
+            except Exception as error:
+                log.debug("closing the admin client: %r", error)
+
+
+class Health:
+    """Readiness of this worker: what it knows itself, and what the watch found."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._settings = worker.settings
+        self.watch = Watch(worker)
+        #: Since when the worker is neither rebalancing nor recovering, monotonic.
+        self._settled_since: float | None = None
+        # A member that gets no partition is a member all the same, and generations of some
+        # brokers begin at 0: only the assignment itself tells.
+        self._joined = False
+        worker.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
+
+    def refresh(self) -> list[Reason]:
+        """All reasons not to be ready, and the gauges brought up to date. Cheap."""
+        reasons = self._own() + self._seen()
+        metrics, evidence = self._worker.metrics, self.watch.evidence
+        metrics.ready.set(0 if reasons else 1)
+        metrics.tick_lag.set(self.tick_lag())
+        if evidence is not None:
+            lag = evidence.worker.by_topic()
+            for topic in SOURCES:
+                metrics.consumer_lag.labels(topic).set(lag.get(topic, 0))
+        return reasons
+
+    def tick_lag(self) -> float:
+        """Seconds since the latest tick that the slowest owned partition has folded."""
+        worker = self._worker
+        if not (worker.settled and self._joined):
+            return 0.0
+        now = time.time()
+        if self._settled_since is None:
+            self._settled_since = time.monotonic()
+        waited = time.monotonic() - self._settled_since
+        worst = 0.0
+        for partition in worker.owned():
+            ledger = worker.fold.ledgers.get(partition)
+            # Before its first tick a partition is as late as we have waited for it.
+            late = now - ledger.clock / 1000 if ledger is not None and ledger.clock else waited
+            worst = max(worst, late)
+        return worst
+
+    async def _on_assigned(self, app: Any, assigned: Any, **kwargs: Any) -> None:
+        self._joined = True
+
+    def _own(self) -> list[Reason]:
+        worker, app = self._worker, self._worker.app
+        if not self._joined:
+            self._settled_since = None
+            up = time.time() - worker.started_at
+            return [Reason("starting", f"joining the consumer group for {up:.0f} s")]
+        if app.rebalancing:
+            self._settled_since = None
+            return [Reason("rebalancing", "partitions are being moved between workers")]
+        if app.in_recovery:
+            self._settled_since = None
+            left = app.tables.recovery.active_remaining_total()
+            return [Reason("recovering", f"reading back the tables, {left:,} records to go")]
+        reasons = []
+        late = self.tick_lag()
+        if late > self._settings.max_lag:
+            text = f"the fold is {late:.0f} s behind (max_lag is {self._settings.max_lag:g} s)"
+            reasons.append(Reason("lagging", text))
+        unloaded = [p for p in worker.owned() if p not in worker.fold.ledgers]
+        if unloaded:
+            text = f"jobs of {len(unloaded)} partitions are not loaded yet"
+            reasons.append(Reason("loading", text))
+        return reasons
+
+    def _seen(self) -> list[Reason]:
+        evidence = self.watch.evidence
+        if evidence is None:
+            return [Reason("starting", "broker and ClickHouse are being checked")]
+        age = time.monotonic() - evidence.at
+        if age > STALE_S:
+            return [Reason("checks", f"the checks of broker and ClickHouse hang for {age:.0f} s")]
+        reasons = []
+        limit = self._settings.max_lag
+        if evidence.broker is not None:
+            t = evidence.broker
+            text = f"Kafka at {self._settings.kafka} unreachable for {t.seconds:.0f} s: {t.error}"
+            reasons.append(Reason("broker", text))
+        elif evidence.worker.seconds > limit:
+            behind = f"{evidence.worker.total:,} records and {evidence.worker.seconds:.0f} s"
+            reasons.append(Reason("lagging", f"the worker is {behind} behind its topics"))
+        if evidence.clickhouse is not None:
+            t = evidence.clickhouse
+            text = f"ClickHouse unreachable for {t.seconds:.0f} s: {t.error}"
+            reasons.append(Reason("clickhouse", text))
+        sink = evidence.sink
+        if sink is not None and evidence.broker is None:
+            if evidence.sink_members == 0:
+                text = f"no sink is running: group {self._settings.app_id}-sink has no members"
+                reasons.append(Reason("sink", f"{text}; {sink.total:,} records wait"))
+            elif sink.total and sink.still > STUCK_S:
+                text = f"the sink is {sink.total:,} records behind and not moving"
+                reasons.append(Reason("sink", f"{text} for {sink.still:.0f} s"))
+            elif sink.seconds > limit:
+                text = f"the sink is {sink.total:,} records and {sink.seconds:.0f} s behind"
+                reasons.append(Reason("sink", text))
+        return reasons
+
+    def facts(self) -> dict[str, Any]:
+        """What /workers and /readyz show beside the reasons."""
+        evidence = self.watch.evidence
+        sink = evidence.sink if evidence else None
+        return {
+            "tick_lag_s": round(self.tick_lag(), 3),
+            "consumer_lag": evidence.worker.by_topic() if evidence else None,
+            "sink": None
+            if evidence is None or sink is None
+            else {
+                "lag_records": sink.total,
+                "lag_s": round(sink.seconds, 1),
+                "members": evidence.sink_members,
+            },
+            "clickhouse": self._clickhouse(evidence),
+        }
+
+    def _clickhouse(self, evidence: Evidence | None) -> str:
+        if not self._settings.clickhouse.get_secret_value():
+            return "not configured"
+        if evidence is None:
+            return "unknown"
+        return "unreachable" if evidence.clickhouse else "reachable"
+
+
+#: Codes of reasons that are about the way to ClickHouse, not about the fold.
+SINK_CODES: Final = frozenset({"sink", "clickhouse"})
+
+
+def _trouble(before: Trouble | None, error: BaseException) -> Trouble:
+    text = " ".join(str(error).split("Stack trace:")[0].split())[:300]
+    name = type(error).__name__
+    said = text if text.startswith(name) else f"{name}: {text}" if text else name
+    return Trouble(before.since if before else time.monotonic(), said)

@@ -1,0 +1,83 @@
+"""HTML from templates. Everything is escaped: names of jobs, repositories and runners come from
+strangers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.text import duration
+
+#: Why a timing has no value, as a person reads it.
+MISSING: Final = {
+    "not_started": "it never started",
+    "pending": "not over yet",
+    "no_queued": "nobody told when it was queued",
+    "no_claim": "nobody told of a claim",
+    "gate_unknown": "the end of an approval gate is not known",
+    "negative": "the clocks contradict each other",
+    "copied": "copied from an earlier attempt",
+}
+
+
+class Pages:
+    """The templates, ready to render."""
+
+    def __init__(self) -> None:
+        self._env = Environment(
+            loader=PackageLoader("pipeline.web", "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._env.filters.update(
+            duration=duration,
+            moment=moment,
+            clock=clock,
+            link=safe_link,
+            path=lambda text: quote(str(text), safe=":"),
+            query=urlencode,
+            missing=lambda reason: MISSING.get(reason, reason),
+            number=lambda n: "–" if n is None else f"{n:,}",
+            ranges=ranges,
+        )
+
+    def render(self, template: str, **values: Any) -> str:
+        """The page."""
+        return self._env.get_template(template).render(**values)
+
+
+def moment(ms: int | None) -> str:
+    """Date and time, UTC, to the millisecond."""
+    if ms is None:
+        return "–"
+    try:
+        at = datetime.fromtimestamp(ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return str(ms)
+    return at.strftime("%Y-%m-%d %H:%M:%S.") + f"{ms % 1000:03d}"
+
+
+def clock(ms: int) -> str:
+    """Time of day, UTC, to the minute."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%H:%M")
+
+
+def safe_link(url: str) -> str:
+    """The URL when it is one to click on, else nothing: ``javascript:`` is a URL too."""
+    return url if url.startswith(("https://", "http://")) else ""
+
+
+def ranges(numbers: list[int]) -> str:
+    """``0–3, 6`` for 0, 1, 2, 3, 6."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{r[0]}–{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs) or "none"
