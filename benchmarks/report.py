@@ -1,0 +1,86 @@
+"""The result as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+#: What the project promises itself; see benchmarks/README.md.
+WANTED_RATIO: Final = 0.4
+WANTED_P99_S: Final = 3.0
+
+FLOOR: Final = (
+    "floor: bare aiokafka consumer and idempotent producer, same parse; the same two records per "
+    "changed job and batch, as long as the worker's; nothing kept, merged, computed or encoded"
+)
+
+Row = tuple[str, str, str]
+
+
+def text(result: dict[str, Any]) -> str:
+    """The table."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Python "
+        f"{machine['python']}, load before {machine['load_before'][0]}; {result['broker']}",
+        FLOOR,
+        "",
+    ]
+    rows = list(_rows(result["parts"]))
+    wide = max((len(name) for name, _, _ in rows), default=0)
+    figures = max((len(figure) for _, figure, _ in rows), default=0)
+    lines += [f"{name:<{wide}}  {figure:>{figures}}  {note}".rstrip() for name, figure, note in rows]
+    return "\n".join(lines)
+
+
+def _rows(parts: dict[str, Any]) -> Iterator[Row]:
+    if found := parts.get("throughput"):
+        each = ", ".join(f"{r['ratio']:.2f}" for r in found["rounds"])
+        yield "floor", f"{found['floor_per_second']:,.0f} facts/s", _us(found["floor_cpu_us"])
+        yield "worker", f"{found['worker_per_second']:,.0f} facts/s", _us(found["worker_cpu_us"])
+        yield "worker / floor", f"{found['ratio']:.2f}", f"rounds {each}; wanted {WANTED_RATIO}"
+        yield "worker's memory after it", _mib(found["worker_rss"]), f"{found['facts']:,} facts"
+    if found := parts.get("insert"):
+        each = ", ".join(f"{r['ratio']:.2f}" for r in found["rounds"])
+        yield "insert floor", f"{found['floor_per_second']:,.0f} states/s", _us(found["floor_cpu_us"])
+        yield "sink", f"{found['sink_per_second']:,.0f} states/s", _us(found["sink_cpu_us"])
+        yield "sink / insert floor", f"{found['ratio']:.2f}", f"rounds {each}"
+    if found := parts.get("memory"):
+        start = found["start"]
+        yield "empty worker", _mib(found["empty_rss"]), ""
+        yield (
+            "memory per live job",
+            f"{found['bytes_per_job']:,.0f} bytes",
+            f"{found['jobs']:,} jobs, {found['runs']:,} runs, after a start; right after folding "
+            f"{found['bytes_per_job_folded']:,.0f}",
+        )
+        replayed = (
+            f"{start['replay_per_second']:,.0f} records/s" if start["replay_s"] else "not seen"
+        )
+        yield "changelog replay", replayed, f"{start['changelog_records']:,} records"
+        yield "start to ready", f"{start['ready_s']:.1f} s", ""
+        yield "start to first batch done", f"{start['first_batch_s']:.1f} s", ""
+    if found := parts.get("latency"):
+        took = found["all"]
+        gap = found["resolution_s"]
+        yield (
+            "event to ClickHouse p50",
+            f"{took['p50'] * 1000:,.0f} ms",
+            f"{found['effects']:,} effects at {found['offered_per_second']:,.0f} events/s; "
+            f"resolution {gap['p50'] * 1000:.0f} ms, at worst {gap['max'] * 1000:.0f}",
+        )
+        yield (
+            "event to ClickHouse p99",
+            f"{took['p99'] * 1000:,.0f} ms",
+            f"max {took['max'] * 1000:,.0f}; wanted {WANTED_P99_S * 1000:,.0f}",
+        )
+        yield "worker per event", _us(found["fold_cpu_us_per_event"]), "normalise and fold"
+        yield "sink per event", _us(found["sink_cpu_us_per_event"]), ""
+
+
+def _us(value: float) -> str:
+    return f"{value:.1f} us CPU each"
+
+
+def _mib(value: float) -> str:
+    return f"{value / 2**20:,.0f} MiB"
