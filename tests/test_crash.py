@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from tests.support import evidence
 from tests.support.kafka import ApacheKafka, missing
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
-from topics.catalogue import JOB_STATES, JOBS, LIFECYCLE, WEBHOOKS, WINDOWS, catalogue
+from topics.catalogue import DEAD_LETTERS, JOB_STATES, JOBS, LIFECYCLE, WEBHOOKS, WINDOWS, catalogue
 from topics.producer import Producer
 
 pytestmark = [
@@ -228,6 +230,35 @@ def test_ten_thousand_malformed_records_among_good_ones(kafka: ApacheKafka, tmp_
     compared = evidence.check_topics(kafka.bootstrap, load.truth)
     assert compared["dead letters"] >= 10_000
     assert fold.stop() == 0
+
+
+def test_dead_letters_replayed_after_a_fix_are_as_if_nothing_had_been_wrong(
+    kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    load = Load(kafka.bootstrap, simulation(17, 600), rate=6_000)
+    broken = fold_worker(kafka, tmp_path, TEST_BREAK=5).start()
+    load.start()
+    load.finish()
+    wait_folded(kafka)
+    assert broken.stop() == 0, broken.tail()
+    letters = list(evidence.read_topic(kafka.bootstrap, DEAD_LETTERS))
+    assert len(letters) > 100
+    with pytest.raises(AssertionError, match="differences from the truth"):
+        evidence.check_topics(kafka.bootstrap, load.truth)
+    fixed = fold_worker(kafka, tmp_path).start()
+    replay = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "dead-letters", "replay", "--all"],
+        env={**os.environ, "RUNNERSTREAM_KAFKA": kafka.bootstrap},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert replay.returncode == 0, replay.stderr
+    wait_folded(kafka)
+    # The letters themselves stay: they are history.
+    load.truth.dead_letters = {"unexpected": len(letters)}
+    evidence.check_topics(kafka.bootstrap, load.truth)
+    assert fixed.stop() == 0, fixed.tail()
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 ``TEST_KILL_AT`` names the step (``folded``, ``outputs``, ``windows``, ``states``, ``visible``,
 ``acked``), ``TEST_KILL_AFTER`` how many transactions pass first, ``TEST_STEPS`` the order of the
 durable steps (for the control that swaps two of them). It dies by SIGKILL: no handler, no flush,
-no commit; ``TEST_KILL_BY=raise`` raises in the agent instead.
+no commit; ``TEST_KILL_BY=raise`` raises in the agent instead. ``TEST_BREAK=n`` gives it a bug that
+refuses one in n deliveries.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
 
 import uvloop
 
 from pipeline.agents.transaction import STEPS
+from pipeline.providers import github
 from pipeline.settings import load
 from pipeline.worker import Worker
+from topics.models import Delivery
 
 
 def main() -> int:
@@ -33,8 +37,22 @@ def main() -> int:
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    if os.environ.get("TEST_BREAK"):
+        break_the_provider(int(os.environ["TEST_BREAK"]))
     uvloop.install()
     return Worker(load(), observer=observer, steps=steps).run()
+
+
+def break_the_provider(every: int) -> None:
+    """Make the worker refuse one in so many deliveries, as a bug in a release would."""
+    whole = github.facts
+
+    def buggy(delivery: Delivery) -> Any:
+        if int(delivery.id[:8], 16) % every == 0:
+            raise ValueError("a bug of this release")
+        return whole(delivery)
+
+    github.facts = buggy  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
