@@ -16,6 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+try:
+    import uvloop
+except ImportError:  # not made for Windows
+    uvloop = None  # type: ignore[assignment]
+
 from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import STEPS, Observer, Transactions
@@ -45,6 +50,9 @@ class Worker:
         observer: Observer = lambda step: None,
         steps: tuple[str, ...] = STEPS,
     ) -> None:
+        if uvloop is not None:
+            # Before Faust makes its loops: a fifth more throughput.
+            uvloop.install()
         self.settings = settings
         self.metrics = Metrics(settings.max_fleet_labels)
         self.web_port = settings.web_port if web_port is None else web_port

@@ -14,8 +14,6 @@ import signal
 import sys
 from typing import Any
 
-import uvloop
-
 from pipeline.agents.transaction import STEPS
 from pipeline.providers import github
 from pipeline.settings import load
@@ -39,7 +37,6 @@ def main() -> int:
 
     if os.environ.get("TEST_BREAK"):
         break_the_provider(int(os.environ["TEST_BREAK"]))
-    uvloop.install()
     return Worker(load(), observer=observer, steps=steps).run()
 
 
