@@ -566,6 +566,10 @@ class Ledger:
             heapq.heappop(heap)
         return None
 
+    def stored(self, key: str) -> bytes | None:
+        """The bytes of a job in the table; ``None`` when there is none."""
+        return self._value_of(key.encode())
+
     def job(self, key: str) -> tuple[Job, View] | None:
         """A job's facts and what is derived from them."""
         # Not through _entry: a reader must not fill the fold's cache. While a batch is being

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import brokers
+from tests.support.worker import kill_leftovers
 
 # `ordinary` runs with every `make test`; `nightly` is for a long look: HYPOTHESIS_PROFILE=nightly.
 COMMON = {
@@ -23,3 +26,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 def pytest_report_header() -> str:
     """Which broker the tests run on, and why."""
     return brokers.describe()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_leftovers() -> Iterator[None]:
+    """A failed test must not leave a worker running beside the next module."""
+    yield
+    kill_leftovers()

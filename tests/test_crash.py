@@ -214,7 +214,15 @@ def test_three_workers_one_killed_one_added_under_load(kafka: ApacheKafka, tmp_p
     load.finish()
     wait_folded(kafka)
     evidence.check_topics(kafka.bootstrap, load.truth)
-    for worker in (workers[0], workers[2], workers[3]):
+    # Gauges of all workers add up: no partition is shown by two, or by none.
+    live = sum(job.status != "completed" for job in load.truth.jobs.values())
+    alive = (workers[0], workers[2], workers[3])
+    until(
+        lambda: sum(worker.metric("runnerstream_jobs") for worker in alive) == live,
+        10,
+        f"the gauges to add up to {live}",
+    )
+    for worker in alive:
         assert worker.stop() == 0, worker.tail()
 
 

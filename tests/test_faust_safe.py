@@ -430,7 +430,7 @@ def test_restarts_with_a_backlog_leave_no_gap(own: Broker, tmp_path: Path) -> No
         worker.kill()
     worker.start(wait=False)
     drained(own.bootstrap)
-    gaps = metric(worker, "runnerstream_offset_gaps_total")
+    gaps = worker.metric("runnerstream_offset_gaps_total")
     assert gaps == 0
     evidence.check_topics(own.bootstrap, simulation.truth())
     assert worker.stop() == 0, worker.tail()
@@ -461,19 +461,10 @@ def test_rocksdb_restarts_from_disk_and_says_the_same(own: Broker, tmp_path: Pat
     drained(own.bootstrap)
     truth = one.truth()
     evidence.check_topics(own.bootstrap, truth)
-    assert metric(worker, "runnerstream_job_transitions_total") == 0
+    assert worker.metric("runnerstream_job_transitions_total") == 0
     live = sum(1 for job in truth.jobs.values() if job.status != "completed")
-    assert metric(worker, "runnerstream_jobs") == live
+    assert worker.metric("runnerstream_jobs") == live
     assert worker.stop() == 0, worker.tail()
-
-
-def metric(worker: WorkerProcess, name: str) -> float:
-    """Sum over all children of a metric."""
-    total = 0.0
-    for line in str(worker.get("/metrics")[1]).splitlines():
-        if line.startswith((name + " ", name + "{")):
-            total += float(line.rpartition(" ")[2])
-    return total
 
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)

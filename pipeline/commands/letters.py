@@ -20,7 +20,7 @@ from pipeline.commands.common import (
     table,
 )
 from pipeline.commands.feed import producer
-from pipeline.commands.reach import broker_failure, kafka_admin
+from pipeline.commands.reach import broker_failure, kafka_admin, specs
 from pipeline.settings import Settings
 from pipeline.text import duration
 from topics.catalogue import DEAD_LETTERS, MAX_DEAD_LETTER_BYTES
@@ -220,6 +220,11 @@ def show_letter(context: Context, letter_id: str, raw: bool) -> None:
 @_filters
 @click.option("--id", "ids", multiple=True, help="Only these letters; may be repeated.")
 @click.option("--all", "everything", is_flag=True, help="Without any filter: replay all letters.")
+@click.option(
+    "--compacted",
+    is_flag=True,
+    help="Also to compacted topics, where an old record would stand for a newer one of its key.",
+)
 @click.option("--dry-run", is_flag=True, help="Count, post nothing.")
 @click.pass_obj
 def replay_letters(
@@ -230,6 +235,7 @@ def replay_letters(
     since: float | None,
     ids: tuple[str, ...],
     everything: bool,
+    compacted: bool,
     dry_run: bool,
 ) -> None:
     """Post the records of letters back to where they came from, byte for byte, under their keys.
@@ -242,7 +248,9 @@ def replay_letters(
         raise click.UsageError("choose letters with --reason, --stage, --topic, --since or --id, "
                                "or say --all")  # fmt: skip
     chosen = frozenset(ids)
+    keep_off = frozenset() if compacted else _compacted(context.settings)
     counts: Counter[str] = Counter()
+    held: Counter[str] = Counter()
     without: list[str] = []
     # The topic is read to its end as it is now, so what comes back is not replayed again.
     with producer(context.settings) as to:
@@ -253,16 +261,30 @@ def replay_letters(
                 # Too large to be carried, or a tombstone: see the letter's error.
                 without.append(letter.id)
                 continue
+            if letter.topic in keep_off:
+                held[letter.topic] += 1
+                continue
             counts[letter.topic] += 1
             if not dry_run:
                 to.send(letter.topic, letter.record_key, letter.record_value)
     verb = "would be replayed" if dry_run else "replayed"
     for topic, number in counts.most_common():
         click.echo(f"{number:>7,}  {verb} to {topic}")
-    if not counts:
+    if not (counts or held or without):
         click.echo("no letter matches")
+    for topic, number in held.most_common():
+        click.echo(
+            f"not replayed: {number:,} to {topic}, which is compacted: an old record would stand "
+            "for a newer one of its key (--compacted does it all the same)",
+            err=True,
+        )
     for missing in without:
         click.echo(f"not replayed: {missing} does not carry its record", err=True)
+
+
+def _compacted(settings: Settings) -> frozenset[str]:
+    """Topics of which only the latest record of a key is kept."""
+    return frozenset(spec.name for spec in specs(settings) if "compact" in spec.cleanup)
 
 
 def _any(wanted: Filters) -> bool:

@@ -132,7 +132,7 @@ def _order(known: Known) -> int:
 def _says(ledger: Ledger, key: str, needle: bytes) -> bool:
     # The stored bytes are searched instead of decoded, which is a hundred times as fast. Quotes
     # inside strings are escaped there, so only the field itself can match.
-    value = ledger._value_of(key.encode())
+    value = ledger.stored(key)
     return value is not None and needle in value
 
 

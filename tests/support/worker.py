@@ -28,6 +28,19 @@ from pipeline.local.process import LOOPBACK, free_port
 ROOT = Path(__file__).resolve().parents[2]
 
 
+#: Every worker that was started; what a failed test leaves running is killed after it.
+_started: list[subprocess.Popen[bytes]] = []
+
+
+def kill_leftovers() -> None:
+    """Kill all workers that still run."""
+    for process in _started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    _started.clear()
+
+
 class WorkerFailed(AssertionError):
     """The worker ended, or did not get as far as it should; the message ends with its log."""
 
@@ -118,6 +131,7 @@ class WorkerProcess:
                 env=self.env(),
                 cwd=ROOT,
             )
+        _started.append(self._process)
         if wait:
             self.wait(lambda: self.get("/healthz")[0] == 200, timeout, "answer /healthz")
         return self
@@ -163,6 +177,14 @@ class WorkerProcess:
         if headers.get_content_type() == "application/json":
             return status, json.loads(body)
         return status, body.decode()
+
+    def metric(self, name: str) -> float:
+        """Sum over all children of a metric."""
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in str(self.get("/metrics")[1]).splitlines()
+            if line.startswith((name + " ", name + "{"))
+        )
 
     def alive(self) -> bool:
         """Whether it runs."""

@@ -1,0 +1,465 @@
+"""The command line: errors and exit codes, and the commands on a real broker and ClickHouse."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from click.testing import CliRunner, Result
+from kafka import KafkaConsumer, TopicPartition
+
+from pipeline.cli import main
+from pipeline.commands.common import seconds_of
+from pipeline.local import EmbeddedClickHouse, unavailable
+from pipeline.text import duration
+from tests.support.brokers import Broker, broker
+from tests.support.worker import ROOT, WorkerProcess
+from topics.catalogue import DEAD_LETTERS, JOB_STATES, WEBHOOKS
+from topics.models import DeadLetter, Reason
+from topics.producer import Producer
+
+PAYLOADS = Path(__file__).parent / "data" / "github"
+NOWHERE = "127.0.0.1:1"
+
+needs_local = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+
+
+def run(*arguments: str, stdin: str | None = None, **settings: str) -> Result:
+    """Run the command with these settings and no others."""
+    env: dict[str, str | None] = {n: None for n in os.environ if n.startswith("RUNNERSTREAM_")}
+    env |= {f"RUNNERSTREAM_{name.upper()}": value for name, value in settings.items()}
+    return CliRunner().invoke(main, arguments, env=env, input=stdin)
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with broker(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClickHouse]:
+    with EmbeddedClickHouse(tmp_path_factory.mktemp("clickhouse")) as running:
+        yield running
+
+
+# -- without servers -------------------------------------------------------------------------------
+
+
+def test_version_and_help() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.output.split()[0]) == (0, "runnerstream")
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in (
+        "demo", "worker", "topics", "schema", "simulate", "replay", "local", "sql", "jobs",
+        "doctor", "dead-letters",
+    ):  # fmt: skip
+        assert name in result.output
+        assert run(name, "--help").exit_code == 0
+
+
+def test_the_module_is_the_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "--version"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout.startswith("runnerstream ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"partitions": "many"}, "setting partitions (RUNNERSTREAM_PARTITIONS): "),
+        ({"web_port": "70000"}, "setting web_port (RUNNERSTREAM_WEB_PORT): "),
+        ({"fleets": "{"}, "setting fleets (RUNNERSTREAM_FLEETS): expected a JSON object"),
+        ({"kafka_security": "SASL_SSL"}, "settings: kafka_security is SASL_SSL, so kafka_user"),
+        ({"store": "s3cret-value"}, "setting store"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_its_value_is_not(settings: dict[str, str], says: str) -> None:
+    result = run("topics", "show", **settings)
+    assert result.exit_code == 2
+    assert says in result.output
+    assert "Traceback" not in result.output
+    assert "s3cret-value" not in result.output
+
+
+def test_the_configuration_file(tmp_path: Path) -> None:
+    result = run("--config", str(tmp_path / "none"), "topics", "show")
+    assert result.exit_code == 2
+    assert "does not exist" in result.output
+    file = tmp_path / "env"
+    file.write_text(f"RUNNERSTREAM_KAFKA={NOWHERE}\n")
+    result = run("--config", str(file), "topics", "show")
+    assert result.exit_code == 3
+    assert f"no Kafka broker answers at {NOWHERE}" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["topics", "apply"],
+        ["dead-letters", "list"],
+        ["simulate", "--duration", "1s"],
+        ["worker", "--role", "fold", "--wait", "0"],
+        ["replay", str(PAYLOADS / "workflow_job.queued.json")],
+    ],
+)
+def test_no_broker_is_three(arguments: list[str]) -> None:
+    result = run(*arguments, kafka=NOWHERE)
+    assert result.exit_code == 3
+    assert f"no Kafka broker answers at {NOWHERE}" in result.output
+    assert "runnerstream local up" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [["sql", "SELECT 1"], ["schema", "apply"], ["schema", "show"]]
+)
+def test_no_clickhouse_is_three_and_its_password_stays_secret(arguments: list[str]) -> None:
+    result = run(*arguments, clickhouse=f"clickhouse://me:s3cret@{NOWHERE}/x")
+    assert result.exit_code == 3
+    assert f"ClickHouse does not answer at {NOWHERE}" in result.output
+    assert "s3cret" not in result.output
+    result = run(*arguments, clickhouse="")
+    assert result.exit_code == 2
+    assert "setting clickhouse is empty" in result.output
+
+
+def test_no_worker_is_three() -> None:
+    result = run("jobs", web_port="1")
+    assert result.exit_code == 3
+    assert "no worker answers at http://127.0.0.1:1" in result.output
+
+
+def test_doctor_without_anything() -> None:
+    result = run("doctor", kafka=NOWHERE, clickhouse=f"clickhouse://{NOWHERE}/x", web_port="1")
+    assert result.exit_code == 3
+    assert "BAD" in result.output
+    assert "do: " in result.output
+    told = json.loads(run("doctor", "--json", kafka=NOWHERE, clickhouse="", web_port="1").stdout)
+    assert {each["what"]: each["state"] for each in told} == {
+        "Kafka": "bad", "ClickHouse": "skipped", "worker": "look",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["worker", "--role", "cook"],
+        ["jobs", "--age", "soon"],
+        ["simulate", "--duration", "-5"],
+        ["replay"],
+        ["dead-letters", "replay"],
+    ],
+)
+def test_wrong_usage_is_two(arguments: list[str]) -> None:
+    assert run(*arguments, kafka=NOWHERE).exit_code == 2
+
+
+def test_durations() -> None:
+    assert [seconds_of(text) for text in ("90", "90s", "1.5m", "2h", "7d")] == [
+        90, 90, 90, 7_200, 604_800,
+    ]  # fmt: skip
+    assert [duration(ms) for ms in (None, 0, 999, 1_000, 65_000, 3_600_000, 172_800_000)] == [
+        "–", "0 ms", "999 ms", "1.0 s", "1 m 05 s", "1 h 00 m", "2 d",
+    ]  # fmt: skip
+
+
+# -- on a broker -----------------------------------------------------------------------------------
+
+
+def test_topics_from_nothing(kafka: Broker) -> None:
+    options = {"kafka": kafka.bootstrap, "app_id": "clitopics", "partitions": "3"}
+    result = run("topics", "show", **options)
+    assert result.exit_code == 1
+    assert "missing" in result.output
+    result = run("worker", "--role", "fold", **options)
+    assert result.exit_code == 1
+    assert "topics are missing: runners.webhooks" in result.output
+    assert "runnerstream topics apply" in result.output
+    result = run("topics", "apply", **options)
+    assert (result.exit_code, "10 created" in result.output) == (0, True)
+    result = run("topics", "apply", **options)
+    assert (result.exit_code, "0 created, 10 as they should be" in result.output) == (0, True)
+    assert run("topics", "show", **options).exit_code == 0
+    shown = json.loads(run("topics", "show", "--json", **options).stdout)
+    assert {each["state"].partition(",")[0] for each in shown} == {"ok"}
+    result = run("topics", "apply", **{**options, "partitions": "5"})
+    assert result.exit_code == 1
+    assert "partitions is 3, should be 5" in result.output
+    result = run("worker", "--role", "fold", **{**options, "partitions": "5"})
+    assert result.exit_code == 1
+    assert "contradict" in result.output
+
+
+def records(kafka: Broker, topic: str) -> list[Any]:
+    """Everything in a topic now."""
+    consumer = KafkaConsumer(bootstrap_servers=kafka.bootstrap, auto_offset_reset="earliest")
+    try:
+        where = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
+        consumer.assign(where)
+        ends = consumer.end_offsets(where)
+        consumer.seek_to_beginning(*where)
+        found: list[Any] = []
+        deadline = time.monotonic() + 20
+        while any(consumer.position(tp) < ends[tp] for tp in where):
+            assert time.monotonic() < deadline
+            for batch in consumer.poll(timeout_ms=200).values():
+                found += batch
+        return found
+    finally:
+        consumer.close()
+
+
+def test_simulate_and_replay(kafka: Broker, tmp_path: Path) -> None:
+    options = {"kafka": kafka.bootstrap, "partitions": "3", "app_id": "clitopics"}
+    run("topics", "apply", **options)
+    before = len(records(kafka, WEBHOOKS))
+    result = run(
+        "simulate", "--fast", "--rate", "60", "--duration", "30s", "--seed", "3", **options
+    )
+    assert result.exit_code == 0, result.output
+    assert "records" in result.output
+    assert len(records(kafka, WEBHOOKS)) > before + 30
+    file = tmp_path / "recorded.jsonl"
+    bodies = sorted(PAYLOADS.glob("workflow_job.*.json"))
+    file.write_text("".join(json.dumps(json.loads(b.read_text())) + "\n" for b in bodies))
+    result = run("replay", str(file), str(bodies[0]), **options)
+    assert (result.exit_code, result.output) == (0, f"{len(bodies) + 1} deliveries posted\n")
+    file.write_text("{}\n")
+    result = run("replay", str(file), **options)
+    assert result.exit_code == 1
+    assert f"{file}:1: neither a workflow_job" in result.output
+
+
+def letter(number: int, reason: Reason, value: bytes | None, age_s: float = 0) -> DeadLetter:
+    at = int((time.time() - age_s) * 1000)
+    return DeadLetter.model_construct(
+        id=f"{WEBHOOKS}:0:{number}", kind="dead_letter", version=1, source="runnerstream",
+        occurred_at=at, received_at=at, key=f"{WEBHOOKS}:0:{number}", reason=reason,
+        stage="normalise" if number % 2 else "sink", error=f"wrong [bold]{number}[/bold]",
+        topic=WEBHOOKS, partition=0, offset=number, trace=None,
+        record_key=b"key \xff %d" % number, record_value=value, record_headers={},
+    )  # fmt: skip
+
+
+def test_dead_letters(kafka: Broker) -> None:
+    options = {"kafka": kafka.bootstrap, "partitions": "3", "app_id": "clitopics"}
+    run("topics", "apply", **options)
+    assert "no dead letters" in run("dead-letters", "list", **options).output
+    value = b'{"cut": "short \xfe'
+    given = [
+        letter(1, Reason.NOT_JSON, value),
+        letter(2, Reason.NOT_JSON, b"two"),
+        letter(3, Reason.NO_JOB, b"three", age_s=7_200),
+        letter(4, Reason.TOO_LARGE, None).model_copy(update={"record_key": None}),
+    ]
+    with Producer(kafka.bootstrap) as producer:
+        # The first one twice: a batch that was repeated after a crash.
+        for each in (*given, given[0]):
+            producer.send(DEAD_LETTERS, each.key.encode(), each.model_dump_json().encode())
+        producer.send(DEAD_LETTERS, b"x", b"not a letter")
+    result = run("dead-letters", "list", **options)
+    assert result.exit_code == 0
+    assert "4 letters" in result.output
+    assert "wrong [bold]1[/bold]" in result.output
+    assert "unreadable letter" in result.output
+    told = json.loads(run("dead-letters", "list", "--json", "--since", "1h", **options).stdout)
+    assert told["total"] == 3
+    told = json.loads(
+        run("dead-letters", "list", "--json", "--reason", "not_json", "--stage", "sink", **options)
+        .stdout
+    )  # fmt: skip
+    assert [each["id"] for each in told["letters"]] == [f"{WEBHOOKS}:0:2"]
+    result = run("dead-letters", "show", f"{WEBHOOKS}:0:1", **options)
+    assert (result.exit_code, json.loads(result.stdout)["reason"]) == (0, "not_json")
+    assert json.loads(result.stdout)["record_value"] == repr(value)
+    raw = run("dead-letters", "show", "--raw", f"{WEBHOOKS}:0:1", **options)
+    assert raw.stdout_bytes == value
+    assert run("dead-letters", "show", f"{WEBHOOKS}:0:99", **options).exit_code == 1
+
+    before = len(records(kafka, WEBHOOKS))
+    result = run("dead-letters", "replay", "--reason", "not_json", "--dry-run", **options)
+    assert (result.exit_code, f"2  would be replayed to {WEBHOOKS}" in result.output) == (0, True)
+    assert len(records(kafka, WEBHOOKS)) == before
+    result = run("dead-letters", "replay", "--reason", "not_json", **options)
+    assert (result.exit_code, f"2  replayed to {WEBHOOKS}" in result.output) == (0, True)
+    posted = sorted(records(kafka, WEBHOOKS), key=lambda r: r.timestamp)[before:]
+    assert {(r.key, r.value) for r in posted} == {(b"key \xff 1", value), (b"key \xff 2", b"two")}
+    assert len(posted) == 2
+    result = run(
+        "dead-letters", "replay", "--all", "--since", "1h", "--reason", "too_large", **options
+    )
+    assert result.exit_code == 0
+    assert f"not replayed: {WEBHOOKS}:0:4 does not carry its record" in result.output
+    # An old state on a compacted topic would stand for a newer one: only when asked to.
+    old = letter(5, Reason.BAD_PAYLOAD, b"state").model_copy(
+        update={"id": f"{JOB_STATES}:0:5", "key": f"{JOB_STATES}:0:5", "topic": JOB_STATES}
+    )
+    with Producer(kafka.bootstrap) as producer:
+        producer.send(DEAD_LETTERS, old.key.encode(), old.model_dump_json().encode())
+    only = ["dead-letters", "replay", "--reason", "bad_payload"]
+    result = run(*only, **options)
+    assert f"not replayed: 1 to {JOB_STATES}, which is compacted" in result.output
+    assert records(kafka, JOB_STATES) == []
+    assert "1  replayed to" in run(*only, "--compacted", **options).output
+    assert [r.value for r in records(kafka, JOB_STATES)] == [b"state"]
+    result = run("dead-letters", "replay", "--id", f"{WEBHOOKS}:0:3", **options)
+    assert f"1  replayed to {WEBHOOKS}" in result.output
+
+
+# -- on ClickHouse ---------------------------------------------------------------------------------
+
+
+@needs_local
+def test_schema_and_sql(clickhouse: EmbeddedClickHouse) -> None:
+    options = {"clickhouse": clickhouse.url}
+    result = run("schema", "show", **options)
+    assert result.exit_code == 1
+    assert "missing" in result.output
+    result = run("schema", "apply", **options)
+    assert (result.exit_code, "applied  0001_tables" in result.output) == (0, True)
+    result = run("schema", "apply", **options)
+    assert (result.exit_code, "0 migrations applied" in result.output) == (0, True)
+    result = run("schema", "show", **options)
+    assert (result.exit_code, "job_timings" in result.output) == (0, True)
+
+    query = "SELECT number AS n, concat('a', toString(number)) AS name FROM numbers(3)"
+    result = run("sql", query, **options)
+    assert result.exit_code == 0
+    assert result.output.split() == ["n", "name", "0", "a0", "1", "a1", "2", "a2", "3", "rows"]
+    result = run("sql", "--json", query, **options)
+    assert [json.loads(line)["n"] for line in result.output.splitlines()] == [0, 1, 2]
+    result = run("sql", "--limit", "2", query, **options)
+    assert "2 of 3 rows" in result.output
+    result = run("sql", stdin="SELECT 1 AS one;\nSELECT\n 2 AS two;\n", **options)
+    assert result.exit_code == 0
+    assert "one" in result.output
+    assert "two" in result.output
+    for how in ({"stdin": "SELEC 1;"}, {}):
+        arguments = ["sql"] if how else ["sql", "SELEC 1"]
+        result = run(*arguments, **how, **options)  # type: ignore[arg-type]
+        assert result.exit_code == 1
+        assert "ClickHouse says (62): Syntax error" in result.output
+    assert (
+        run("sql", "SELECT '[bold]x[/bold]' AS x", **options).output.split()[1] == "[bold]x[/bold]"
+    )
+
+
+@needs_local
+def test_local_up_status_down(tmp_path: Path) -> None:
+    directory = ["--dir", str(tmp_path / "stack")]
+    assert run("local", "status", *directory).exit_code == 1
+    ports = ["--kafka-port", "0", "--clickhouse-port", "0", "--clickhouse-http-port", "0"]
+    result = run("local", "up", *directory, *ports)
+    try:
+        assert result.exit_code == 0, result.output
+        (line,) = [each for each in result.stdout.splitlines() if each]
+        file = Path(line.removeprefix("export RUNNERSTREAM_CONFIG="))
+        assert file.stat().st_mode & 0o077 == 0
+        assert run("--config", str(file), "topics", "apply").exit_code == 0
+        assert run("--config", str(file), "sql", "SELECT 1").exit_code == 0
+        shown = run("local", "status", "--json", *directory)
+        assert (shown.exit_code, json.loads(shown.stdout)["running"]) == (0, True)
+        password = file.read_text().partition("runnerstream:")[2].partition("@")[0]
+        assert password
+        assert password not in shown.output + run("local", "status", *directory).output
+        again = run("local", "up", *directory, *ports)
+        assert again.exit_code == 1
+        assert "runs in" in again.output
+    finally:
+        result = run("local", "down", *directory)
+    assert (result.exit_code, result.output) == (0, "stopped\n")
+    assert run("local", "down", *directory).output == "nothing was running\n"
+
+
+# -- a worker --------------------------------------------------------------------------------------
+
+
+def children(pid: int) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children()]
+
+
+def gone(pid: int, timeout: float = 15.0) -> bool:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            # A zombie whose parent has not asked yet is gone, too.
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.1)
+                continue
+        return True
+    return False
+
+
+@needs_local
+def test_a_worker_with_its_sink(kafka: Broker, clickhouse: EmbeddedClickHouse) -> None:
+    options = {
+        "kafka": kafka.bootstrap,
+        "partitions": "3",
+        "app_id": "clitopics",
+        "clickhouse": clickhouse.url,
+    }
+    assert run("topics", "apply", **options).exit_code == 0
+    worker = WorkerProcess(
+        kafka.bootstrap, role="all", **{k: v for k, v in options.items() if k != "kafka"}
+    )
+    with worker:
+        worker.wait_ready(90)
+        where = {**options, "web_port": str(worker.port)}
+        assert worker.pid is not None
+        (sink,) = children(worker.pid)
+        result = run("simulate", "--fast", "--duration", "10s", "--seed", "3", **options)
+        assert result.exit_code == 0
+
+        def stored() -> bool:
+            answer = run("sql", "--json", "SELECT count() AS n FROM jobs_latest", **options)
+            return bool(json.loads(answer.stdout)["n"] > 10)
+
+        worker.wait(stored, 60, "store jobs")
+        listed = run("jobs", "--state", "any", "--limit", "5", **where)
+        assert (listed.exit_code, "5 of" in listed.output) == (0, True)
+        told = json.loads(
+            run("jobs", "--state", "any", "--limit", "2000", "--json", **where).stdout
+        )
+        assert told["matched"] == len(told["jobs"]) > 10
+        told = json.loads(run("doctor", "--json", **where).stdout)
+        assert {e["what"]: e["state"] for e in told}["worker"] == "ok"
+        assert {e["state"] for e in told} <= {"ok", "look"}
+
+        # A crashed sink comes back; ours to say meanwhile that it is away.
+        os.kill(sink, signal.SIGKILL)
+        worker.wait(lambda: children(worker.pid or 0) not in ([], [sink]), 20, "start a new sink")
+        worker.wait_ready(90)
+        (second,) = children(worker.pid)
+        assert second != sink
+        assert worker.stop() == 0
+    assert gone(second)
+    # kill -9 of the worker takes the sink with it.
+    worker.start()
+    worker.wait(lambda: bool(children(worker.pid or 0)), 20, "start a sink")
+    assert worker.pid is not None
+    (third,) = children(worker.pid)
+    worker.kill()
+    assert gone(third)
+
+
+def test_a_taken_port_is_named(kafka: Broker) -> None:
+    options = {"kafka": kafka.bootstrap, "partitions": "3", "app_id": "clitopics"}
+    run("topics", "apply", **options)
+    result = run("worker", "--role", "fold", "--web-port", str(kafka.port), **options)
+    assert result.exit_code == 1
+    assert f"setting web_port: cannot listen on 127.0.0.1:{kafka.port}" in result.output
+    assert "--web-port (0 picks one)" in result.output
