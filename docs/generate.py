@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
+from pipeline.jobs import facts, runs  # noqa: E402
 from pipeline.metrics import Metrics  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
@@ -222,14 +224,14 @@ def part_examples() -> str:
 def fields(cls: type[BaseModel], skip: Iterable[str] = ()) -> str:
     """A table of a model's fields."""
     comments = said(cls)
+    properties = cls.model_json_schema()["properties"]
     rows = []
     for name, field in cls.model_fields.items():
         if name in skip:
             continue
         default = "required" if field.is_required() else _default(field.default)
-        rows.append(
-            (f"`{name}`", _kind(field.annotation), default, FIELDS_SAID.get(name) or comments[name])
-        )
+        kind = _kind(properties[name])
+        rows.append((f"`{name}`", kind, default, FIELDS_SAID.get(name) or comments[name]))
     return table(("field", "type", "default", "meaning"), rows)
 
 
@@ -252,18 +254,17 @@ FIELDS_SAID: Final = {
 }
 
 
-def _kind(annotation: Any) -> str:
-    names: list[str] = []
-    for each in get_args(annotation) if type(None) in get_args(annotation) else [annotation]:
-        if each is type(None):
-            continue
-        origin = getattr(each, "__origin__", each)
-        names.append(
-            {"str": "text", "int": "integer", "dict": "object", "RunnerRef": "object"}.get(
-                origin.__name__, "text" if issubclass(origin, str) else origin.__name__
-            )
-        )
-    return " or ".join(names)
+def _kind(schema: Mapping[str, Any]) -> str:
+    """A field's type and bounds in words, from its JSON schema."""
+    several = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+    if several:
+        return " or ".join(dict.fromkeys(_kind(each) for each in several))
+    if "allOf" in schema or "$ref" in schema:
+        name = schema.get("$ref", "").rpartition("/")[2]
+        return "object" if name == "RunnerRef" else "text"
+    kind = {"string": "text", "integer": "integer", "object": "object"}[schema["type"]]
+    most = schema.get("maxLength")
+    return f"{kind}, at most {most}" if most else kind
 
 
 def _default(value: Any) -> str:
@@ -306,6 +307,25 @@ def part_reasons() -> str:
 
 def part_conclusions() -> str:
     return ", ".join(f"`{each.value}`" for each in models.Conclusion) + "\n"
+
+
+def part_limits() -> str:
+    mib = catalogue.MAX_WEBHOOK_BYTES >> 20
+    lines = (
+        f"GitHub sends bodies of up to 25 MB. A record on `{catalogue.WEBHOOKS}` may have {mib} "
+        "MiB, which leaves room for escaping. Refuse larger ones where they come in.",
+        "Records on the other topics follow your brokers' `message.max.bytes`, 1 MB "
+        "unless changed.",
+        f"A job has at most {facts.MAX_FACTS:,} distinct facts, {facts.MAX_CLAIMS} claims and "
+        f"{facts.MAX_MARKS} moments of queueing and waiting; a run tells {runs.MAX_JOBS:,} jobs. "
+        "Real jobs stay below 60 facts.",
+        "Times lie between 2015 and 2100. Zero times and seconds instead of milliseconds are "
+        "refused.",
+    )
+    wrapped = (
+        textwrap.fill(line, 100, initial_indent="* ", subsequent_indent="  ") for line in lines
+    )
+    return "\n".join(wrapped)
 
 
 # --- operators --------------------------------------------------------------------------------
@@ -357,9 +377,8 @@ def metric_rows(registry: Any) -> list[tuple[str, str, str, str]]:
         told = collector.describe if hasattr(collector, "describe") else collector.collect
         for metric in told():
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-            labels = getattr(collector, "_labelnames", None)
-            if labels is None:
-                labels = getattr(metric, "_labelnames", ())
+            # A collector of ours has none of its own; its metric families do.
+            labels = getattr(collector, "_labelnames", None) or getattr(metric, "_labelnames", ())
             rows[name] = (
                 f"`{name}`",
                 metric.type,
@@ -449,7 +468,7 @@ def licence(name: str) -> str:
     """A package's licence as its metadata say, in few words."""
     if name in LICENCES:
         return LICENCES[name]
-    data = importlib.metadata.metadata(name)
+    data: Any = importlib.metadata.metadata(name)
     for text in (data.get("License-Expression"), data.get("License")):
         if text and len(text) < 60:
             return str(text)

@@ -10,6 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,7 @@ def consumer(*, rebalancing: bool = False, generation: int = 1) -> Any:
     made: Any = SafeConsumer.__new__(SafeConsumer)
     made.app = SimpleNamespace(
         rebalancing=rebalancing,
+        in_recovery=False,
         consumer_generation_id=generation,
         tables=SimpleNamespace(changelog_topics={CHANGELOG.topic}),
         flow_control=SimpleNamespace(is_active=lambda: True),
@@ -141,6 +143,37 @@ def test_source_partitions_stay_paused_until_the_seek_after_recovery_is_done() -
     settled = consumer(rebalancing=False)
     settled.resume_partitions({SOURCE})
     assert settled._active_partitions == {SOURCE}
+
+
+async def test_an_interrupted_recovery_releases_nothing_in_the_next_one() -> None:
+    # A second rebalance during the first one's last seek: Faust then lets the flow resume to read
+    # changelogs, and source records would be folded on tables that are not recovered.
+    interrupted = consumer(rebalancing=True)
+    interrupted.resume_partitions({SOURCE})
+
+    async def nothing(revoked: Any) -> None:
+        pass
+
+    interrupted._on_partitions_revoked = nothing
+    interrupted.app._start_span_from_rebalancing = lambda name: nullcontext()
+    interrupted.app.in_recovery = True
+    interrupted.resume_flow()
+    assert interrupted._active_partitions == set()
+    interrupted.diag = SimpleNamespace(set_flag=lambda f: None, unset_flag=lambda f: None)
+    interrupted._gap = interrupted._acked_index = interrupted._read_offset = {}
+    interrupted._committed_offset = {}
+    await interrupted.on_partitions_revoked({SOURCE})
+    interrupted.app.in_recovery = False
+    interrupted.resume_flow()
+    assert interrupted._active_partitions == set()
+
+
+async def test_a_batch_during_recovery_ends_the_process() -> None:
+    app = SimpleNamespace(consumer_generation_id=1, in_recovery=True)
+    event = SimpleNamespace(message=message(0, 0), value=message(0, 0).value)
+    loop = Transactions(app, Outbox({}, {}), Nothing(), max_records=1)
+    with pytest.raises(RuntimeError, match="before recovery ended"):
+        await loop._transact(Stream(event, []), [event])
 
 
 def test_only_a_finished_batch_of_this_generation_moves_the_offset() -> None:
@@ -293,6 +326,7 @@ async def test_the_loop_never_holds_batches_while_it_waits_for_more() -> None:
     tracked: list[Any] = []
     app = SimpleNamespace(
         consumer_generation_id=1,
+        in_recovery=False,
         flow_control=SimpleNamespace(is_active=lambda: True),
         consumer=SimpleNamespace(track_message=tracked.append),
     )
@@ -306,7 +340,7 @@ async def test_the_loop_never_holds_batches_while_it_waits_for_more() -> None:
 
 
 async def test_a_transaction_that_a_rebalance_overtakes_is_not_acked_as_done() -> None:
-    app = SimpleNamespace(consumer_generation_id=1)
+    app = SimpleNamespace(consumer_generation_id=1, in_recovery=False)
     event = SimpleNamespace(message=message(0, 0), value=message(0, 0).value)
     stream = Stream(event, [])
 

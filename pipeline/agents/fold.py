@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -109,6 +110,8 @@ class Fold:
                 states[partition], [(pane_key(key), value) for key, value in panes[partition]]
             )
             self.ledgers[partition] = ledger
+        # What was loaded stays, a few objects per job: no collection needs to look at it again.
+        gc.freeze()
 
     def _ledger(self, partition: int) -> Ledger:
         ledger = self.ledgers.get(partition)

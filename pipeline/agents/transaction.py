@@ -130,6 +130,10 @@ class Transactions:
         # 2: a batch fetched before a rebalance may belong to another worker by now.
         generation = self._app.consumer_generation_id
         batches = [e.value for e in events if e.message.generation_id == generation]
+        if batches and self._app.in_recovery:
+            # Folding on half-recovered tables would overwrite what is known. Better no worker
+            # than one that forgets.
+            raise RuntimeError(f"a batch of {batches[0].tp} was delivered before recovery ended")
         # 3, 4
         effects = [(batch, self._handler.fold(batch)) for batch in batches]
         folded = time.perf_counter()

@@ -159,11 +159,23 @@ class SafeConsumer(driver.Consumer):
             super().resume_partitions(wanted)
 
     def resume_flow(self) -> None:
-        """Let messages flow, and release the source partitions that were held back."""
+        """Let messages flow, and release the source partitions that were held back.
+
+        Faust also calls this when a recovery *starts*, to read changelogs: nothing is released
+        then.
+        """
         super().resume_flow()
+        if self.app.in_recovery:
+            return
         held, self._held_back = self._held_back, None
         if held:
             super().resume_partitions(held)
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """A rebalance begins. What an interrupted one held back must not be released by this one:
+        its tables would not be recovered yet."""
+        self._held_back = None
+        await super().on_partitions_revoked(revoked)
 
     async def wait_first(self, *coros: Any, timeout: Any = None) -> Any:
         """Deliver directly while nothing can suspend the delivery."""

@@ -25,7 +25,6 @@ run        earliest started and completed of the parent run's attempt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -102,28 +101,21 @@ class RunAttempt(NamedTuple):
     conclusion: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """All that is known about one job. Immutable; :func:`merge` returns a new one."""
 
     key: str
     facts: frozenset[int] = frozenset()
     #: Earliest ``received_at`` of any fact: when we first heard of the job.
     first_seen: int = 0
-    times: dict[str, dict[str, int]] = None  # type: ignore[assignment]
+    times: dict[str, dict[str, int]] = {}
     marks: frozenset[tuple[int, str]] = frozenset()
     attributes: Attributes = BLANK
     runner: Runner | None = None
-    claims: dict[str, Claim] = None  # type: ignore[assignment]
+    claims: dict[str, Claim] = {}
     ending: Ending | None = None
     run: RunAttempt | None = None
     causes: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        if self.times is None:
-            object.__setattr__(self, "times", {})
-        if self.claims is None:
-            object.__setattr__(self, "claims", {})
 
     @property
     def rev(self) -> int:
