@@ -103,6 +103,11 @@ class Settings(BaseSettings):
                 f'expected a JSON object such as {{"linux,x64": "linux-small"}}: {exc}'
             ) from None
 
+    @field_validator("data_dir")
+    @classmethod
+    def _home(cls, value: Path) -> Path:
+        return value.expanduser()
+
     @model_validator(mode="after")
     def _credentials(self) -> Settings:
         if self.kafka_security.startswith("SASL") and not self.kafka_user:
