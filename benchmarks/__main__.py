@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--facts", type=_positive, default=150_000, help="facts preloaded per round"
+        "--facts", type=_positive, default=100_000, help="facts preloaded per round"
     )
     parser.add_argument(
         "--jobs-live", type=_positive, default=200_000, help="live jobs in the memory part"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks import marks
 from tests.support.brokers import Broker, Kind, broker
@@ -71,19 +71,20 @@ class Observed:
 
     def __init__(self, place: Stage, name: str, *, role: str = "fold", **env: object) -> None:
         self.marks_file = place.directory / f"{name}.marks"
+        settings: dict[str, Any] = {
+            "partitions": PARTITIONS,
+            "BENCH_MARKS": self.marks_file,
+            # As in production; WorkerProcess has shorter ones for tests.
+            "tick_interval": 5,
+            "commit_interval": 1,
+            **env,
+        }
         self.process = WorkerProcess(
             place.bootstrap,
             command=["-m", "benchmarks.observed", "worker", "--role", role],
             log=place.directory / f"{name}.log",
             directory=place.directory / name,
-            **{
-                "partitions": PARTITIONS,
-                "BENCH_MARKS": str(self.marks_file),
-                # As in production; WorkerProcess has shorter ones for tests.
-                "tick_interval": 5,
-                "commit_interval": 1,
-                **env,
-            },
+            **settings,
         )
 
     def marks(self) -> list[marks.Mark]:

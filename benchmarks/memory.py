@@ -16,22 +16,21 @@ def measure(options: Options) -> dict[str, Any]:
     """Fold many live jobs into a worker, look at it, start it again."""
     with stage(options.kind) as place:
         observed = Observed(place, "memory")
-        process = observed.process
-        process.start().wait_ready()
-        # The first tick has come, so everything that is loaded late is loaded.
-        observed.wait_taken(PARTITIONS, 60)
-        time.sleep(1.0)
-        empty = _rss(observed)
-        say(f"memory: an empty worker has {empty / 2**20:.0f} MiB; folding {options.jobs_live:,} jobs")
-        records = list(facts.live(options.jobs_live))
-        runs = len({key for key, _ in records if b":run/" in key})
-        facts.preload(place.bootstrap, records, PARTITIONS)
-        before = observed.taken()
-        observed.wait_taken(before + len(records), 600)
-        observed.wait_quiet(60)
-        full = _rss(observed)
-        folded = marks.rate(observed.marks(), "fold", before + len(records))
-        process.stop()
+        with observed.process as process:
+            process.wait_ready()
+            # The first tick has come, so everything that is loaded late is loaded.
+            observed.wait_taken(PARTITIONS, 60)
+            time.sleep(1.0)
+            empty = _rss(observed)
+            say(f"memory: empty {empty / 2**20:.0f} MiB; folding {options.jobs_live:,} jobs")
+            records = list(facts.live(options.jobs_live))
+            runs = len({key for key, _ in records if b":run/" in key})
+            before = observed.taken()
+            facts.preload(place.bootstrap, records, PARTITIONS)
+            observed.wait_taken(before + len(records), 600)
+            observed.wait_quiet(60)
+            full = _rss(observed)
+        folded = marks.rate(_behind(observed.marks(), before), "fold", len(records))
         restarted = _restart(place, options, records[: 8 * PARTITIONS])
         return {
             "jobs": options.jobs_live,
@@ -53,9 +52,15 @@ def _restart(place: Stage, options: Options, backlog: list[facts.Record]) -> dic
     observed = Observed(place, "restarted")
     began = time.monotonic()
     process = observed.process.start(wait=False)
-    process.wait_ready(timeout=300)
-    ready = time.monotonic() - began
-    observed.wait_taken(1, 120)
+    try:
+        process.wait_ready(timeout=300)
+        ready = time.monotonic() - began
+        observed.wait_taken(1, 120)
+        # The tables are there; what of the replay can be freed is freed by the next ticks.
+        time.sleep(6.0)
+        rss = _rss(observed)
+    finally:
+        process.stop()
     noted = observed.marks()
     first = marks.of(noted, "fold")[0]
     imported = marks.of(noted, "imported")[0]["t"] - began
@@ -63,10 +68,6 @@ def _restart(place: Stage, options: Options, backlog: list[facts.Record]) -> dic
     settled = [mark["t"] for mark in marks.of(noted, "settled") if mark["t"] < first["t"]]
     replay = settled[-1] - assigned[0] if assigned and settled else None
     say(f"memory: restarted on {changelog:,} changelog records, ready after {ready:.1f} s")
-    # The tables are there; what of the replay can be freed is freed by the next ticks.
-    time.sleep(6.0)
-    rss = _rss(observed)
-    process.stop()
     return {
         "changelog_records": changelog,
         "imported_s": imported,
@@ -78,6 +79,14 @@ def _restart(place: Stage, options: Options, backlog: list[facts.Record]) -> dic
         "rss": rss,
         "jobs": options.jobs_live,
     }
+
+
+def _behind(noted: list[marks.Mark], records: int) -> list[marks.Mark]:
+    """The fold's marks without those of the first ``records`` records."""
+    folds = marks.of(noted, "fold")
+    while folds and records > 0:
+        records -= folds.pop(0)["records"]
+    return folds
 
 
 def _rss(observed: Observed) -> int:

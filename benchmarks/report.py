@@ -29,7 +29,9 @@ def text(result: dict[str, Any]) -> str:
     rows = list(_rows(result["parts"]))
     wide = max((len(name) for name, _, _ in rows), default=0)
     figures = max((len(figure) for _, figure, _ in rows), default=0)
-    lines += [f"{name:<{wide}}  {figure:>{figures}}  {note}".rstrip() for name, figure, note in rows]
+    lines += [
+        f"{name:<{wide}}  {figure:>{figures}}  {note}".rstrip() for name, figure, note in rows
+    ]
     return "\n".join(lines)
 
 
@@ -38,11 +40,19 @@ def _rows(parts: dict[str, Any]) -> Iterator[Row]:
         each = ", ".join(f"{r['ratio']:.2f}" for r in found["rounds"])
         yield "floor", f"{found['floor_per_second']:,.0f} facts/s", _us(found["floor_cpu_us"])
         yield "worker", f"{found['worker_per_second']:,.0f} facts/s", _us(found["worker_cpu_us"])
+        bare = f"{found['bare_per_second']:,.0f} facts/s"
+        yield "same fold, no framework", bare, _us(found["bare_cpu_us"])
         yield "worker / floor", f"{found['ratio']:.2f}", f"rounds {each}; wanted {WANTED_RATIO}"
+        each = ", ".join(f"{r['framework_ratio']:.2f}" for r in found["rounds"])
+        yield "worker / same fold", f"{found['framework_ratio']:.2f}", f"rounds {each}"
         yield "worker's memory after it", _mib(found["worker_rss"]), f"{found['facts']:,} facts"
     if found := parts.get("insert"):
         each = ", ".join(f"{r['ratio']:.2f}" for r in found["rounds"])
-        yield "insert floor", f"{found['floor_per_second']:,.0f} states/s", _us(found["floor_cpu_us"])
+        yield (
+            "insert floor",
+            f"{found['floor_per_second']:,.0f} states/s",
+            _us(found["floor_cpu_us"]),
+        )
         yield "sink", f"{found['sink_per_second']:,.0f} states/s", _us(found["sink_cpu_us"])
         yield "sink / insert floor", f"{found['ratio']:.2f}", f"rounds {each}"
     if found := parts.get("memory"):

@@ -15,8 +15,9 @@ from benchmarks.bench import BATCH, PARTITIONS, Observed, Options, Stage, say, s
 from tests.support.worker import ROOT
 from topics.catalogue import DEAD_LETTERS, JOB_STATES
 
-#: Application id of the floor, which names its changelog.
+#: Application ids of the floor and of the same fold without a framework.
 FLOOR: Final = "bench-floor"
+BARE: Final = "bench-bare"
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -26,19 +27,23 @@ def measure(options: Options) -> dict[str, Any]:
     sizes = facts.written(records, PARTITIONS, BATCH // PARTITIONS)
     rounds = []
     for number in range(1, options.rounds + 1):
-        with stage(options.kind, "runnerstream", FLOOR) as place:
+        with stage(options.kind, "runnerstream", FLOOR, BARE) as place:
             seconds = facts.preload(place.bootstrap, records, PARTITIONS)
             say(f"throughput: round {number}: preloaded in {seconds:.1f} s")
-            ground = _floor(place, len(records), sizes)
+            ground = _floor(place, FLOOR, len(records), sizes)
             say(f"throughput: round {number}: floor {ground.per_second:,.0f} facts/s")
+            bare = _floor(place, BARE, len(records), sizes)
+            say(f"throughput: round {number}: same fold, no framework {bare.per_second:,.0f}")
             worker = _worker(place, len(records))
             said = worker["rate"]
             say(f"throughput: round {number}: worker {said['per_second']:,.0f} facts/s")
             rounds.append(
                 {
                     "floor": ground.data(),
+                    "bare": bare.data(),
                     "worker": worker,
                     "ratio": said["per_second"] / ground.per_second,
+                    "framework_ratio": said["per_second"] / bare.per_second,
                 }
             )
     return {
@@ -48,7 +53,10 @@ def measure(options: Options) -> dict[str, Any]:
         "run_state_bytes": sizes.run_bytes,
         "floor_per_second": median(r["floor"]["per_second"] for r in rounds),
         "worker_per_second": median(r["worker"]["rate"]["per_second"] for r in rounds),
+        "bare_per_second": median(r["bare"]["per_second"] for r in rounds),
         "ratio": median(r["ratio"] for r in rounds),
+        "framework_ratio": median(r["framework_ratio"] for r in rounds),
+        "bare_cpu_us": median(r["bare"]["cpu_us"] for r in rounds),
         "floor_cpu_us": median(r["floor"]["cpu_us"] for r in rounds),
         "worker_cpu_us": median(r["worker"]["rate"]["cpu_us"] for r in rounds),
         "worker_rss": max(r["worker"]["rss"] for r in rounds),
@@ -56,12 +64,12 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
-def _floor(place: Stage, number: int, sizes: facts.Written) -> marks.Rate:
+def _floor(place: Stage, app_id: str, number: int, sizes: facts.Written) -> marks.Rate:
     task = floor.Task(
         bootstrap=place.bootstrap,
-        group="bench-floor",
-        # What the floor writes must not be what the worker recovers from.
-        changelog=f"{FLOOR}-jobs-changelog",
+        # Its changelogs are its own: the worker must not recover from them.
+        app_id=app_id,
+        fold=app_id == BARE,
         partitions=PARTITIONS,
         facts=number,
         batch=BATCH,

@@ -1,0 +1,88 @@
+"""The benchmark runs and its figures are sane. How fast anything is, is not tested here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import facts, marks, report
+from tests.support.worker import ROOT
+from topics.models import JOBS_RECORD, JobFact, RunLink
+from topics.reading import read
+
+
+def test_a_tiny_run_writes_sane_figures(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--facts", "2000", "--rounds", "1",
+         "--parts", "throughput", "--json", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert result["machine"]["cores"] >= 1
+    part = result["parts"]["throughput"]
+    assert part["facts"] == 2000
+    assert 0.001 < part["ratio"] < 20
+    (only,) = part["rounds"]
+    for rate in (only["floor"], only["worker"]["rate"]):
+        assert rate["records"] >= 2000 / 2
+        assert 100 < rate["per_second"] < 1e6
+        assert 1 < rate["cpu_us"] < 1e5
+        assert 0 < rate["written_per_record"] < 3
+    assert only["worker"]["dead_letters"] == 0
+    assert only["worker"]["job_states_written"] > 100
+    assert "worker / floor" in done.stdout
+
+
+def test_wrong_parts_are_refused() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--parts", "speed"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert "throughput" in done.stderr
+
+
+def test_live_jobs_are_as_many_as_asked_for_and_distinct() -> None:
+    records = list(facts.live(900, templates=200))
+    said = [read(JOBS_RECORD, value) for _, value in records]
+    assert [fact.key.encode() for fact in said] == [key for key, _ in records]
+    assert len({fact.id for fact in said}) == len(said)
+    jobs = {fact.key for fact in said if isinstance(fact, JobFact)}
+    # A run is not cut, so the last one may bring some more.
+    assert 900 <= len(jobs) < 900 + 256
+    assert {fact.job_key for fact in said if isinstance(fact, RunLink)} == jobs
+    assert not any("completed" in fact.times for fact in said if isinstance(fact, JobFact))
+
+
+def test_a_rate_leaves_out_the_first_batch_and_what_comes_after_the_last() -> None:
+    def mark(t: float, records: int) -> marks.Mark:
+        return {
+            "what": "fold", "t": t, "cpu": t / 2, "records": records, "seconds": 1.0,
+            "fold_seconds": 0.5, "outputs": records, "panes": 0, "states": 0,
+        }  # fmt: skip
+
+    rate = marks.rate([mark(10, 100), mark(11, 100), mark(12, 100), mark(90, 1)], "fold", 300)
+    assert (rate.records, rate.seconds, rate.per_second) == (200, 2, 100)
+    assert rate.cpu_us == 1 / 200 * 1e6
+    assert rate.fold_share == 0.5
+
+
+def test_the_table_says_what_was_not_measured_by_leaving_it_out() -> None:
+    result = {
+        "machine": {"cores": 2, "cpu": "x", "memory_gib": 1, "python": "3", "load_before": [0]},
+        "broker": "broker: Apache Kafka",
+        "parts": {},
+    }
+    assert "facts/s" not in report.text(result)
