@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -166,6 +167,46 @@ async def test_an_interrupted_recovery_releases_nothing_in_the_next_one() -> Non
     interrupted.app.in_recovery = False
     interrupted.resume_flow()
     assert interrupted._active_partitions == set()
+
+
+async def test_where_nothing_was_committed_the_seek_goes_to_the_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Faust seeks nowhere then, and what was fetched and dropped before is never read again.
+    fresh, known = TP(SOURCE.topic, 0), TP(SOURCE.topic, 1)
+    safe = consumer()
+    sought: list[Any] = []
+
+    async def seek_to_committed() -> dict[TP, int | None]:
+        return {fresh: None, known: 7}
+
+    async def seek_to_beginning(*partitions: Any) -> None:
+        sought.extend(partitions)
+
+    monkeypatch.setattr(safe, "seek_to_committed", seek_to_committed, raising=False)
+    safe.assignment = lambda: {fresh, known, CHANGELOG}
+    safe._thread = SimpleNamespace(seek_to_beginning=seek_to_beginning)
+    safe._committed_offset = defaultdict(lambda: None)
+    safe._read_offset = {fresh: 51, known: 60}
+    await safe.perform_seek()
+    assert [(tp.topic, tp.partition) for tp in sought] == [(fresh.topic, 0)]
+    assert safe._read_offset == {fresh: None, known: 7}
+
+
+async def test_a_fetch_does_not_see_the_set_of_partitions_change() -> None:
+    # aiokafka takes an emptied set for "all partitions", the paused ones too.
+    safe = consumer()
+    seen: list[Any] = []
+
+    async def getmany(active: Any, timeout: float) -> dict[Any, Any]:
+        live.clear()
+        seen.append(active)
+        return {}
+
+    live = {SOURCE}
+    safe._thread = SimpleNamespace(getmany=getmany)
+    await safe._getmany(live, 1.0)
+    assert seen == [{SOURCE}]
 
 
 async def test_a_batch_during_recovery_ends_the_process() -> None:
