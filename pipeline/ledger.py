@@ -280,7 +280,6 @@ class Ledger:
         self._dirty_panes.clear()
         self._gone_panes.clear()
         self._dirty_clock = False
-        self._trim()
         return effects
 
     def _fact(self, fact: JobFact) -> None:
@@ -653,7 +652,12 @@ class Ledger:
         seen = view(job, self.fleets)._replace(fleet=record["fleet"])
         return _Entry(job, seen, contributions(seen))
 
-    def _trim(self) -> None:
+    def trim(self) -> None:
+        """Forget decoded jobs and runs beyond what is worth keeping.
+
+        Only to be called when everything flushed is in the tables: what is forgotten here is read
+        from there next, and an older value there would undo what is known.
+        """
         surplus = len(self._entries) - self.CACHE
         if surplus > 0:
             for key in list(self._entries)[: surplus + self.CACHE // 10]:

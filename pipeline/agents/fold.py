@@ -89,6 +89,9 @@ class Fold:
             [(pane_key_bytes(partition, key), value) for key, value in effects.panes],
             offsets.get((self._windows_changelog, partition)),
         )
+        ledger = self.ledgers.get(partition)
+        if ledger is not None:
+            ledger.trim()
         if effects.notes:
             self._on_notes(effects.notes)
 
