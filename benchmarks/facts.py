@@ -171,6 +171,7 @@ def written(records: Iterable[Record], partitions: int, batch: int) -> Written:
             else:
                 values[key] = state
                 sizes[b":run/" in key].append(len(state))
+        ledger.written()
     return Written(
         job_bytes=round(sum(sizes[False]) / max(1, len(sizes[False]))),
         run_bytes=round(sum(sizes[True]) / max(1, len(sizes[True]))),

@@ -111,6 +111,7 @@ class _Fold:
                     table.pop(key, None)
                 else:
                     table[key] = value
+            ledger.written()
         # What it would feed back would be the worker's input too.
         outputs = [output for output in outputs if output.topic != JOBS]
         return [outputs, windows, states]

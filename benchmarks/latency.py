@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Final
 
-import orjson
+import msgspec
 from clickhouse_driver import Client
 
 from benchmarks import machine
@@ -223,7 +223,8 @@ def _effect(record: Sending) -> tuple[str, bool]:
         return "", False
     if record.topic != WEBHOOKS:
         return key, False
-    return key, orjson.loads(orjson.loads(record.value)["payload"])["action"] == "completed"
+    body = msgspec.json.decode(msgspec.json.decode(record.value)["payload"])
+    return key, body["action"] == "completed"
 
 
 def _quantiles(took: Sequence[float]) -> dict[str, float] | None:

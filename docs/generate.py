@@ -92,7 +92,7 @@ WHY: Final = {
     "prometheus-client": "Metrics.",
     "pydantic": "The models of all records: parsed, checked and written in Rust.",
     "pydantic-settings": "Settings from the environment and a file.",
-    "orjson": "JSON of states and windows, several times faster than the standard library.",
+    "msgspec": "The state of a job in memory and as JSON: typed structs, made and written in C.",
     "ddsketch": "The bins of the quantile sketches: at most 1 % off, and mergeable by addition.",
     "click": "The command line.",
     "rich": "Tables and the live summary on the terminal.",

@@ -2,7 +2,8 @@
 
 A :class:`Ledger` is the pure heart of the fold. :meth:`Ledger.apply` takes the partition's
 records one by one, in offset order; :meth:`Ledger.flush` returns the :class:`Effects` of all of
-them: what to publish, which panes and states to write. It knows no Kafka, no Faust and no clock
+them: what to publish, which panes and states to write; :meth:`Ledger.written` is told when they
+are. It knows no Kafka, no Faust and no clock
 but the ticks in the log, so the same log always gives the same effects, whatever the batch
 borders. It is a working copy: it may run ahead of what is durable, because a failure after
 ``apply`` ends the process (or drops the ledger, on a rebalance) and the next owner rebuilds it
@@ -21,11 +22,15 @@ a pane, or wholly above.
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from itertools import islice
+from typing import Final
 
-import orjson
+from msgspec import Struct
+from msgspec.json import Encoder
+from msgspec.structs import replace
 
 from pipeline.jobs import (
     FleetNames,
@@ -33,14 +38,16 @@ from pipeline.jobs import (
     Run,
     TooManyFacts,
     View,
+    decode,
+    decode_run,
     encode,
+    encode_clock,
     encode_run,
-    from_record,
     link_run,
     merge,
     merge_run,
-    run_from_record,
     run_outcomes,
+    summary,
     view,
 )
 from pipeline.windows import (
@@ -48,6 +55,7 @@ from pipeline.windows import (
     Contribution,
     Pane,
     WindowPolicy,
+    bin_of,
     contributions,
     decode_pane,
     encode_pane,
@@ -62,6 +70,8 @@ DAY_MS: Final = 86_400_000
 
 #: Table key of the partition's clock. ``~`` sorts after every job key and is in none.
 CLOCK_KEY: Final = "~clock"
+
+_encoder: Final = Encoder()
 
 LIVE: Final = tuple(status.value for status in Status if status is not Status.COMPLETED)
 
@@ -78,7 +88,7 @@ class Retention:
     unfinished_ms: int = 70 * DAY_MS
 
 
-class Output(NamedTuple):
+class Output(Struct, frozen=True, gc=False):
     """A record to publish. ``partition`` None: by key."""
 
     topic: str
@@ -87,7 +97,7 @@ class Output(NamedTuple):
     value: bytes | None
 
 
-class Note(NamedTuple):
+class Note(Struct, frozen=True, gc=False):
     """Something to count once the batch is durable. ``name`` is an attribute of metrics."""
 
     name: str
@@ -108,7 +118,7 @@ class Effects:
     notes: list[Note] = field(default_factory=list)
 
 
-class Known(NamedTuple):
+class Known(Struct, frozen=True, gc=False):
     """The index entry of a job: enough to count, filter and expire without decoding it."""
 
     status: str
@@ -118,10 +128,14 @@ class Known(NamedTuple):
     completed_at: int | None
 
 
-class _Entry(NamedTuple):
+class _Entry(Struct, frozen=True, gc=False):
+    """A decoded job and what is needed of its view; the view itself is quickly made again."""
+
     job: Job
-    view: View
+    since: int | None
     adds: frozenset[Contribution]
+    #: Statuses it is known to have been in, as bits.
+    reached: int
 
 
 _MISSING: Final[frozenset[Contribution]] = frozenset()
@@ -171,7 +185,7 @@ class Ledger:
         self._before: dict[str, _Entry | None] = {}
         # What the batch under way has touched.
         self._offset = -1
-        self._dirty_jobs: dict[str, None] = {}
+        self._dirty_jobs: dict[str, bytes] = {}
         self._dirty_runs: dict[str, None] = {}
         self._dirty_panes: dict[PaneKey, None] = {}
         self._dirty_windows: dict[tuple[str, int, int], None] = {}
@@ -179,6 +193,8 @@ class Ledger:
         self._gone_states: dict[str, None] = {}
         self._gone_panes: dict[PaneKey, None] = {}
         self._effects = Effects()
+        #: Jobs and runs of each flush that is not in the tables yet, the oldest first.
+        self._unwritten: deque[list[str]] = deque()
         #: Counts of the batch, one note per name and labels instead of one per record.
         self._counted: dict[tuple[str, tuple[str, ...]], int] = {}
         #: Open panes this batch adds to, each with the wider windows around it; all are marked
@@ -194,22 +210,20 @@ class Ledger:
     ) -> None:
         """Rebuild indexes from the tables after recovery or assignment."""
         for key, value in states:
-            record = orjson.loads(value)
-            kind = record["kind"]
-            if kind == "clock":
-                self.clock = record["at"]
-            elif kind == "run.state":
-                self._know_run(run_from_record(record))
+            known = summary(value)
+            if known.kind == "clock":
+                self.clock = known.at
+            elif known.kind == "run.state":
+                self._know_run(decode_run(value))
             else:
-                job = key.decode()
                 self._index(
-                    job,
+                    key.decode(),
                     Known(
-                        record["status"],
-                        record["fleet"],
-                        record["since"],
-                        record["received_at"],
-                        record.get("completed_at"),
+                        known.status,
+                        known.fleet,
+                        known.since,
+                        known.received_at,
+                        known.completed_at,
                     ),
                 )
         for pane_key, value in panes:
@@ -255,9 +269,7 @@ class Ledger:
             effects.notes.append(Note(name, labels, float(times)))
         self._counted.clear()
         self._open.clear()
-        for key in self._dirty_jobs:
-            entry = self._entries[key]
-            value = encode(entry.job, entry.view)
+        for key, value in self._dirty_jobs.items():
             raw = key.encode()
             effects.outputs.append(Output(JOB_STATES, self.partition, raw, value))
             effects.states.append((raw, value))
@@ -266,14 +278,14 @@ class Ledger:
         for key in self._gone_states:
             effects.states.append((key.encode(), None))
         if self._dirty_clock:
-            clock = {"kind": "clock", "at": self.clock}
-            effects.states.append((clock_key(self.partition), orjson.dumps(clock)))
+            effects.states.append((clock_key(self.partition), encode_clock(self.clock)))
         for pane_key in self._dirty_panes:
             pane = self.panes[pane_key]
             pane.fence = self._offset
             effects.panes.append((pane_key, encode_pane(pane)))
         for pane_key in self._gone_panes:
             effects.panes.append((pane_key, None))
+        self._unwritten.append([*self._dirty_jobs, *self._dirty_runs])
         self._dirty_jobs.clear()
         self._dirty_runs.clear()
         self._gone_states.clear()
@@ -303,7 +315,7 @@ class Ledger:
             if job is known:
                 return
         if before is not None:
-            since = before.view.since
+            since = before.since
             if since is not None and fact.occurred_at < since - 1_000:
                 self._note("out_of_order_facts")
         if key not in self._before:
@@ -316,14 +328,19 @@ class Ledger:
             before = self._before[key]
             after = view(job, self.fleets)
             added = contributions(after)
-            adds = before.adds if before is not None else _MISSING
+            reached = _reached(after)
+            if before is None:
+                adds, known = _MISSING, 0
+            else:
+                adds, known = before.adds, before.reached
             if added != adds:
                 # Sorted, so that the effects do not depend on hash order.
                 for c in sorted(adds - added, key=_order):
                     self._contribute(self._offset, c, -1)
                 for c in sorted(added - adds, key=_order):
                     self._contribute(self._offset, c, 1)
-            self._count(before.view if before is not None else None, after)
+            if reached != known:
+                self._count(known, reached, after)
             completed = after.at.completed
             self._index(
                 key,
@@ -336,26 +353,24 @@ class Ledger:
                 ),
             )
             self._entries.pop(key, None)
-            self._entries[key] = _Entry(job, after, added)
+            self._entries[key] = _Entry(job, after.since, added, reached)
             self._gone_states.pop(key, None)
-            self._dirty_jobs[key] = None
+            self._dirty_jobs[key] = encode(job, after)
         self._changed.clear()
         self._before.clear()
 
-    def _count(self, before: View | None, after: View) -> None:
+    def _count(self, known: int, reached: int, after: View) -> None:
         """Note the statuses a job is now known to have reached, each once per job.
 
         Not "the status changed": that would depend on what arrived together.
         """
-        known = _reached(before) if before is not None else _NOWHERE
-        now = _reached(after)
-        if now != known:
-            for status, was, reached in zip(_STATUSES, known, now, strict=True):
-                if reached and not was:
-                    self._note("transitions", (after.fleet, status))
-            if now[-1] and not known[-1]:
-                self._note("completions", (after.fleet, after.conclusion or "unknown"))
-                self._account_for_gaps(after)
+        new = reached & ~known
+        for bit, status in _BITS:
+            if new & bit:
+                self._note("transitions", (after.fleet, status))
+        if new & _COMPLETED:
+            self._note("completions", (after.fleet, after.conclusion or "unknown"))
+            self._account_for_gaps(after)
 
     def _too_old(self, fact: JobFact) -> bool:
         """Whether the job's tombstone may be gone already: history only, never a new job."""
@@ -383,9 +398,9 @@ class Ledger:
     def _run(self, key: str) -> Run | None:
         run = self._run_entries.get(key)
         if run is None and key in self._runs:
-            value = self._value_of(key.encode())
+            value = self.stored(key)
             if value is not None:
-                run = run_from_record(orjson.loads(value))
+                run = decode_run(value)
         return run
 
     def _run_changed(self, before: Run | None, after: Run) -> None:
@@ -479,7 +494,7 @@ class Ledger:
                     "oldest_ms": max(0, self.clock - since) if since is not None else 0,
                 }
                 self._effects.outputs.append(
-                    Output(SAMPLES, self.partition, key.encode(), orjson.dumps(record))
+                    Output(SAMPLES, self.partition, key.encode(), _encoder.encode(record))
                 )
         self._sampled = sampled
 
@@ -502,8 +517,13 @@ class Ledger:
                 self._note("revised_timings", (c.name,))
         if around is None:
             around = self._open[pane_key] = self._dirty(pane, c.fleet, start)
-        for each in around:
-            each.add(c, weight)
+        if c.ms is None:
+            for each in around:
+                each.count(c.name, weight)
+        else:
+            bin_ = bin_of(c.ms)
+            for each in around:
+                each.sample(c.name, c.ms, bin_, weight)
 
     def _dirty(self, pane: Pane | None, fleet: str, start: int) -> tuple[Pane, ...]:
         """The pane, made when there is none, and the windows around it, marked as changed."""
@@ -566,7 +586,7 @@ class Ledger:
         )
         key: str = record["key"]
         self._effects.outputs.append(
-            Output(WINDOWS, self.partition, key.encode(), orjson.dumps(record))
+            Output(WINDOWS, self.partition, key.encode(), _encoder.encode(record))
         )
 
     def _forget_panes(self) -> None:
@@ -604,15 +624,17 @@ class Ledger:
         return None
 
     def stored(self, key: str) -> bytes | None:
-        """The bytes of a job in the table; ``None`` when there is none."""
+        """The bytes of a job or run in the table; ``None`` when there is none."""
         return self._value_of(key.encode())
 
     def job(self, key: str) -> tuple[Job, View] | None:
         """A job's facts and what is derived from them."""
         # Not through _entry: a reader must not fill the fold's cache. While a batch is being
         # made durable the table still holds the older value.
-        entry = self._entries.get(key) or (self._stored(key) if key in self.index else None)
-        return (entry.job, entry.view) if entry else None
+        if key not in self.index:
+            return None
+        entry = self._entries.get(key) or self._decoded(key)
+        return (entry.job, self._view(key, entry.job)) if entry else None
 
     def _index(self, key: str, known: Known) -> None:
         before = self.index.get(key)
@@ -637,54 +659,70 @@ class Ledger:
     def _entry(self, key: str) -> _Entry | None:
         entry = self._entries.get(key)
         if entry is None and key in self.index:
-            entry = self._stored(key)
+            entry = self._decoded(key)
             if entry is not None:
                 self._entries[key] = entry
         return entry
 
-    def _stored(self, key: str) -> _Entry | None:
-        value = self._value_of(key.encode())
+    def _decoded(self, key: str) -> _Entry | None:
+        value = self.stored(key)
         if value is None:
             return None
-        record: dict[str, Any] = orjson.loads(value)
-        job = from_record(record)
-        # The fleet it was counted under: an alias may have been configured since.
-        seen = view(job, self.fleets)._replace(fleet=record["fleet"])
-        return _Entry(job, seen, contributions(seen))
+        job = decode(value)
+        seen = self._view(key, job)
+        return _Entry(job, seen.since, contributions(seen), _reached(seen))
 
-    def trim(self) -> None:
-        """Forget decoded jobs and runs beyond what is worth keeping.
+    def _view(self, key: str, job: Job) -> View:
+        """What follows from a known job, in the fleet it is counted under: an alias may have been
+        configured since."""
+        return replace(view(job, self.fleets), fleet=self.index[key].fleet)
 
-        Only to be called when everything flushed is in the tables: what is forgotten here is read
-        from there next, and an older value there would undo what is known.
+    def written(self) -> None:
+        """The oldest flush is in the tables now; to be called once for each, in order.
+
+        Forgets decoded jobs and runs beyond what is worth keeping, but none that a later flush
+        has changed: what is forgotten here is read from the tables next, and an older value there
+        would undo what is known.
         """
+        self._unwritten.popleft()
         surplus = len(self._entries) - self.CACHE
+        if surplus <= 0 and len(self._run_entries) <= self.CACHE // 10:
+            return
+        ahead = set().union(*self._unwritten, self._dirty_jobs, self._dirty_runs)
         if surplus > 0:
-            for key in list(self._entries)[: surplus + self.CACHE // 10]:
-                del self._entries[key]
+            for key in list(islice(self._entries, surplus + self.CACHE // 10)):
+                if key not in ahead:
+                    del self._entries[key]
         if len(self._run_entries) > self.CACHE // 10:
-            self._run_entries.clear()
+            for key in self._run_entries.keys() - ahead:
+                del self._run_entries[key]
 
     def _note(self, name: str, labels: tuple[str, ...] = ()) -> None:
         what = (name, labels)
         self._counted[what] = self._counted.get(what, 0) + 1
 
 
-_STATUSES: Final = tuple(status.value for status in Status)
-_NOWHERE: Final = (False,) * len(_STATUSES)
+_BITS: Final = tuple((1 << n, status.value) for n, status in enumerate(Status))
+_WAITING, _QUEUED, _CLAIMED, _STARTING, _RUNNING, _COMPLETED = (bit for bit, _ in _BITS)
 
 
-def _reached(v: View) -> tuple[bool, ...]:
-    """Which statuses the job is known to have been in, in the order of ``_STATUSES``."""
+def _reached(v: View) -> int:
+    """Which statuses the job is known to have been in, as bits."""
     at = v.at
-    return (
-        at.waiting is not None,
-        at.queued is not None,
-        at.claimed is not None,
-        at.minted is not None,
-        at.started is not None or v.status == "running",
-        at.completed is not None,
-    )
+    reached = 0
+    if at.waiting is not None:
+        reached |= _WAITING
+    if at.queued is not None:
+        reached |= _QUEUED
+    if at.claimed is not None:
+        reached |= _CLAIMED
+    if at.minted is not None:
+        reached |= _STARTING
+    if at.started is not None or v.status == "running":
+        reached |= _RUNNING
+    if at.completed is not None:
+        reached |= _COMPLETED
+    return reached
 
 
 def clock_key(partition: int) -> bytes:

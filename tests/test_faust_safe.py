@@ -10,7 +10,7 @@ import logging
 import signal
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,11 +22,10 @@ import mode
 import pytest
 from faust.types.tuples import TP, ConsumerMessage
 
-from pipeline.agents.transaction import Transactions
 from pipeline.faust_safe import Batch, BatchSchema, Outbox, create_app
 from pipeline.faust_safe.table import SafeTable
 from pipeline.faust_safe.transport import SafeConsumer, SafeTransport
-from pipeline.ledger import Effects, Output
+from pipeline.ledger import Output
 from pipeline.settings import Settings
 from pipeline.simulate import NO_FAULTS, Simulation
 from pipeline.simulate.produce import send_all
@@ -209,14 +208,6 @@ async def test_a_fetch_does_not_see_the_set_of_partitions_change() -> None:
     assert seen == [{SOURCE}]
 
 
-async def test_a_batch_during_recovery_ends_the_process() -> None:
-    app = SimpleNamespace(consumer_generation_id=1, in_recovery=True)
-    event = SimpleNamespace(message=message(0, 0), value=message(0, 0).value)
-    loop = Transactions(app, Outbox({}, {}), Nothing(), max_records=1)
-    with pytest.raises(RuntimeError, match="before recovery ended"):
-        await loop._transact(Stream(event, []), [event])
-
-
 def test_only_a_finished_batch_of_this_generation_moves_the_offset() -> None:
     # faust-streaming#606: Faust acks what it skips as if it had been processed.
     safe = consumer(generation=2)
@@ -311,88 +302,6 @@ def test_passwords_do_not_show(tmp_path: Path) -> None:
     shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     assert "s3cret" not in shown
     assert "pa55" not in shown
-
-
-# -- the loop --------------------------------------------------------------------------------------
-
-
-class Queue(list[Any]):
-    def empty(self) -> bool:
-        return not self
-
-    def get_nowait(self) -> Any:
-        return self.pop(0)
-
-
-class Stream:
-    """Yields one event, then nothing for ever, like a stream whose queue Faust has cleared."""
-
-    def __init__(self, first: Any, waiting: list[Any]) -> None:
-        self.channel = SimpleNamespace(queue=Queue(waiting))
-        self._first = first
-        self.acked: list[Any] = []
-
-    def noack(self) -> Stream:
-        return self
-
-    async def events(self) -> AsyncIterator[Any]:
-        yield self._first
-        await asyncio.Event().wait()
-
-    async def ack(self, event: Any) -> bool:
-        self.acked.append(event)
-        return True
-
-
-class Nothing:
-    stage = "fold"
-
-    def fold(self, batch: Batch) -> Effects:
-        return Effects()
-
-    def changelogs(self, partition: int, effects: Effects) -> tuple[list[Output], list[Output]]:
-        return [], []
-
-    def visible(self, partition: int, effects: Effects, offsets: Any) -> None:
-        pass
-
-    def forget(self) -> None:
-        pass
-
-
-async def test_the_loop_never_holds_batches_while_it_waits_for_more() -> None:
-    # Faust's stop and rebalance wait for every batch taken; the queue is cleared first.
-    events = [SimpleNamespace(message=message(n, n), value=message(n, n).value) for n in range(5)]
-    stream = Stream(events[0], events[1:])
-    tracked: list[Any] = []
-    app = SimpleNamespace(
-        consumer_generation_id=1,
-        in_recovery=False,
-        flow_control=SimpleNamespace(is_active=lambda: True),
-        consumer=SimpleNamespace(track_message=tracked.append),
-    )
-    loop = Transactions(app, Outbox({}, {}), Nothing(), max_records=100)
-    running = asyncio.create_task(loop.run(stream))
-    await asyncio.sleep(0.05)
-    running.cancel()
-    assert stream.acked == events
-    assert tracked == [e.message for e in events[1:]]
-    assert all(e.value.done for e in events)
-
-
-async def test_a_transaction_that_a_rebalance_overtakes_is_not_acked_as_done() -> None:
-    app = SimpleNamespace(consumer_generation_id=1, in_recovery=False)
-    event = SimpleNamespace(message=message(0, 0), value=message(0, 0).value)
-    stream = Stream(event, [])
-
-    def rebalance(step: str) -> None:
-        if step == "outputs":
-            app.consumer_generation_id = 2
-
-    loop = Transactions(app, Outbox({}, {}), Nothing(), max_records=1, observer=rebalance)
-    await loop._transact(stream, [event])
-    assert stream.acked == [event]
-    assert not event.value.done
 
 
 # -- with a broker ---------------------------------------------------------------------------------

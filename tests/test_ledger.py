@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import orjson
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.jobs import FleetNames, decode, view
-from pipeline.ledger import DAY_MS, Effects, Ledger, Retention
+from pipeline.ledger import DAY_MS, Effects, Ledger, Note, Retention
 from pipeline.windows import (
     Contribution,
     Pane,
@@ -82,6 +83,7 @@ def steady(log: list[Record], policy: WindowPolicy) -> Tables:
     for offset, record in enumerate(log):
         ledger.apply(offset, record)
         write(tables, ledger.flush(), lambda: False)
+        ledger.written()
     return tables
 
 
@@ -111,28 +113,37 @@ def chaos(
     order: tuple[str, ...] = ("panes", "states"),
     death: float = 0.08,
 ) -> Tables:
-    """Random batches, random crashes between any two writes, offsets committed now and then."""
+    """Random batches, random crashes between any two writes, offsets committed now and then.
+
+    Up to two batches are folded before the first of them is written, as the agent does.
+    """
     rng = random.Random(seed)
     tables = Tables()
     committed = position = 0
     ledger = tables.ledger(policy)
+    folded: deque[tuple[Effects, int]] = deque()
     lives = 200
-    while position < len(log):
-        batch = log[position : position + rng.randint(1, 8)]
-        for offset, record in enumerate(batch, position):
-            ledger.apply(offset, record)
 
-        def dies(may: bool = lives > 0) -> bool:
-            return may and rng.random() < death
+    def dies() -> bool:
+        return lives > 0 and rng.random() < death
 
-        if write(tables, ledger.flush(), dies, order):
-            position += len(batch)
-            ledger.trim()
+    while position < len(log) or folded:
+        if position < len(log) and len(folded) < 2 and (not folded or rng.random() < 0.7):
+            ledger.apply(position, log[position])
+            position += 1
+            if position == len(log) or rng.random() < 0.3:
+                folded.append((ledger.flush(), position))
+            continue
+        # Also in the middle of a batch.
+        effects, end = folded.popleft()
+        if write(tables, effects, dies, order):
+            ledger.written()
             if rng.random() < 0.5:
-                committed = position
+                committed = end
         else:
             lives -= 1
             position = committed
+            folded.clear()
             ledger = tables.ledger(policy)
     return tables
 
@@ -367,7 +378,7 @@ def test_a_sample_for_a_closed_window_is_counted_as_late(tables: Tables) -> None
         fact(1, times=times(queued=BASE, started=BASE + 5_000)),
         policy=policy,
     )
-    assert ("late_samples", ("queue",), 1.0) in effects.notes
+    assert Note("late_samples", ("queue",)) in effects.notes
     assert not tables.panes
     assert b"github:github.com:1" in tables.states
 
@@ -396,7 +407,7 @@ def test_completed_jobs_outlive_every_redelivery_then_go(tables: Tables) -> None
     # A redelivery after that is history: it must not open the job again.
     late = run(tables, fact(2, times=times(completed=BASE + 1000)), start=3)
     assert not late.states
-    assert ("expired_facts", (), 1.0) in late.notes
+    assert Note("expired_facts") in late.notes
 
 
 def test_samples_carry_depth_oldest_age_and_explicit_zeros(tables: Tables) -> None:
@@ -432,7 +443,7 @@ def test_a_finished_run_reaches_its_jobs_in_either_order() -> None:
     told = []
     for log in ([link, over], [over, link], [over, link, over, link]):
         outputs = [o for o in run(Tables(), *log).outputs if o.topic == "runners.jobs"]
-        told.append([(o.key, orjson.loads(o.value or b"")["run"]) for o in outputs])
+        told.append([(o.key, msgspec.json.decode(o.value or b"")["run"]) for o in outputs])
     assert told[0] == told[1] == told[2]
     assert told[0][0][0] == b"github:github.com:1"
     assert told[0][0][1]["conclusion"] == "startup_failure"
@@ -452,9 +463,9 @@ def test_two_batches_may_be_flushed_before_either_is_visible(tables: Tables) -> 
     ledger.apply(3, fact(2, times=times(started=BASE + 1_000)))
     second = ledger.flush()
     write(tables, first, lambda: False)
-    ledger.trim()
+    ledger.written()
     write(tables, second, lambda: False)
-    assert orjson.loads(tables.states[RUN.encode()])["jobs"].keys() == {
+    assert msgspec.json.decode(tables.states[RUN.encode()])["jobs"].keys() == {
         "github:github.com:1",
         "github:github.com:2",
     }
@@ -545,7 +556,7 @@ def test_a_host_may_have_a_port(tables: Tables) -> None:
         cause="c",
     )  # fmt: skip
     (output,) = run(tables, said).outputs
-    state = orjson.loads(output.value or b"")
+    state = msgspec.json.decode(output.value or b"")
     assert (state["provider"], state["host"], state["job_id"]) == ("github", "ghes.local:8443", "7")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.jobs import (
+    At,
     FleetNames,
     Job,
     Run,
@@ -239,10 +240,10 @@ def test_q04_started_at_that_stays_at_creation_is_not_believed() -> None:
     by_event = see(queued, hook("in_progress", 42.5, created=0, started=0, **RAN))
     assert (by_event.timings["queue"].ms, by_event.at.started) == (
         42_500,
-        (T0 + 42_500, "delivery"),
+        At(T0 + 42_500, "delivery"),
     )
     by_step = see(queued, hook("in_progress", 42.5, created=0, started=0, steps=[step(42)], **RAN))
-    assert by_step.at.started == (T0 + 42_000, "step")
+    assert by_step.at.started == At(T0 + 42_000, "step")
     # Picked up at once is possible too: 5 s of disagreement are not evidence.
     assert see(queued, hook("in_progress", 3, created=0, started=0, **RAN)).timings["queue"].ms == 0
 
@@ -332,7 +333,7 @@ def test_q10_several_in_progress_events_keep_the_earliest_start() -> None:
         "in_progress", 10.4, created=0, started=10, steps=[step(10)], delay_s=3, **RAN
     )
     seen = see(first, grown, other_hook)
-    assert seen.at.started == (T0 + 10_000, "provider")
+    assert seen.at.started == At(T0 + 10_000, "provider")
     # The same delivery id with the same body is one fact, a later snapshot is another.
     assert fold([first, other_hook, first]).rev == 1
     assert fold([first, other_hook, grown]).rev == 2
@@ -375,7 +376,7 @@ def test_q12_a_rerun_without_a_queued_event_still_has_its_wait() -> None:
         hook("in_progress", 20.5, created=3, started=20, steps=[step(20)], run_attempt=2, **RAN)
     )
     assert seen.status == "running"
-    assert seen.at.queued == (T0 + 3_000, "provider")
+    assert seen.at.queued == At(T0 + 3_000, "provider")
     assert seen.timings["queue"].ms == 17_000
 
 
@@ -410,7 +411,7 @@ def test_q15_a_step_that_started_means_started_whatever_the_status() -> None:
     seen = see(odd)
     assert seen.status == "running"
     # Its started_at still repeats created_at (Q3), so the step's clock is the one.
-    assert seen.at.started == (T0 + 40_000, "step")
+    assert seen.at.started == At(T0 + 40_000, "step")
     # Steps that have not begun prove nothing.
     assert see(hook("queued", 1, created=0, steps=[step(None)])).status == "queued"
 
@@ -470,12 +471,12 @@ def test_q19_without_created_at_the_delivery_tells_when_it_was_queued() -> None:
     queued = hook("queued", 3.25, started=3)
     started = hook("in_progress", 9, started=9, **RAN)
     seen = see(queued, started)
-    assert seen.at.queued == (T0 + 3_250, "delivery")
+    assert seen.at.queued == At(T0 + 3_250, "delivery")
     assert seen.timings["queue"].ms == 5_750
     # A delivery id without a clock (not version 1): the record's own time.
     uuid4 = "7d9f3c1e-4b52-4f0a-9c3e-2f6f1f6e8a11"
     assert guid_time_ms(uuid4) is None
-    assert see(hook("queued", 3.5, started=3, guid=uuid4)).at.queued == (T0 + 3_500, "delivery")
+    assert see(hook("queued", 3.5, started=3, guid=uuid4)).at.queued == At(T0 + 3_500, "delivery")
     # Never heard queued: no sample rather than one from the start.
     assert see(started).timings["queue"].missing == "no_queued"
 
@@ -500,7 +501,7 @@ def test_q21_both_starts_of_the_wait_are_kept() -> None:
         "delivery": T0 + 30_500,
         "received": T0 + 31_500,
     }
-    assert view(job, FLEETS).at.queued == (T0, "provider")
+    assert view(job, FLEETS).at.queued == At(T0, "provider")
 
 
 def test_q22_without_labels_the_fleet_is_the_runner_group_or_unknown() -> None:
@@ -563,9 +564,9 @@ def test_q26_a_zero_time_is_missing(zero: str) -> None:
     assert Milestone.COMPLETED not in running.times
     done = hook("completed", 90.5, created=0, conclusion="cancelled", **zeros)
     seen = see(done)
-    assert seen.at.completed == (T0 + 90_500, "delivery")
+    assert seen.at.completed == At(T0 + 90_500, "delivery")
     assert seen.abandoned_ms == 90_500
-    assert see(hook("queued", 0.5, created_at=zero)).at.queued == (T0 + 500, "delivery")
+    assert see(hook("queued", 0.5, created_at=zero)).at.queued == At(T0 + 500, "delivery")
 
 
 def test_q27_an_outcome_we_do_not_know_neither_ends_nor_requeues_a_job() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import orjson
+import msgspec
 
 from pipeline.agents.letters import dead_letter
+from pipeline.agents.transaction import SLICE
 from pipeline.faust_safe import Batch
 from pipeline.faust_safe.store import MemoryStore, PartitionedStore, RocksStore
 from pipeline.ledger import Effects, Ledger, Note, Output, PaneKey
@@ -44,10 +46,12 @@ class Fold:
         self._owned = owned
         self._on_notes = on_notes
         self.ledgers: dict[int, Ledger] = {}
+        #: How often the ledgers were dropped.
+        self.epoch = 0
         #: Last offset folded per partition, to notice a gap.
         self._last: dict[int, int] = {}
 
-    def fold(self, batch: Batch) -> Effects:
+    async def fold(self, batch: Batch) -> Effects:
         """Steps 3 and 4: decode and apply the records of one partition in offset order."""
         partition = batch.tp.partition
         ledger = self._ledger(partition)
@@ -57,13 +61,15 @@ class Fold:
         if last is not None and batch.records[0].offset > last + 1:
             # Retention or an aborted transaction can do this; anything else is lost records.
             notes.append(Note("offset_gaps"))
-        for record in batch.records:
+        self._last[partition] = batch.records[-1].offset
+        for number, record in enumerate(batch.records):
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
             try:
                 ledger.apply(record.offset, read(JOBS_RECORD, record.value))
             except Unreadable as why:
                 letters.append(dead_letter(self.stage, record, why))
                 notes.append(Note("dead_letters", (self.stage, why.reason.value)))
-        self._last[partition] = batch.records[-1].offset
         effects = ledger.flush()
         effects.outputs += letters
         effects.notes += notes
@@ -91,14 +97,16 @@ class Fold:
         )
         ledger = self.ledgers.get(partition)
         if ledger is not None:
-            ledger.trim()
+            ledger.written()
         if effects.notes:
             self._on_notes(effects.notes)
 
     def forget(self) -> None:
         """Drop all ledgers; they are rebuilt from the tables when next needed."""
+        self.epoch += 1
         self.ledgers.clear()
         self._last.clear()
+        gc.unfreeze()
 
     def load(self) -> None:
         """Rebuild the ledgers of all owned partitions from the recovered tables."""
@@ -138,21 +146,21 @@ def pane_key_bytes(partition: int, key: PaneKey) -> bytes:
     """The changelog key of a pane."""
     fleet, start = key
     begin = start / 1000
-    return orjson.dumps([f"{partition}|{fleet}", [begin, begin + PANE_S - 0.1]])
+    return msgspec.json.encode([f"{partition}|{fleet}", [begin, begin + PANE_S - 0.1]])
 
 
 def pane_key(raw: bytes) -> PaneKey:
     """The pane a changelog key names."""
-    name, (begin, _) = orjson.loads(raw)
+    name, (begin, _) = msgspec.json.decode(raw)
     return name.partition("|")[2], round(begin * 1000)
 
 
 def table_key(raw: bytes) -> tuple[str, tuple[float, float]]:
     """The memory store's key for a changelog key."""
-    name, (begin, end) = orjson.loads(raw)
+    name, (begin, end) = msgspec.json.decode(raw)
     return name, (begin, end)
 
 
 def table_key_bytes(key: tuple[str, tuple[float, float]]) -> bytes:
     """The changelog key for a memory store key."""
-    return orjson.dumps(key)
+    return msgspec.json.encode(key)

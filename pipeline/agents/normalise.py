@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 
 from pipeline.agents.letters import dead_letter
+from pipeline.agents.transaction import SLICE
 from pipeline.faust_safe import Batch
 from pipeline.ledger import Effects, Note, Output
 from pipeline.providers import github, lifecycle
@@ -32,16 +34,20 @@ class Normalise:
     """Turns what producers say into facts."""
 
     stage = "normalise"
+    #: It has no working copies to drop.
+    epoch = 0
 
     def __init__(self, on_notes: Callable[[list[Note]], None]) -> None:
         self._on_notes = on_notes
         self._linked: dict[str, None] = {}
 
-    def fold(self, batch: Batch) -> Effects:
+    async def fold(self, batch: Batch) -> Effects:
         """Facts of one partition batch, and dead letters for what cannot be understood."""
         effects = Effects()
         parse = webhook_facts if batch.tp.topic == WEBHOOKS else lifecycle_facts
-        for record in batch.records:
+        for number, record in enumerate(batch.records):
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
             try:
                 facts, notes = parse(record.value)
             except Exception as exc:

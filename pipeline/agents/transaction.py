@@ -12,6 +12,10 @@
     8 visible   put both into the tables, count
     9 ack       in order; offsets follow at the next commit
 
+While one transaction is being written (5 to 9), the next is already folded (3, 4); no more than
+that, and the writes of two never mix. So a fold may build on effects that are not durable yet:
+they will be before its own are written, or neither are.
+
 A crash between any two steps repeats work and changes nothing: outputs repeat under the same
 ids, a pane skips what its fence covers, a job knows its facts. Swapping 6 and 7 would lose
 window samples (a state that knows its facts contributes nothing on replay); swapping 5 and 7
@@ -20,6 +24,7 @@ would lose outputs. ``tests/test_crash.py`` kills the process at every gap and s
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -34,6 +39,9 @@ log = logging.getLogger(__name__)
 #: Called after each durable step with its name; tests kill the process here.
 Observer = Callable[[str], None]
 
+#: Records that are folded before the event loop is let go: a millisecond or two.
+SLICE = 32
+
 #: The durable steps, in the order that makes a crash harmless.
 STEPS = ("outputs", "windows", "states")
 
@@ -43,9 +51,14 @@ class Handler(Protocol):
 
     #: Which step of the pipeline this is, for dead letters and metrics.
     stage: str
+    #: Changes when working copies are dropped: what was folded on the old ones builds on nothing.
+    epoch: int
 
-    def fold(self, batch: Batch) -> Effects:
-        """Steps 3 and 4 for one partition batch. Bad records become dead letters inside."""
+    async def fold(self, batch: Batch) -> Effects:
+        """Steps 3 and 4 for one partition batch. Bad records become dead letters inside.
+
+        Lets the event loop go now and then, so that the transaction before gets written.
+        """
         ...
 
     def changelogs(self, partition: int, effects: Effects) -> tuple[list[Output], list[Output]]:
@@ -69,11 +82,33 @@ class Done:
 
     stage: str
     records: int
+    #: From the batches being taken to their acks.
     seconds: float
+    #: Of these, until all was folded, with what went on in between.
     fold_seconds: float
     outputs: int
     panes: int
     states: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Folded:
+    """A transaction after step 4."""
+
+    events: list[Any]
+    generation: int
+    epoch: int
+    effects: list[tuple[Batch, Effects]]
+    began: float
+    fold_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """A transaction in steps 5 to 9, and the working copies it was folded on."""
+
+    task: asyncio.Task[None]
+    epoch: int
 
 
 class Transactions:
@@ -100,9 +135,20 @@ class Transactions:
 
     async def run(self, stream: Any) -> None:
         """Consume the stream for ever. Whatever escapes ends the process (CrashingSupervisor)."""
-        # 1
-        async for event in stream.noack().events():
-            await self._transact(stream, [event, *self._also_waiting(stream, len(event.value))])
+        writing: _Writing | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                # 1
+                async for event in stream.noack().events():
+                    events = [event, *self._also_waiting(stream, len(event.value))]
+                    folded = await self._fold(events, writing)
+                    if writing is not None:
+                        await writing.task
+                    task = tasks.create_task(self._write(stream, folded))
+                    writing = _Writing(task, folded.epoch)
+        except BaseExceptionGroup as failed:
+            # One task fails, the other is only cancelled: the group has nothing to add.
+            raise failed.exceptions[0] from None
 
     def _also_waiting(self, stream: Any, records: int) -> list[Any]:
         """Further batches that are waiting already, so that partitions share a transaction.
@@ -125,52 +171,74 @@ class Transactions:
             records += len(event.value)
         return more
 
-    async def _transact(self, stream: Any, events: list[Any]) -> None:
+    async def _fold(self, events: list[Any], writing: _Writing | None) -> _Folded:
+        """Steps 2 to 4; again from 2 when working copies were dropped meanwhile."""
         began = time.perf_counter()
-        # 2: a batch fetched before a rebalance may belong to another worker by now.
-        generation = self._app.consumer_generation_id
-        batches = [e.value for e in events if e.message.generation_id == generation]
-        if batches and self._app.in_recovery:
-            # Folding on half-recovered tables would overwrite what is known. Better no worker
-            # than one that forgets.
-            raise RuntimeError(f"a batch of {batches[0].tp} was delivered before recovery ended")
-        # 3, 4
-        effects = [(batch, self._handler.fold(batch)) for batch in batches]
-        folded = time.perf_counter()
+        app, handler = self._app, self._handler
+        while True:
+            epoch = handler.epoch
+            if writing is not None and writing.epoch != epoch:
+                # New working copies are made from the tables, which it still has to reach.
+                await asyncio.wait([writing.task])
+                writing = None
+                continue
+            # 2: a batch fetched before a rebalance may belong to another worker by now.
+            generation = app.consumer_generation_id
+            batches = [e.value for e in events if e.message.generation_id == generation]
+            if batches and app.in_recovery:
+                # Folding on half-recovered tables would overwrite what is known. Better no worker
+                # than one that forgets.
+                raise RuntimeError(
+                    f"a batch of {batches[0].tp} was delivered before recovery ended"
+                )
+            # 3, 4
+            effects: list[tuple[Batch, Effects]] = []
+            for batch in batches:
+                effects.append((batch, await handler.fold(batch)))
+                if handler.epoch != epoch or app.consumer_generation_id != generation:
+                    break
+            else:
+                folded = time.perf_counter() - began
+                return _Folded(events, generation, epoch, effects, began, folded)
+
+    async def _write(self, stream: Any, folded: _Folded) -> None:
+        """Steps 5 to 9."""
+        handler, generation = self._handler, folded.generation
         writes: dict[str, list[Output]] = {"outputs": [], "windows": [], "states": []}
-        for batch, effect in effects:
-            panes, states = self._handler.changelogs(batch.tp.partition, effect)
+        for batch, effect in folded.effects:
+            panes, states = handler.changelogs(batch.tp.partition, effect)
             writes["outputs"] += effect.outputs
             writes["windows"] += panes
             writes["states"] += states
         # 5, 6, 7
         self._observer("folded")
         offsets: dict[tuple[str, int], int] = {}
-        for step in self._steps:
-            if writes[step]:
-                offsets |= await self._outbox.publish(writes[step])
-            self._observer(step)
+        for step in (*self._steps, ""):
             if self._app.consumer_generation_id != generation:
                 # Moved while we were writing. The new owner repeats this batch; what we know
                 # may no longer be true.
-                log.info("rebalanced during a transaction of %s; abandoned", self._handler.stage)
-                self._handler.forget()
-                await self._ack(stream, events)
+                log.info("rebalanced during a transaction of %s; abandoned", handler.stage)
+                handler.forget()
+                await self._ack(stream, folded.events)
                 return
+            if step:
+                if writes[step]:
+                    offsets |= await self._outbox.publish(writes[step])
+                self._observer(step)
         # 8
-        for batch, effect in effects:
-            self._handler.visible(batch.tp.partition, effect, offsets)
+        for batch, effect in folded.effects:
+            handler.visible(batch.tp.partition, effect, offsets)
             batch.done = True
         self._observer("visible")
         # 9
-        await self._ack(stream, events)
+        await self._ack(stream, folded.events)
         self._observer("acked")
         self._on_done(
             Done(
-                self._handler.stage,
-                sum(len(batch) for batch in batches),
-                time.perf_counter() - began,
-                folded - began,
+                handler.stage,
+                sum(len(batch) for batch, _ in folded.effects),
+                time.perf_counter() - folded.began,
+                folded.fold_seconds,
                 len(writes["outputs"]),
                 len(writes["windows"]),
                 len(writes["states"]),

@@ -9,16 +9,16 @@ from pipeline.jobs.record import (
     decode,
     decode_run,
     encode,
+    encode_clock,
     encode_run,
-    from_record,
-    run_from_record,
-    state_record,
+    summary,
 )
 from pipeline.jobs.runs import Run, link_run, merge_run, run_outcomes
 from pipeline.jobs.status import FleetNames, View, view
-from pipeline.jobs.timings import Measured, Milestones, milestones, timings
+from pipeline.jobs.timings import At, Measured, Milestones, milestones, timings
 
 __all__ = [
+    "At",
     "FleetNames",
     "Job",
     "Measured",
@@ -30,16 +30,15 @@ __all__ = [
     "decode_run",
     "digest",
     "encode",
+    "encode_clock",
     "encode_run",
-    "from_record",
     "join",
     "link_run",
     "merge",
     "merge_run",
     "milestones",
-    "run_from_record",
     "run_outcomes",
-    "state_record",
+    "summary",
     "timings",
     "view",
 ]

@@ -11,7 +11,7 @@ How each part merges:
 ========== =========================================================================
 part       rule
 ========== =========================================================================
-facts      set union of fact digests; ``rev`` is its size
+facts      set union of fact digests; ``rev`` is its size (sets are sorted tuples: small)
 times      per milestone and clock the earliest time
 marks      set union (the moments the provider called it queued or waiting)
 claims     per claim handle: earliest claimed, minted, released; greatest runner, reason
@@ -25,10 +25,22 @@ run        earliest started and completed of the parent run's attempt
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Any, Final
 
-from topics.models import ClaimFact, JobAttributes, JobFact, ParentRun, RunnerRef
+from msgspec import Struct
+
+from topics.models import (
+    ClaimFact,
+    Clock,
+    JobAttributes,
+    JobFact,
+    Milestone,
+    ParentRun,
+    RunnerRef,
+)
 
 #: More distinct facts than this about one job is not a job but a flood: a gated, re-requeued
 #: matrix job with every event redelivered by two hooks stays below 60.
@@ -47,7 +59,7 @@ class TooManyFacts(ValueError):
     """The job already knows :data:`MAX_FACTS` facts; this one goes to the dead letters."""
 
 
-class Claim(NamedTuple):
+class Claim(Struct, frozen=True, omit_defaults=True, gc=False):
     """What is known about one claim. ``None`` is unknown; times are milliseconds."""
 
     claimed_at: int | None = None
@@ -57,7 +69,7 @@ class Claim(NamedTuple):
     reason: str = ""
 
 
-class Ending(NamedTuple):
+class Ending(Struct, frozen=True, order=True, array_like=True, gc=False):
     """How it ended. Ordered: the smallest wins (a real conclusion, then the earliest)."""
 
     unknown: bool
@@ -65,7 +77,7 @@ class Ending(NamedTuple):
     conclusion: str
 
 
-class Attributes(NamedTuple):
+class Attributes(Struct, frozen=True, omit_defaults=True, gc=False):
     """What the job is. Blank and 0 mean unknown."""
 
     run_id: int = 0
@@ -84,7 +96,7 @@ class Attributes(NamedTuple):
 BLANK: Final = Attributes()
 
 
-class Runner(NamedTuple):
+class Runner(Struct, frozen=True, order=True, gc=False):
     """The runner observed to execute the job. ``name`` decides; id 0 is unknown."""
 
     name: str
@@ -92,7 +104,7 @@ class Runner(NamedTuple):
     group: str = ""
 
 
-class RunAttempt(NamedTuple):
+class RunAttempt(Struct, frozen=True, gc=False):
     """What the parent run says about this job's attempt."""
 
     attempt: int = 0
@@ -101,21 +113,22 @@ class RunAttempt(NamedTuple):
     conclusion: str | None = None
 
 
-class Job(NamedTuple):
+class Job(Struct, frozen=True, gc=False):
     """All that is known about one job. Immutable; :func:`merge` returns a new one."""
 
     key: str
-    facts: frozenset[int] = frozenset()
+    #: Digests of the facts known, sorted.
+    facts: tuple[int, ...] = ()
     #: Earliest ``received_at`` of any fact: when we first heard of the job.
     first_seen: int = 0
     times: dict[str, dict[str, int]] = {}
-    marks: frozenset[tuple[int, str]] = frozenset()
+    marks: tuple[tuple[int, str], ...] = ()
     attributes: Attributes = BLANK
     runner: Runner | None = None
     claims: dict[str, Claim] = {}
     ending: Ending | None = None
     run: RunAttempt | None = None
-    causes: frozenset[str] = frozenset()
+    causes: tuple[str, ...] = ()
 
     @property
     def rev(self) -> int:
@@ -136,16 +149,62 @@ def digest(fact_id: str) -> int:
 def merge(job: Job | None, fact: JobFact) -> Job:
     """Add one fact. Returns ``job`` itself when it says nothing new.
 
-    Raises TooManyFacts when the job already knows as many facts as can be told apart.
+    The same as joining the Job that knows this one fact, without making it first. Raises
+    TooManyFacts when the job already knows as many facts as can be told apart.
     """
     seen = digest(fact.id)
-    if job is not None and len(job.facts) >= MAX_FACTS and seen not in job.facts:
+    if job is None:
+        return _alone(fact, seen)
+    if job.key != fact.key:
+        raise ValueError(f"cannot merge a fact of {fact.key} into {job.key}")
+    facts = _with(job.facts, seen)
+    if len(facts) > MAX_FACTS:
         raise TooManyFacts(
             f"job {job.key} already knows {MAX_FACTS} distinct facts; fact {fact.id} was refused"
         )
-    # A repeated id is joined all the same: should a producer reuse an id for other content,
+    # A repeated id is merged all the same: should a producer reuse an id for other content,
     # the outcome still does not depend on which came first.
-    return join(job, _alone(fact, seen))
+    first_seen = job.first_seen if job.first_seen <= fact.received_at else fact.received_at
+    times = _join_times(job.times, fact.times) if fact.times else job.times
+    marks = job.marks
+    for mark in fact.marks:
+        marks = _with(marks, mark)
+    if len(marks) > MAX_MARKS:
+        marks = _union(job.marks, fact.marks, MAX_MARKS)
+    attributes = job.attributes
+    if fact.job is not None:
+        attributes = _join_attributes(attributes, fact.job)
+    runner = job.runner
+    if fact.runner is not None:
+        runner = _join_runner(runner, _runner(fact.runner))
+    claims = job.claims
+    if fact.claim is not None:
+        claims = _join_claims(claims, {fact.claim.handle: _claim(fact.claim)})
+    ending = job.ending
+    if "completed" in fact.times:
+        ending = _join_ending(ending, _ending(fact))
+    run = job.run
+    if fact.run is not None:
+        run = _join_run(run, _run(fact.run))
+    causes = _with(job.causes, fact.cause)
+    if len(causes) > MAX_CAUSES:
+        causes = _union(job.causes, (fact.cause,), MAX_CAUSES)
+    if (
+        facts is job.facts
+        and first_seen == job.first_seen
+        and times is job.times
+        and marks is job.marks
+        and attributes is job.attributes
+        and runner is job.runner
+        and claims is job.claims
+        and ending is job.ending
+        and run is job.run
+        and causes is job.causes
+    ):
+        return job
+    return Job(
+        job.key, facts, first_seen, times, marks, attributes, runner, claims, ending, run, causes
+    )
 
 
 def join(a: Job | None, b: Job) -> Job:
@@ -154,27 +213,27 @@ def join(a: Job | None, b: Job) -> Job:
         return b
     if a.key != b.key:
         raise ValueError(f"cannot join facts of {b.key} to {a.key}")
-    facts = a.facts if b.facts <= a.facts else a.facts | b.facts
+    facts = _union(a.facts, b.facts)
     first_seen = min(a.first_seen, b.first_seen)
     times = _join_times(a.times, b.times)
-    marks = a.marks if b.marks <= a.marks else _bounded_marks(a.marks | b.marks)
+    marks = _union(a.marks, b.marks, MAX_MARKS)
     attributes = _join_attributes(a.attributes, b.attributes)
     runner = _join_runner(a.runner, b.runner)
     claims = _join_claims(a.claims, b.claims)
     ending = _join_ending(a.ending, b.ending)
     run = _join_run(a.run, b.run)
-    causes = a.causes if b.causes <= a.causes else _bounded_causes(a.causes | b.causes)
+    causes = _union(a.causes, b.causes, MAX_CAUSES)
     if (
         facts is a.facts
         and first_seen == a.first_seen
         and times is a.times
-        and marks == a.marks
-        and attributes == a.attributes
-        and runner == a.runner
+        and marks is a.marks
+        and attributes is a.attributes
+        and runner is a.runner
         and claims is a.claims
-        and ending == a.ending
-        and run == a.run
-        and causes == a.causes
+        and ending is a.ending
+        and run is a.run
+        and causes is a.causes
     ):
         return a
     return Job(
@@ -184,46 +243,27 @@ def join(a: Job | None, b: Job) -> Job:
 
 def _alone(fact: JobFact, seen: int) -> Job:
     """The Job that knows this one fact."""
-    times: dict[str, dict[str, int]] = {
-        # ``_value_`` is the plain attribute behind ``value``, which costs a call.
-        milestone._value_: {clock._value_: at for clock, at in clocks.items()}
-        for milestone, clocks in fact.times.items()
-        if clocks
-    }
-    ending = None
-    completed = times.get("completed")
-    if completed:
-        conclusion = fact.conclusion.value if fact.conclusion else UNKNOWN_CONCLUSION
-        ending = Ending(conclusion == UNKNOWN_CONCLUSION, min(completed.values()), conclusion)
     return Job(
         key=fact.key,
-        facts=frozenset((seen,)),
+        facts=(seen,),
         first_seen=fact.received_at,
-        times=times,
-        marks=frozenset(fact.marks),
-        attributes=_attributes(fact.job) if fact.job else BLANK,
+        times=_join_times({}, fact.times),
+        marks=_union((), fact.marks, MAX_MARKS),
+        attributes=_join_attributes(BLANK, fact.job) if fact.job else BLANK,
         runner=_runner(fact.runner) if fact.runner else None,
         claims={fact.claim.handle: _claim(fact.claim)} if fact.claim else {},
-        ending=ending,
+        ending=_ending(fact),
         run=_run(fact.run) if fact.run else None,
-        causes=frozenset((fact.cause,)),
+        causes=(fact.cause,),
     )
 
 
-def _attributes(job: JobAttributes) -> Attributes:
-    return Attributes(
-        job.run_id,
-        job.run_attempt,
-        job.repo,
-        job.workflow,
-        job.name,
-        job.branch,
-        job.sha,
-        job.url,
-        job.labels,
-        job.runner_group,
-        job.pool,
-    )
+def _ending(fact: JobFact) -> Ending | None:
+    completed = fact.times.get(Milestone.COMPLETED)
+    if not completed:
+        return None
+    conclusion = fact.conclusion._value_ if fact.conclusion else UNKNOWN_CONCLUSION
+    return Ending(conclusion == UNKNOWN_CONCLUSION, min(completed.values()), conclusion)
 
 
 def _runner(ref: RunnerRef) -> Runner | None:
@@ -249,51 +289,59 @@ def _earliest(a: int | None, b: int | None) -> int | None:
 
 
 def _join_times(
-    a: dict[str, dict[str, int]], b: dict[str, dict[str, int]]
+    a: dict[str, dict[str, int]],
+    b: Mapping[str, Mapping[str, int]] | Mapping[Milestone, Mapping[Clock, int]],
 ) -> dict[str, dict[str, int]]:
+    """The earliest of both; ``a`` itself when ``b`` adds nothing. ``b`` may have enum keys, which
+    are found like the strings they are; kept are plain strings."""
     out = a
     for milestone, clocks in b.items():
         known = out.get(milestone)
-        if known is None:
-            if out is a:
-                out = dict(a)
-            out[milestone] = clocks
-            continue
-        merged = known
+        merged = _NO_CLOCKS if known is None else known
         for clock, at in clocks.items():
             before = merged.get(clock)
             if before is None or at < before:
-                if merged is known:
-                    merged = dict(known)
-                merged[clock] = at
-        if merged is not known:
+                if merged is known or merged is _NO_CLOCKS:
+                    merged = dict(merged)
+                merged[_PLAIN[clock]] = at
+        if merged is not known and merged:
             if out is a:
                 out = dict(a)
-            out[milestone] = merged
+            out[_PLAIN[milestone]] = merged
     return out
 
 
-def _bounded_marks(marks: frozenset[tuple[int, str]]) -> frozenset[tuple[int, str]]:
-    # Keeping the smallest keeps the union associative: min-k of a union is a join too.
-    return marks if len(marks) <= MAX_MARKS else frozenset(sorted(marks)[:MAX_MARKS])
+_NO_CLOCKS: Final[dict[str, int]] = {}
+#: Each milestone and clock as a plain string: both enums are looked up faster than asked.
+_PLAIN: Final[dict[str, str]] = {each: each._value_ for each in (*Milestone, *Clock)}
 
 
-def _bounded_causes(causes: frozenset[str]) -> frozenset[str]:
-    return causes if len(causes) <= MAX_CAUSES else frozenset(sorted(causes)[:MAX_CAUSES])
+def _with(known: tuple[Any, ...], one: Any) -> tuple[Any, ...]:
+    """A sorted tuple with one more element; itself when it has it."""
+    at = bisect_left(known, one)
+    if at < len(known) and known[at] == one:
+        return known
+    return (*known[:at], one, *known[at:])
 
 
-def _join_attributes(a: Attributes, b: Attributes) -> Attributes:
-    if a == b or b == BLANK:
-        return a
-    if a == BLANK:
-        return b
+def _union(a: tuple[Any, ...], b: tuple[Any, ...], most: int | None = None) -> tuple[Any, ...]:
+    """The smallest ``most`` of both, sorted; ``a`` itself when ``b`` adds nothing.
+
+    Keeping the smallest keeps the union associative: min-k of a union is a join, too.
+    """
+    joined = tuple(sorted({*a, *b})[:most])
+    return a if joined == a else joined
+
+
+def _join_attributes(a: Attributes, b: Attributes | JobAttributes) -> Attributes:
+    """Per field what is known, of two the greater; ``a`` itself when ``b`` adds nothing."""
     # Written out: eleven calls of max() were a tenth of the fold.
     labels, name = a.labels, a.name
-    if labels != b.labels:
+    if labels != b.labels and b.labels:
         labels = max(labels, b.labels, key=lambda known: (len(known), known))
-    if name != b.name:
+    if name != b.name and b.name:
         name = max(name, b.name, key=_name_rank)
-    return Attributes(
+    joined = Attributes(
         a.run_id if a.run_id >= b.run_id else b.run_id,
         a.run_attempt if a.run_attempt >= b.run_attempt else b.run_attempt,
         a.repo if a.repo >= b.repo else b.repo,
@@ -306,6 +354,7 @@ def _join_attributes(a: Attributes, b: Attributes) -> Attributes:
         a.runner_group if a.runner_group >= b.runner_group else b.runner_group,
         a.pool if a.pool >= b.pool else b.pool,
     )
+    return a if joined == a else joined
 
 
 def _name_rank(name: str) -> tuple[bool, str]:
@@ -314,9 +363,9 @@ def _name_rank(name: str) -> tuple[bool, str]:
 
 
 def _join_runner(a: Runner | None, b: Runner | None) -> Runner | None:
-    if a is None or b is None or a == b:
+    if a is None or b is None:
         return b if a is None else a
-    return max(a, b)
+    return a if a >= b else b
 
 
 def _join_claims(a: dict[str, Claim], b: dict[str, Claim]) -> dict[str, Claim]:
@@ -348,17 +397,18 @@ def _join_claim(a: Claim, b: Claim) -> Claim:
 def _join_ending(a: Ending | None, b: Ending | None) -> Ending | None:
     if a is None or b is None:
         return b if a is None else a
-    return min(a, b)
+    return a if a <= b else b
 
 
 def _join_run(a: RunAttempt | None, b: RunAttempt | None) -> RunAttempt | None:
     if a is None or b is None or a == b:
         return b if a is None else a
     if a.attempt != b.attempt:
-        return max(a, b, key=lambda run: run.attempt)
-    return RunAttempt(
+        return a if a.attempt > b.attempt else b
+    joined = RunAttempt(
         a.attempt,
         _earliest(a.started_at, b.started_at),
         _earliest(a.completed_at, b.completed_at),
         max(a.conclusion or "", b.conclusion or "") or None,
     )
+    return a if joined == a else joined

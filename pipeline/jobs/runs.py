@@ -9,8 +9,10 @@ repeated and reordered freely.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from pipeline.jobs.facts import RunAttempt, _join_run, _run, digest
 from topics.models import Conclusion, JobFact, ParentRun, RunFact, RunLink
@@ -19,8 +21,7 @@ from topics.models import Conclusion, JobFact, ParentRun, RunFact, RunLink
 MAX_JOBS: Final = 3_000
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True, gc=False):
     """What is known about one workflow run. Merges like a Job: by join."""
 
     key: str
@@ -85,7 +86,7 @@ def run_outcomes(before: Run | None, after: Run) -> list[JobFact]:
         at = said.completed_at or said.started_at or after.first_seen
         facts.append(
             JobFact(
-                id=f"{after.key}#{attempt}:{digest(repr(said))}:{job_key}",
+                id=f"{after.key}#{attempt}:{digest(repr(astuple(said)))}:{job_key}",
                 source="runnerstream",
                 occurred_at=at,
                 received_at=max(at, after.first_seen),

@@ -7,7 +7,8 @@ A released claim ends; the job then is what its remaining facts say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from pipeline.jobs.facts import Attributes, Job
 from pipeline.jobs.timings import (
@@ -41,7 +42,7 @@ class FleetNames:
         return self._aliases.get(name, name)[:200]
 
 
-class View(NamedTuple):
+class View(Struct, frozen=True, gc=False):
     """Everything derived from a Job's facts."""
 
     status: str

@@ -20,7 +20,9 @@ Rules, with where they come from (Q numbers: the quirk tests in ``tests/test_qui
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from pipeline.jobs.facts import Claim, Job
 
@@ -34,18 +36,18 @@ STARTED_CLOCKS: Final = ("provider", "step", "runner", "delivery", "received")
 COMPLETED_CLOCKS: Final = ("provider", "runner", "delivery", "received")
 
 
-class At(NamedTuple):
+class At(Struct, frozen=True, gc=False):
     """A time and the clock it was read from."""
 
     ms: int
     clock: str
 
 
-class Measured(NamedTuple):
+class Measured(Struct, frozen=True, omit_defaults=True, gc=False):
     """One timing: a value, or why there is none."""
 
-    ms: int | None
-    missing: str | None
+    ms: int | None = None
+    missing: str | None = None
     start_clock: str | None = None
     end_clock: str | None = None
     clamped_ms: int = 0
@@ -60,7 +62,7 @@ _GATE_UNKNOWN: Final = Measured(None, "gate_unknown")
 _NO_CLAIM: Final = Measured(None, "no_claim")
 
 
-class Milestones(NamedTuple):
+class Milestones(Struct, frozen=True, gc=False):
     """The chosen time of each milestone; ``None`` when unknown."""
 
     waiting: int | None
@@ -112,7 +114,7 @@ def timings(m: Milestones) -> dict[str, Measured]:
     if m.copied:
         return dict.fromkeys(_FAMILIES, _COPIED)
     if m.started is None:
-        return dict.fromkeys(_FAMILIES, _NOT_STARTED if m.completed else _PENDING)
+        return dict.fromkeys(_FAMILIES, _PENDING if m.completed is None else _NOT_STARTED)
     if m.queued is None:
         queue = _NO_QUEUED
     elif m.gated_ms is None:
@@ -177,7 +179,7 @@ def _gated(job: Job, started: At | None) -> int | None:
     """
     total = 0
     opened: int | None = None
-    for at, kind in sorted(job.marks):
+    for at, kind in job.marks:
         if started is not None and at >= started.ms:
             if opened is not None and kind == "queued":
                 # The start is in whole seconds and may seem to precede the gate's end.

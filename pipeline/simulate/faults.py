@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-import orjson
+import msgspec
 
 from pipeline.simulate.wire import HOST, guid_at
 from topics.catalogue import LIFECYCLE, WEBHOOKS
@@ -129,7 +129,7 @@ def _delivery(rng: random.Random, job_id: int, at: int, **changes: Any) -> dict[
         "received_at": at + 900,
         "key": job_key("github", HOST, job_id),
         "host": HOST,
-        "payload": orjson.dumps(
+        "payload": msgspec.json.encode(
             {"action": "queued", "workflow_job": {"id": job_id, "status": "queued"}}
         ).decode(),
     }
@@ -152,63 +152,71 @@ def _lifecycle(rng: random.Random, job_id: int, at: int, **changes: Any) -> dict
 
 
 def _not_json(rng: random.Random, job_id: int, at: int) -> _Made:
-    whole = orjson.dumps(_delivery(rng, job_id, at))
+    whole = msgspec.json.encode(_delivery(rng, job_id, at))
     return WEBHOOKS, whole[: rng.randrange(1, len(whole) - 1)], Reason.NOT_JSON
 
 
 def _not_utf8(rng: random.Random, job_id: int, at: int) -> _Made:
-    whole = orjson.dumps(_delivery(rng, job_id, at, source="?"))
+    whole = msgspec.json.encode(_delivery(rng, job_id, at, source="?"))
     return WEBHOOKS, whole.replace(b'"?"', b'"\xff\xfe"'), Reason.NOT_JSON
 
 
 def _body_not_json(rng: random.Random, job_id: int, at: int) -> _Made:
     record = _delivery(rng, job_id, at, payload='{"action":"queued","workflow_job":')
-    return WEBHOOKS, orjson.dumps(record), Reason.NOT_JSON
+    return WEBHOOKS, msgspec.json.encode(record), Reason.NOT_JSON
 
 
 def _job_null(rng: random.Random, job_id: int, at: int) -> _Made:
     record = _delivery(rng, job_id, at, payload='{"action":"queued","workflow_job":null}')
-    return WEBHOOKS, orjson.dumps(record), Reason.NO_JOB
+    return WEBHOOKS, msgspec.json.encode(record), Reason.NO_JOB
 
 
 def _bad_body(rng: random.Random, job_id: int, at: int) -> _Made:
     body = {"action": "queued", "workflow_job": {"id": "the first", "status": "queued"}}
-    record = _delivery(rng, job_id, at, payload=orjson.dumps(body).decode())
-    return WEBHOOKS, orjson.dumps(record), Reason.BAD_PAYLOAD
+    record = _delivery(rng, job_id, at, payload=msgspec.json.encode(body).decode())
+    return WEBHOOKS, msgspec.json.encode(record), Reason.BAD_PAYLOAD
 
 
 def _no_payload(rng: random.Random, job_id: int, at: int) -> _Made:
     record = _delivery(rng, job_id, at)
     del record["payload"]
-    return WEBHOOKS, orjson.dumps(record), Reason.BAD_ENVELOPE
+    return WEBHOOKS, msgspec.json.encode(record), Reason.BAD_ENVELOPE
 
 
 def _unknown_kind(rng: random.Random, job_id: int, at: int) -> _Made:
     record = _delivery(rng, job_id, at, kind="github.check_suite")
-    return WEBHOOKS, orjson.dumps(record), Reason.UNKNOWN_KIND
+    return WEBHOOKS, msgspec.json.encode(record), Reason.UNKNOWN_KIND
 
 
 def _newer(rng: random.Random, job_id: int, at: int) -> _Made:
-    return WEBHOOKS, orjson.dumps(_delivery(rng, job_id, at, version=99)), Reason.NEWER_VERSION
+    return (
+        WEBHOOKS,
+        msgspec.json.encode(_delivery(rng, job_id, at, version=99)),
+        Reason.NEWER_VERSION,
+    )
 
 
 def _seconds(rng: random.Random, job_id: int, at: int) -> _Made:
     record = _lifecycle(rng, job_id, at, occurred_at=at // 1000)
-    return LIFECYCLE, orjson.dumps(record), Reason.BAD_TIME
+    return LIFECYCLE, msgspec.json.encode(record), Reason.BAD_TIME
 
 
 def _no_claim(rng: random.Random, job_id: int, at: int) -> _Made:
-    return LIFECYCLE, orjson.dumps(_lifecycle(rng, job_id, at, claim="")), Reason.MISSING_CLAIM
+    return (
+        LIFECYCLE,
+        msgspec.json.encode(_lifecycle(rng, job_id, at, claim="")),
+        Reason.MISSING_CLAIM,
+    )
 
 
 def _bad_job_id(rng: random.Random, job_id: int, at: int) -> _Made:
     record = _lifecycle(rng, job_id, at) | {"job_id": "a job/with a path"}
-    return LIFECYCLE, orjson.dumps(record), Reason.BAD_ENVELOPE
+    return LIFECYCLE, msgspec.json.encode(record), Reason.BAD_ENVELOPE
 
 
 def _unknown_lifecycle(rng: random.Random, job_id: int, at: int) -> _Made:
     record = _lifecycle(rng, job_id, at, kind="job.teleported")
-    return LIFECYCLE, orjson.dumps(record), Reason.UNKNOWN_KIND
+    return LIFECYCLE, msgspec.json.encode(record), Reason.UNKNOWN_KIND
 
 
 _KINDS: Final[dict[str, Callable[[random.Random, int, int], _Made]]] = {

@@ -21,7 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import orjson
+import msgspec
 from pydantic import ValidationError
 
 from topics.models import EARLIEST_MS, LATEST_MS, Delivery, Record, job_key, run_key
@@ -80,8 +80,8 @@ def deliveries(path: Path, received_ms: int | None = None) -> Iterator[Delivery]
 
 def _delivery(path: Path, line: int | None, data: bytes, now: int) -> Delivery:
     try:
-        found = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
+        found = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         hint = ""
         if line is None and data.strip().count(b"\n"):
             hint = " (one delivery a line? then name the file .jsonl)"
@@ -151,13 +151,13 @@ def _open(
             headers[header] = found[name]
     if isinstance(payload, str):
         try:
-            body = orjson.loads(payload)
-        except orjson.JSONDecodeError as error:
+            body = msgspec.json.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ReplayError(path, line, f"payload: not JSON: {error}") from error
         text = payload
     else:
         body = payload
-        text = orjson.dumps(payload).decode()
+        text = msgspec.json.encode(payload).decode()
     if not isinstance(body, dict):
         raise ReplayError(path, line, "payload: a body is an object")
     return headers, text, body

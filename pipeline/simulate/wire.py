@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-import orjson
+import msgspec
 
 from pipeline.simulate.fleet import Event, SimJob
 from topics.catalogue import LIFECYCLE, WEBHOOKS
@@ -82,7 +82,7 @@ class Message(NamedTuple):
         """The value as it is written when the record arrives at this time."""
         record = self.record
         record["received_at"] = received_ms
-        return orjson.dumps(record), self.said._replace(received_at=received_ms)
+        return msgspec.json.encode(record), self.said._replace(received_at=received_ms)
 
 
 @lru_cache(maxsize=65_536)
@@ -213,7 +213,7 @@ class Wire:
             labels=",".join(sorted({label.lower() for label in labels} - {"self-hosted"})),
             group=group,
         )
-        return orjson.dumps(body).decode(), said
+        return msgspec.json.encode(body).decode(), said
 
     def _run(self, event: Event) -> Message:
         run = event.run
@@ -252,7 +252,7 @@ class Wire:
         )
         action = "completed" if over else "requested"
         payload = (
-            f'{{"action":"{action}","workflow_run":{orjson.dumps(body).decode()}'
+            f'{{"action":"{action}","workflow_run":{msgspec.json.encode(body).decode()}'
             f"{self._tail(run.repo)}"
         )
         return self._delivery("workflow_run", event, said, payload)
@@ -280,7 +280,7 @@ class Wire:
         """The siblings of the job in a body. They are most of its size, and never change."""
         tail = self._tails.get(repo)
         if tail is None:
-            parts = orjson.dumps(
+            parts = msgspec.json.encode(
                 {
                     "repository": _repository(repo),
                     "organization": _account(ORGANISATION, 4_000_001, "orgs"),
@@ -355,7 +355,7 @@ def _steps(number: int, first: int, end: int | None) -> list[dict[str, Any]]:
 def _deployment(job: SimJob) -> str:
     return (
         ","
-        + orjson.dumps(
+        + msgspec.json.encode(
             {
                 "deployment": {
                     "id": job.id % 1_000_000_000,

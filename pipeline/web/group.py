@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
-import orjson
+import msgspec
 
 from pipeline.faust_safe.outbox import partition_of
 
@@ -118,13 +118,13 @@ class Group:
                 body = await response.content.read(PEER_BYTES)
                 if response.status not in (200, 404, 503):
                     raise PeerError(f"worker {url} answered {response.status}")
-                answer = orjson.loads(body)
+                answer = msgspec.json.decode(body)
         except TimeoutError:
             waited = time.monotonic() - began
             raise PeerError(f"worker {url} did not answer within {waited:.1f} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise PeerError(f"worker {url} did not answer: {error}") from None
-        except orjson.JSONDecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise PeerError(f"worker {url} did not answer with JSON: is it a worker?") from None
         if not isinstance(answer, dict):
             raise PeerError(f"worker {url} did not answer with an object: is it a worker?")

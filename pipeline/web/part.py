@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
+import msgspec
+from msgspec.structs import asdict
 
 from pipeline.jobs import Job, View
 from pipeline.ledger import LIVE, Known, Ledger
@@ -55,7 +56,7 @@ async def jobs(worker: Worker, partitions: Iterable[int], query: JobQuery) -> di
     """One page of matching jobs of the given partitions, and how many match in all."""
     now = int(time.time() * 1000)
     states = frozenset(query.states)
-    needle = None if query.repo is None else b'"repo":' + orjson.dumps(query.repo)
+    needle = None if query.repo is None else b'"repo":' + msgspec.json.encode(query.repo)
     # A heap of the smallest (time, key) so far, its largest on top. Times are negated for that;
     # keys break ties, so they are compared the other way round through _Reversed.
     page: list[tuple[int, _Reversed, Ledger]] = []
@@ -206,13 +207,13 @@ def job(worker: Worker, partition: int, key: str) -> dict[str, Any] | None:
         },
         "timeline": _timeline(known, view),
         "claims": [
-            {"handle": handle, **claim._asdict(), "chosen": handle == at.claim}
+            {"handle": handle, **asdict(claim), "chosen": handle == at.claim}
             for handle, claim in sorted(
                 known.claims.items(), key=lambda item: (item[1].claimed_at or 0, item[0])
             )
         ],
-        "run": None if known.run is None else known.run._asdict(),
-        "causes": sorted(known.causes),
+        "run": None if known.run is None else asdict(known.run),
+        "causes": list(known.causes),
     }
 
 

@@ -28,7 +28,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
-import orjson
+import msgspec
 from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -546,7 +546,7 @@ def _wants_html(request: web.Request) -> bool:
 
 def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(
-        body=orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE),
+        body=msgspec.json.encode(value) + b"\n",
         content_type="application/json",
         status=status,
         headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"},

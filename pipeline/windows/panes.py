@@ -16,12 +16,13 @@ dropped here; it still reaches ClickHouse in the job's own row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import orjson
+from msgspec import Struct
+from msgspec.json import Decoder, Encoder
 
 from pipeline.jobs import View
-from pipeline.windows.sketch import Sketch
+from pipeline.windows.sketch import Sketch, bin_of
 from topics.models import VERSION
 
 PANE_S: Final = 60
@@ -48,7 +49,7 @@ class WindowPolicy:
         return self.closes_at(start_of(start, SIZES_S[-1]), SIZES_S[-1]) + self.grace_ms
 
 
-class Contribution(NamedTuple):
+class Contribution(Struct, frozen=True, gc=False):
     """One sample: a timing of a family, or (``ms`` None) one completed job of a conclusion."""
 
     at: int
@@ -93,19 +94,16 @@ def pane_start(at: int) -> int:
     return start_of(at, PANE_S)
 
 
-class Pane:
+class Pane(Struct, eq=False, omit_defaults=True):
     """Sketches by family and completed jobs by conclusion. Mutable.
 
     ``fence`` is the last source offset whose contribution is inside: a replayed record at or
     below it is skipped.
     """
 
-    __slots__ = ("conclusions", "families", "fence")
-
-    def __init__(self, fence: int = -1) -> None:
-        self.fence = fence
-        self.families: dict[str, Sketch] = {}
-        self.conclusions: dict[str, int] = {}
+    fence: int = -1
+    families: dict[str, Sketch] = {}
+    conclusions: dict[str, int] = {}
 
     def add(self, c: Contribution, weight: int) -> None:
         """Put a contribution in (1) or take it out (-1).
@@ -114,12 +112,20 @@ class Pane:
         gone.
         """
         if c.ms is None:
-            self.conclusions[c.name] = self.conclusions.get(c.name, 0) + weight
-            return
-        sketch = self.families.get(c.name)
+            self.count(c.name, weight)
+        else:
+            self.sample(c.name, c.ms, bin_of(c.ms), weight)
+
+    def count(self, conclusion: str, weight: int) -> None:
+        """A completed job of this conclusion, in or out."""
+        self.conclusions[conclusion] = self.conclusions.get(conclusion, 0) + weight
+
+    def sample(self, family: str, ms: int, bin_: int | None, weight: int) -> None:
+        """A sample of a family, in or out; its bin is the caller's, who may have several panes."""
+        sketch = self.families.get(family)
         if sketch is None:
-            sketch = self.families[c.name] = Sketch()
-        sketch.add(c.ms, weight)
+            sketch = self.families[family] = Sketch()
+        sketch.put(ms, bin_, weight)
 
     def merge(self, other: Pane) -> None:
         """Add everything in another pane; the fence becomes the later one."""
@@ -138,6 +144,10 @@ class Pane:
             return NotImplemented
         return self._inside() == other._inside()
 
+    def __ne__(self, other: object) -> bool:
+        # Struct has its own, which would not ask __eq__.
+        return not self == other
+
     def _inside(self) -> tuple[dict[str, Sketch], dict[str, int]]:
         return (
             {family: s for family, s in self.families.items() if s.count or s.bins},
@@ -146,33 +156,19 @@ class Pane:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __repr__(self) -> str:
-        return f"Pane(fence={self.fence}, {self.families}, {self.conclusions})"
+
+_encoder: Final = Encoder()
+_decoder: Final = Decoder(Pane)
 
 
 def encode_pane(pane: Pane) -> bytes:
     """The pane as a table value. Never empty."""
-    return orjson.dumps(
-        {
-            "fence": pane.fence,
-            "families": {
-                family: [s.count, s.sum_ms, s.zeros, {str(b): n for b, n in s.bins.items()}]
-                for family, s in pane.families.items()
-            },
-            "conclusions": pane.conclusions,
-        },
-        option=orjson.OPT_SORT_KEYS,
-    )
+    return _encoder.encode(pane)
 
 
 def decode_pane(value: bytes) -> Pane:
-    """The pane that was encoded."""
-    record = orjson.loads(value)
-    pane = Pane(record["fence"])
-    for family, (count, sum_ms, zeros, bins) in record["families"].items():
-        pane.families[family] = Sketch(count, sum_ms, zeros, {int(b): n for b, n in bins.items()})
-    pane.conclusions = record["conclusions"]
-    return pane
+    """The pane that was encoded. Raises msgspec.DecodeError on foreign bytes."""
+    return _decoder.decode(value)
 
 
 def window_record(
@@ -208,9 +204,9 @@ def window_record(
                 "sum_ms": s.sum_ms,
                 "max_ms": s.max_ms,
                 "zeros": s.zeros,
-                "bins": {str(b): n for b, n in s.bins.items()},
+                "bins": s.bins,
             }
             for family, s in pane.families.items()
         },
-        "conclusions": dict(pane.conclusions),
+        "conclusions": pane.conclusions,
     }

@@ -13,6 +13,7 @@ from typing import Final
 from ddsketch.ddsketch import BaseDDSketch
 from ddsketch.mapping import LogarithmicMapping
 from ddsketch.store import DenseStore
+from msgspec import Struct
 
 RELATIVE_ACCURACY: Final = 0.01
 _MAPPING: Final = LogarithmicMapping(RELATIVE_ACCURACY)
@@ -24,28 +25,22 @@ def bin_of(ms: int) -> int | None:
     return int(_MAPPING.key(ms)) if ms > 0 else None
 
 
-class Sketch:
+class Sketch(Struct, array_like=True):
     """Counts, sum and bins of integer millisecond samples. Mutable; ``copy`` to keep one."""
 
-    __slots__ = ("bins", "count", "sum_ms", "zeros")
-
-    def __init__(
-        self,
-        count: int = 0,
-        sum_ms: int = 0,
-        zeros: int = 0,
-        bins: dict[int, int] | None = None,
-    ) -> None:
-        self.count = count
-        self.sum_ms = sum_ms
-        self.zeros = zeros
-        self.bins: dict[int, int] = bins if bins is not None else {}
+    count: int = 0
+    sum_ms: int = 0
+    zeros: int = 0
+    bins: dict[int, int] = {}
 
     def add(self, ms: int, weight: int = 1) -> None:
         """Add a sample, or take it out with ``weight=-1``."""
+        self.put(ms, bin_of(ms), weight)
+
+    def put(self, ms: int, bin_: int | None, weight: int) -> None:
+        """The same with its bin, for who has several sketches to add it to."""
         self.count += weight
         self.sum_ms += ms * weight
-        bin_ = bin_of(ms)
         if bin_ is None:
             self.zeros += weight
             return
@@ -88,19 +83,3 @@ class Sketch:
         )
         value = sketch.get_quantile_value(q)
         return None if value is None else float(value)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sketch):
-            return NotImplemented
-        return (self.count, self.sum_ms, self.zeros, self.bins) == (
-            other.count,
-            other.sum_ms,
-            other.zeros,
-            other.bins,
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        counts = f"count={self.count}, sum_ms={self.sum_ms}, zeros={self.zeros}"
-        return f"Sketch({counts}, bins={self.bins})"
