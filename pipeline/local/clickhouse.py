@@ -21,23 +21,20 @@ from xml.sax.saxutils import escape
 from pipeline.local.process import (
     LOOPBACK,
     LocalError,
+    LocalServer,
     MissingServer,
     ServerFailed,
     ServerProcess,
     accepts_connections,
-    free_port,
-    require_free_port,
 )
 
 DATABASE = "runnerstream"
 PROGRAM_USER = "runnerstream"
 READER_USER = "grafana"
 
-_NAME = "the embedded ClickHouse"
 _PACKAGE = "chdb-core"
 _SERVER = Path(__file__).with_name("clickhouse_server.py")
 _READY_SECONDS = 60.0
-_ATTEMPTS = 3
 _MEBIBYTE = 1 << 20
 
 # Sized for a laptop that does other work too. The pool of merges must stay larger than the
@@ -165,7 +162,7 @@ def require_clickhouse() -> None:
         raise MissingServer(f"{_PACKAGE} has no engine for this platform: {instead}")
 
 
-class EmbeddedClickHouse:
+class EmbeddedClickHouse(LocalServer):
     """A ClickHouse server on loopback as a child process, with its data in `directory`.
 
     Two users: `runnerstream` may do everything, `grafana` only SELECT from the database
@@ -178,25 +175,29 @@ class EmbeddedClickHouse:
         memory_mib: the most memory the server takes, in MiB; one query gets half of it.
     """
 
+    NAME = "the embedded ClickHouse"
+    REMEDIES = {
+        "native": "choose another with --clickhouse-port",
+        "http": "choose another with --clickhouse-http-port",
+    }
+    MODE = 0o700
+
     def __init__(
         self, directory: Path, port: int = 0, http_port: int = 0, memory_mib: int = 2048
     ) -> None:
-        self.directory = directory
-        self._port = port
-        self._http_port = http_port
+        super().__init__(directory, {"native": port, "http": http_port})
         self._memory_mib = memory_mib
-        self._process: ServerProcess | None = None
         self._passwords = Passwords("", "")
 
     @property
     def port(self) -> int:
         """The port of the native protocol; 0 while none is chosen."""
-        return self._port
+        return self._ports["native"]
 
     @property
     def http_port(self) -> int:
         """The port of HTTP; 0 while none is chosen."""
-        return self._http_port
+        return self._ports["http"]
 
     @property
     def url(self) -> str:
@@ -211,55 +212,16 @@ class EmbeddedClickHouse:
     @property
     def http_url(self) -> str:
         """The HTTP interface, without credentials."""
-        return f"http://{LOOPBACK}:{self._http_port}"
+        return f"http://{LOOPBACK}:{self.http_port}"
 
-    @property
-    def pid(self) -> int | None:
-        """The process id of the server itself; None when it does not run."""
-        return self._process.pid if self._process is not None and self.alive() else None
-
-    def alive(self) -> bool:
-        """Whether the server's process runs."""
-        return self._process is not None and self._process.alive()
-
-    def start(self, patience: float = 2.0) -> None:
-        """Start the server on the data of `directory` and wait until it answers queries.
-
-        Args:
-            patience: seconds to wait for an earlier server to leave the ports.
-
-        Raises:
-            MissingServer: when the wheel is absent or has nothing for this platform.
-            PortTaken: when another program listens on one of the ports.
-            ServerFailed: when the server ends or does not answer.
-        """
+    def _require(self) -> None:
         require_clickhouse()
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._passwords = Passwords.kept_in(self.directory / "passwords")
-        given, http_given = self._port, self._http_port
-        for port, option in ((given, "--clickhouse-port"), (http_given, "--clickhouse-http-port")):
-            if port:
-                require_free_port(port, _NAME, f"choose another with {option}", patience)
-        for attempt in range(1, _ATTEMPTS + 1):
-            self._port = given or free_port()
-            self._http_port = http_given or free_port()
-            try:
-                self._launch()
-                return
-            except ServerFailed:
-                # A picked port can be taken by another program before the server binds it.
-                picked = [
-                    *([] if given else [self._port]),
-                    *([] if http_given else [self._http_port]),
-                ]
-                if attempt == _ATTEMPTS or not any(map(accepts_connections, picked)):
-                    self._port, self._http_port = given, http_given
-                    raise
 
     def _launch(self) -> None:
+        self._passwords = Passwords.kept_in(self.directory / "passwords")
         self._write_configuration()
         self._process = ServerProcess(
-            _NAME,
+            self.NAME,
             # Isolated: nothing of the caller's environment decides what the engine loads.
             [sys.executable, "-I", str(_SERVER), str(self.directory.resolve())],
             directory=self.directory,
@@ -268,7 +230,7 @@ class EmbeddedClickHouse:
         )
         self._process.start()
         self._process.wait_ready(
-            lambda: accepts_connections(self._port) and self._ping(), _READY_SECONDS
+            lambda: accepts_connections(self.port) and self._ping(), _READY_SECONDS
         )
         try:
             self.query(f"CREATE DATABASE IF NOT EXISTS {DATABASE} ENGINE = Atomic")
@@ -293,30 +255,8 @@ class EmbeddedClickHouse:
             raise ServerFailed(f"the embedded ClickHouse refused {sql!r}: {body.strip()}")
         return body
 
-    def stop(self) -> None:
-        """End the server; its data stay."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """kill -9 the server; its data stay."""
-        if self._process is not None:
-            self._process.kill()
-
-    def restart(self) -> None:
-        """Kill the server if it runs and start it again on the same ports and data."""
-        self.kill()
-        self.start()
-
-    def __enter__(self) -> EmbeddedClickHouse:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def _url(self, user: str, password: str) -> str:
-        return f"clickhouse://{user}:{quote(password, safe='')}@{LOOPBACK}:{self._port}/{DATABASE}"
+        return f"clickhouse://{user}:{quote(password, safe='')}@{LOOPBACK}:{self.port}/{DATABASE}"
 
     def _ping(self) -> bool:
         try:
@@ -327,7 +267,7 @@ class EmbeddedClickHouse:
     def _http(
         self, method: str, path: str, body: str | None, headers: Mapping[str, str]
     ) -> tuple[int, str]:
-        connection = http.client.HTTPConnection(LOOPBACK, self._http_port, timeout=30.0)
+        connection = http.client.HTTPConnection(LOOPBACK, self.http_port, timeout=30.0)
         try:
             connection.request(method, path, body, dict(headers))
             response = connection.getresponse()
@@ -344,8 +284,8 @@ class EmbeddedClickHouse:
         config = _CONFIG.format(
             log=escape(str(self.directory.resolve() / "clickhouse.log")),
             host=LOOPBACK,
-            port=self._port,
-            http_port=self._http_port,
+            port=self.port,
+            http_port=self.http_port,
             server_memory=memory,
             mark_cache=memory // 16,
         )

@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, Self
 
 LOOPBACK = "127.0.0.1"
 
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_SECONDS = 0.01
 _LOG_TAIL_BYTES = 2000
+_ATTEMPTS = 3
 
 
 class LocalError(RuntimeError):
@@ -213,3 +215,96 @@ class ServerProcess:
                 stream.close()
         self._guard.wait()
         self._guard = None
+
+
+class LocalServer:
+    """A server on loopback that keeps its ports over stops, kills and starts.
+
+    A subclass names it, and launches it on the ports it is given.
+
+    Args:
+        directory: configuration, logs and data; created when absent.
+        ports: by what they are for, the ports to listen on; 0 picks a free one at the first start
+            and keeps it.
+    """
+
+    #: What to call it in messages.
+    NAME: ClassVar[str]
+    #: By what a port is for, how to choose another.
+    REMEDIES: ClassVar[Mapping[str, str]] = {}
+    #: Mode of the directory when it is made.
+    MODE: ClassVar[int] = 0o777
+
+    def __init__(self, directory: Path, ports: Mapping[str, int]) -> None:
+        self.directory = directory
+        self._ports = dict(ports)
+        self._process: ServerProcess | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the server itself; None when it does not run."""
+        return self._process.pid if self._process is not None and self.alive() else None
+
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._process is not None and self._process.alive()
+
+    def start(self, patience: float = 2.0) -> None:
+        """Start the server on what its directory holds, and wait until it can be used.
+
+        Args:
+            patience: seconds to wait for an earlier server to leave the ports.
+
+        Raises:
+            LocalError: when it cannot be had here; MissingServer says which package is absent.
+            PortTaken: when another program listens on one of the ports.
+            ServerFailed: when the server ends or does not answer.
+        """
+        self._require()
+        self.directory.mkdir(parents=True, exist_ok=True, mode=self.MODE)
+        given = self._ports
+        for use, port in given.items():
+            if port:
+                remedy = self.REMEDIES.get(use, "give it another port")
+                require_free_port(port, self.NAME, remedy, patience)
+        for attempt in range(1, _ATTEMPTS + 1):
+            self._ports = {use: port or free_port() for use, port in given.items()}
+            try:
+                self._launch()
+                return
+            except ServerFailed:
+                # A picked port can be taken by another program before the server binds it.
+                picked = [port for use, port in self._ports.items() if not given[use]]
+                if attempt == _ATTEMPTS or not any(map(accepts_connections, picked)):
+                    self._ports = given
+                    raise
+
+    def _require(self) -> None:
+        """Raise LocalError when the server cannot be had here."""
+        raise NotImplementedError
+
+    def _launch(self) -> None:
+        """Set and start ``_process`` on ``_ports``; return when the server can be used."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End the server in order."""
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """kill -9 the server."""
+        if self._process is not None:
+            self._process.kill()
+
+    def restart(self) -> None:
+        """Kill the server if it runs and start it again on the same ports."""
+        self.kill()
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

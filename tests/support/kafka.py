@@ -20,18 +20,17 @@ from kafka.errors import KafkaError
 
 from pipeline.local.process import (
     LOOPBACK,
+    LocalServer,
     ServerFailed,
     ServerProcess,
     accepts_connections,
-    free_port,
-    require_free_port,
 )
 
 _HERE = Path(__file__).with_name("kafka")
 _COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 _RESOLVE_SECONDS = 600.0
 _READY_SECONDS = 60.0
-_ATTEMPTS = 3
+
 _CLUSTER_ID = "cnVubmVyc3RyZWFtLXRlcw"
 
 # One compiler tier and the serial collector: a test broker lives for seconds. A short first heap,
@@ -126,7 +125,7 @@ def _resolve(jars: Path) -> None:
         (Path(work) / "lib").rename(jars)
 
 
-class ApacheKafka:
+class ApacheKafka(LocalServer):
     """One broker that is its own controller, with its log on disk in `directory`.
 
     Args:
@@ -135,61 +134,33 @@ class ApacheKafka:
         settings: further broker settings, by Kafka's names.
     """
 
+    NAME = "Apache Kafka"
+
     def __init__(
         self, directory: Path, port: int = 0, settings: dict[str, str] | None = None
     ) -> None:
-        self.directory = directory
-        self._port = port
-        self._controller_port = 0
+        super().__init__(directory, {"clients": port, "controller": 0})
         self._settings = settings or {}
-        self._process: ServerProcess | None = None
 
     @property
     def port(self) -> int:
         """The port; 0 while none is chosen."""
-        return self._port
+        return self._ports["clients"]
 
     @property
     def bootstrap(self) -> str:
         """What Kafka clients take as `bootstrap_servers`."""
-        return f"{LOOPBACK}:{self._port}"
+        return f"{LOOPBACK}:{self.port}"
 
-    @property
-    def pid(self) -> int | None:
-        """The broker's process id; None when it does not run."""
-        return self._process.pid if self._process is not None and self.alive() else None
+    def start(self, patience: float = 5.0) -> None:
+        """Start it; a killed broker takes a while to leave its ports."""
+        super().start(patience)
 
-    def alive(self) -> bool:
-        """Whether the broker's process runs."""
-        return self._process is not None and self._process.alive()
+    def _require(self) -> None:
+        class_path()
 
-    def start(self) -> None:
-        """Start the broker on the data in its directory; returns when clients can use it.
-
-        Raises:
-            KafkaUnavailable: when it cannot be run here.
-            PortTaken: when another program listens on its port.
-            ServerFailed: when it ends or does not answer.
-        """
+    def _launch(self) -> None:
         jars = class_path()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        given, controller_given = self._port, self._controller_port
-        for port in filter(None, (given, controller_given)):
-            require_free_port(port, "Apache Kafka", "give it another port", patience=5.0)
-        for attempt in range(1, _ATTEMPTS + 1):
-            self._port = given or free_port()
-            self._controller_port = controller_given or free_port()
-            try:
-                self._launch(jars)
-                return
-            except ServerFailed:
-                # A picked port can be taken by another program before the broker binds it.
-                picked = self._controller_port if given else self._port
-                if controller_given or attempt == _ATTEMPTS or not accepts_connections(picked):
-                    self._port, self._controller_port = given, controller_given
-                    raise
-
-    def _launch(self, jars: Path) -> None:
         java = [
             *_JAVA,
             f"-Dlog4j2.configurationFile={_HERE / 'log4j2.properties'}",
@@ -199,7 +170,7 @@ class ApacheKafka:
         properties = self.directory / "server.properties"
         logs = self.directory / "data"
         text = _PROPERTIES.format(
-            host=LOOPBACK, port=self._port, controller_port=self._controller_port, logs=logs
+            host=LOOPBACK, port=self.port, controller_port=self._ports["controller"], logs=logs
         )
         properties.write_text(text + "".join(f"{k}={v}\n" for k, v in self._settings.items()))
         if not (logs / "meta.properties").exists():
@@ -212,7 +183,7 @@ class ApacheKafka:
                     f"Apache Kafka cannot format {logs}: {(result.stdout + result.stderr)[-2000:]}"
                 )
         self._process = ServerProcess(
-            "Apache Kafka",
+            self.NAME,
             [*java, "kafka.Kafka", str(properties)],
             directory=self.directory,
             log=self.directory / "broker.log",
@@ -223,7 +194,7 @@ class ApacheKafka:
 
     def _ready(self) -> bool:
         # The port opens some time before the broker is let into its own cluster.
-        if not accepts_connections(self._port):
+        if not accepts_connections(self.port):
             return False
         try:
             admin = KafkaAdminClient(bootstrap_servers=self.bootstrap, bootstrap_timeout_ms=1000)
@@ -235,28 +206,6 @@ class ApacheKafka:
             return False
         finally:
             admin.close()
-
-    def stop(self) -> None:
-        """End the broker in order; its data stay."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """kill -9 the broker; its data stay."""
-        if self._process is not None:
-            self._process.kill()
-
-    def restart(self) -> None:
-        """Kill the broker if it runs and start it again on the same port and data."""
-        self.kill()
-        self.start()
-
-    def __enter__(self) -> ApacheKafka:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 @contextmanager
