@@ -116,8 +116,8 @@ class Worker:
                 app.topic(*topics, partitions=settings.partitions, schema=BatchSchema(), acks=True),
                 name=name,
             )(transactions.run)
-        app.on_partitions_revoked.connect(self._on_revoked, weak=False)
-        app.on_rebalance_complete.connect(self._on_rebalanced, weak=False)
+        for moved in (app.on_partitions_revoked, app.on_rebalance_complete):
+            moved.connect(self._forget, weak=False)
         app.task(self._start_outbox)
         app.task(self._clock)
         self.metrics.watch_jobs(self.live_jobs)
@@ -126,10 +126,8 @@ class Worker:
     async def _start_outbox(self) -> None:
         await self.outbox.start()
 
-    async def _on_revoked(self, app: Any, revoked: Any, **kwargs: Any) -> None:
-        self.fold.forget()
-
-    async def _on_rebalanced(self, app: Any, **kwargs: Any) -> None:
+    async def _forget(self, *args: Any, **kwargs: Any) -> None:
+        """Partitions come or go: ledgers are made anew from the tables."""
         self.fold.forget()
 
     # -- the clock -----------------------------------------------------------------------------

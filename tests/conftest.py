@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pipeline.local import EmbeddedClickHouse, MissingServer
 from tests.support import brokers
 from tests.support.worker import kill_leftovers
 
@@ -33,3 +34,15 @@ def _no_leftovers() -> Iterator[None]:
     """A failed test must not leave a worker running beside the next module."""
     yield
     kill_leftovers()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClickHouse]:
+    """A ClickHouse for the module, which may kill and start it."""
+    clickhouse = EmbeddedClickHouse(tmp_path_factory.mktemp("clickhouse"))
+    try:
+        clickhouse.start()
+    except MissingServer as missing:
+        pytest.skip(str(missing))
+    yield clickhouse
+    clickhouse.stop()

@@ -22,7 +22,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import TopicAlreadyExistsError
 
-from pipeline.local import EmbeddedClickHouse, MissingServer
+from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
 from sinks.http import HealthServer
 from sinks.sink import Sink, SinkConfig, known_options
@@ -48,17 +48,6 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
                 admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
         admin.close()
         yield running
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClickHouse]:
-    clickhouse = EmbeddedClickHouse(Path(tmp_path_factory.mktemp("clickhouse")))
-    try:
-        clickhouse.start()
-    except MissingServer as missing:
-        pytest.skip(str(missing))
-    yield clickhouse
-    clickhouse.stop()
 
 
 @pytest.fixture

@@ -11,29 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from clickhouse_driver import Client
 
-from pipeline.local import EmbeddedClickHouse, MissingServer
+from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
 
 #: A recent full hour: rows older than their table's TTL would be gone at once.
 T0 = int(time.time()) // 3_600 * 3_600_000
 GAMMA = 1.01 / 0.99
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClickHouse]:
-    clickhouse = EmbeddedClickHouse(Path(tmp_path_factory.mktemp("clickhouse")))
-    try:
-        clickhouse.start()
-    except MissingServer as missing:
-        pytest.skip(str(missing))
-    yield clickhouse
-    clickhouse.stop()
 
 
 _databases = (f"test_schema_{number}" for number in itertools.count())

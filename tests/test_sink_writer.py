@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 from clickhouse_driver import Client
 from clickhouse_driver.errors import NetworkError, ServerException, SocketTimeoutError
 
-from pipeline.local import EmbeddedClickHouse, MissingServer
+from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema, writer
 from sinks.metrics import SinkMetrics
 from sinks.rows import TableRows
@@ -38,17 +37,6 @@ class FakeRecord:
     key: bytes | None = None
     value: bytes | None = b"{}"
     headers: list[tuple[str, bytes | None]] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClickHouse]:
-    clickhouse = EmbeddedClickHouse(Path(tmp_path_factory.mktemp("clickhouse")))
-    try:
-        clickhouse.start()
-    except MissingServer as missing:
-        pytest.skip(str(missing))
-    yield clickhouse
-    clickhouse.stop()
 
 
 _databases = (f"test_writer_{number}" for number in itertools.count())
