@@ -141,11 +141,13 @@ class Metrics:
             buckets=BATCH_RECORDS, registry=registry,
         )  # fmt: skip
         self.batch_seconds = Histogram(
-            p + "batch_seconds", "Time of a transaction, all steps.", ["stage"],
+            p + "batch_seconds", "Time of a transaction, all steps, two at a time.", ["stage"],
             buckets=BATCH_SECONDS, registry=registry,
         )  # fmt: skip
         self.fold_seconds = Histogram(
-            p + "fold_seconds", "Time of steps 3 and 4: decode and fold.", ["stage"],
+            p + "fold_seconds",
+            "Time of steps 3 and 4: decode and fold, while the transaction before is written.",
+            ["stage"],
             buckets=BATCH_SECONDS, registry=registry,
         )  # fmt: skip
         self.ticks = Counter(p + "ticks", "Ticks sent by the clock.", registry=registry)
