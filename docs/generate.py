@@ -93,6 +93,7 @@ WHY: Final = {
     "pydantic": "The models of all records: parsed, checked and written in Rust.",
     "pydantic-settings": "Settings from the environment and a file.",
     "msgspec": "The state of a job in memory and as JSON: typed structs, made and written in C.",
+    "xxhash": "The identity of a fact as a number, in a sixth of the time of a cryptographic hash.",
     "ddsketch": "The bins of the quantile sketches: at most 1 % off, and mergeable by addition.",
     "click": "The command line.",
     "rich": "Tables and the live summary on the terminal.",

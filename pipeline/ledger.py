@@ -42,6 +42,7 @@ from pipeline.jobs import (
     decode_run,
     encode,
     encode_clock,
+    encode_outcome,
     encode_run,
     link_run,
     merge,
@@ -354,7 +355,8 @@ class Ledger:
             )
             self._entries.pop(key, None)
             self._entries[key] = _Entry(job, after.since, added, reached)
-            self._gone_states.pop(key, None)
+            if self._gone_states:
+                self._gone_states.pop(key, None)
             self._dirty_jobs[key] = encode(job, after)
         self._changed.clear()
         self._before.clear()
@@ -407,9 +409,9 @@ class Ledger:
         if after is before:
             self._note("duplicate_facts")
             return
-        for fact in run_outcomes(before, after):
+        for outcome in run_outcomes(before, after):
             self._effects.outputs.append(
-                Output(JOBS, None, fact.key.encode(), fact.model_dump_json().encode())
+                Output(JOBS, None, outcome.key.encode(), encode_outcome(outcome))
             )
         self._know_run(after)
         self._run_entries[after.key] = after

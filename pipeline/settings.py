@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     #: Interval of the clock: ticks per partition. What windows, samples and expiry run on.
     tick_interval: float = Field(5.0, gt=0)
     #: Records taken at a time. Fewer cost throughput; more only make the first of them wait longer.
-    batch_records: int = Field(2_000, ge=1)
+    batch_records: int = Field(3_000, ge=1)
     #: How often offsets are committed.
     commit_interval: float = Field(1.0, gt=0)
     #: Lateness of windows, grace after closing, retention of jobs. See docs/how-it-works.md.

@@ -22,6 +22,7 @@ from pipeline.jobs import (
     Run,
     View,
     encode,
+    encode_outcome,
     link_run,
     merge,
     merge_run,
@@ -32,6 +33,7 @@ from pipeline.providers import facts, guid_time_ms, lifecycle_fact
 from pipeline.simulate.wire import guid_at
 from pipeline.windows import contributions
 from topics.models import (
+    JOBS_RECORD,
     Clock,
     Delivery,
     JobFact,
@@ -192,7 +194,7 @@ def told_by_run(deliveries: list[Delivery], runs: list[RunFact]) -> list[JobFact
         told: list[JobFact] = []
         for one in heard:
             after = link_run(run, one) if isinstance(one, RunLink) else merge_run(run, one)
-            told += run_outcomes(run, after)
+            told += [JOBS_RECORD.validate_json(encode_outcome(o)) for o in run_outcomes(run, after)]
             run = after
         outcomes.append({(f.key, f.run): f for f in told})
     assert outcomes[0].keys() == outcomes[1].keys()

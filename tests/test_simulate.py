@@ -18,6 +18,7 @@ from pipeline.jobs import (
     FleetNames,
     Job,
     Run,
+    encode_outcome,
     link_run,
     merge,
     merge_run,
@@ -47,6 +48,7 @@ from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
 from topics.catalogue import WEBHOOKS
 from topics.models import (
     DELIVERY,
+    JOBS_RECORD,
     LIFECYCLE,
     Delivery,
     JobFact,
@@ -347,7 +349,8 @@ def folded(records: Iterable[Sending]) -> tuple[dict[str, Job], Counter[str]]:
                 merge_run(before, fact) if isinstance(fact, RunFact) else link_run(before, fact)  # type: ignore[arg-type]
             )
             runs[after.key] = after
-            for told in run_outcomes(before, after):
+            for outcome in run_outcomes(before, after):
+                told = read(JOBS_RECORD, encode_outcome(outcome))
                 jobs[told.key] = merge(jobs.get(told.key), told)
     return jobs, dead
 

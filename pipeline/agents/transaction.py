@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 #: Called after each durable step with its name; tests kill the process here.
 Observer = Callable[[str], None]
 
-#: Records that are folded before the event loop is let go: a millisecond or two.
-SLICE = 32
+#: Records that are folded before the event loop is let go: about two milliseconds.
+SLICE = 64
 
 #: The durable steps, in the order that makes a crash harmless.
 STEPS = ("outputs", "windows", "states")

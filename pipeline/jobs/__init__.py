@@ -13,7 +13,14 @@ from pipeline.jobs.record import (
     encode_run,
     summary,
 )
-from pipeline.jobs.runs import Run, link_run, merge_run, run_outcomes
+from pipeline.jobs.runs import (
+    Run,
+    RunOutcome,
+    encode_outcome,
+    link_run,
+    merge_run,
+    run_outcomes,
+)
 from pipeline.jobs.status import FleetNames, View, view
 from pipeline.jobs.timings import At, Measured, Milestones, milestones, timings
 
@@ -24,6 +31,7 @@ __all__ = [
     "Measured",
     "Milestones",
     "Run",
+    "RunOutcome",
     "TooManyFacts",
     "View",
     "decode",
@@ -31,6 +39,7 @@ __all__ = [
     "digest",
     "encode",
     "encode_clock",
+    "encode_outcome",
     "encode_run",
     "join",
     "link_run",

@@ -27,10 +27,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any, Final
 
 from msgspec import Struct
+from xxhash import xxh3_64_intdigest
 
 from topics.models import (
     ClaimFact,
@@ -142,8 +142,12 @@ class Job(Struct, frozen=True, gc=False):
 
 
 def digest(fact_id: str) -> int:
-    """Identity of a fact: 53 bits of its id, exact in a JSON number."""
-    return int.from_bytes(blake2b(fact_id.encode(), digest_size=8).digest(), "big") >> 11
+    """Identity of a fact: 53 bits of its id, exact in a JSON number.
+
+    Not cryptographic: two ids that are made to collide would count as one in ``rev``, and what
+    they say would be merged all the same.
+    """
+    return xxh3_64_intdigest(fact_id.encode()) >> 11
 
 
 def merge(job: Job | None, fact: JobFact) -> Job:
@@ -186,9 +190,12 @@ def merge(job: Job | None, fact: JobFact) -> Job:
     run = job.run
     if fact.run is not None:
         run = _join_run(run, _run(fact.run))
-    causes = _with(job.causes, fact.cause)
-    if len(causes) > MAX_CAUSES:
-        causes = _union(job.causes, (fact.cause,), MAX_CAUSES)
+    causes = job.causes
+    if fact.cause not in causes:
+        if len(causes) < MAX_CAUSES:
+            causes = _with(causes, fact.cause)
+        else:
+            causes = _union(causes, (fact.cause,), MAX_CAUSES)
     if (
         facts is job.facts
         and first_seen == job.first_seen
@@ -297,21 +304,26 @@ def _join_times(
     out = a
     for milestone, clocks in b.items():
         known = out.get(milestone)
-        merged = _NO_CLOCKS if known is None else known
-        for clock, at in clocks.items():
-            before = merged.get(clock)
-            if before is None or at < before:
-                if merged is known or merged is _NO_CLOCKS:
-                    merged = dict(merged)
-                merged[_PLAIN[clock]] = at
-        if merged is not known and merged:
-            if out is a:
-                out = dict(a)
-            out[_PLAIN[milestone]] = merged
+        if known is None:
+            if not clocks:
+                continue
+            merged = {_PLAIN[clock]: at for clock, at in clocks.items()}
+        else:
+            merged = known
+            for clock, at in clocks.items():
+                before = merged.get(clock)
+                if before is None or at < before:
+                    if merged is known:
+                        merged = known.copy()
+                    merged[_PLAIN[clock]] = at
+            if merged is known:
+                continue
+        if out is a:
+            out = a.copy()
+        out[_PLAIN[milestone]] = merged
     return out
 
 
-_NO_CLOCKS: Final[dict[str, int]] = {}
 #: Each milestone and clock as a plain string: both enums are looked up faster than asked.
 _PLAIN: Final[dict[str, str]] = {each: each._value_ for each in (*Milestone, *Clock)}
 

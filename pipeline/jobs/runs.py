@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import Final
 
 from msgspec import Struct
+from msgspec.json import Encoder
 from msgspec.structs import astuple
 
 from pipeline.jobs.facts import RunAttempt, _join_run, _run, digest
-from topics.models import Conclusion, JobFact, ParentRun, RunFact, RunLink
+from topics.models import RunFact, RunLink
 
 #: Jobs of one run that are told. GitHub: 256 per matrix; larger runs have several matrices.
 MAX_JOBS: Final = 3_000
@@ -58,7 +59,28 @@ def link_run(run: Run | None, link: RunLink) -> Run:
     return Run(run.key, min(run.first_seen, link.received_at), run.attempts, jobs)
 
 
-def run_outcomes(before: Run | None, after: Run) -> list[JobFact]:
+class RunOutcome(Struct, frozen=True, gc=False):
+    """What a run has to tell one of its jobs: a :class:`topics.models.JobFact` as it is written."""
+
+    kind: str
+    id: str
+    source: str
+    occurred_at: int
+    received_at: int
+    key: str
+    cause: str
+    run: RunAttempt
+
+
+_encoder: Final = Encoder()
+
+
+def encode_outcome(outcome: RunOutcome) -> bytes:
+    """The record value of an outcome on ``runners.jobs``."""
+    return _encoder.encode(outcome)
+
+
+def run_outcomes(before: Run | None, after: Run) -> list[RunOutcome]:
     """What the run has to tell its jobs now that it did not tell before.
 
     Only what a job cannot know itself: that its run is over, and when a re-run attempt started.
@@ -66,17 +88,18 @@ def run_outcomes(before: Run | None, after: Run) -> list[JobFact]:
     # Found first: while a run is on there is nothing to tell, and each of its jobs, up to
     # thousands, comes by here.
     telling = {
-        attempt: said
+        attempt: (said, f"{after.key}#{attempt}:{digest(repr(astuple(said)))}")
         for attempt, said in after.attempts.items()
         if said.completed_at is not None or attempt > 1
     }
     if not telling:
         return []
-    facts: list[JobFact] = []
+    outcomes: list[RunOutcome] = []
     for job_key, attempt in after.jobs.items():
-        said = telling.get(attempt)
-        if said is None:
+        told = telling.get(attempt)
+        if told is None:
             continue
+        said, name = told
         if (
             before is not None
             and before.jobs.get(job_key) == attempt
@@ -84,20 +107,16 @@ def run_outcomes(before: Run | None, after: Run) -> list[JobFact]:
         ):
             continue
         at = said.completed_at or said.started_at or after.first_seen
-        facts.append(
-            JobFact(
-                id=f"{after.key}#{attempt}:{digest(repr(astuple(said)))}:{job_key}",
-                source="runnerstream",
-                occurred_at=at,
-                received_at=max(at, after.first_seen),
-                key=job_key,
-                cause="workflow_run",
-                run=ParentRun(
-                    attempt=attempt,
-                    started_at=said.started_at,
-                    completed_at=said.completed_at,
-                    conclusion=Conclusion(said.conclusion) if said.conclusion else None,
-                ),
+        outcomes.append(
+            RunOutcome(
+                "job.fact",
+                f"{name}:{job_key}",
+                "runnerstream",
+                at,
+                max(at, after.first_seen),
+                job_key,
+                "workflow_run",
+                said,
             )
         )
-    return facts
+    return outcomes
