@@ -229,6 +229,23 @@ async def test_a_rebalance_overtakes_a_write_and_what_was_folded_on_it(rig: Rig,
     assert "fold 2 on []" in rig.log
 
 
+async def test_a_rebalance_during_a_fold_drops_what_was_folded(rig: Rig) -> None:
+    def rebalance(number: int) -> None:
+        rig.app.consumer_generation_id = 2
+
+    rig.during_fold = rebalance
+    rig.open.set()
+    old, new = event(0), event(0, generation=2)
+    stream = Stream(old, new)
+    running = asyncio.create_task(rig.loop().run(stream))
+    await until(lambda: len(stream.acked) == 2)
+    running.cancel()
+    assert not old.value.done
+    assert new.value.done
+    # Not on what the abandoned fold knew: its effects were never written.
+    assert rig.log == ["fold 0 on []", "fold 0 on []", *written(0)]
+
+
 async def test_working_copies_dropped_during_a_fold_are_made_anew_after_the_write(
     rig: Rig,
 ) -> None:

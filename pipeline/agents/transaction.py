@@ -195,7 +195,10 @@ class Transactions:
             effects: list[tuple[Batch, Effects]] = []
             for batch in batches:
                 effects.append((batch, await handler.fold(batch)))
-                if handler.epoch != epoch or app.consumer_generation_id != generation:
+                if app.consumer_generation_id != generation and handler.epoch == epoch:
+                    # Working copies know what nobody will write.
+                    handler.forget()
+                if handler.epoch != epoch:
                     break
             else:
                 folded = time.perf_counter() - began
