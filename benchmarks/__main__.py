@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--facts", type=_positive, default=100_000, help="facts preloaded per round"
+        "--facts", type=_positive, default=200_000, help="facts preloaded per round"
     )
     parser.add_argument(
         "--jobs-live", type=_positive, default=200_000, help="live jobs in the memory part"
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "--latency-seconds", type=float, default=30.0, help="how long events are offered"
     )
     parser.add_argument("--rate", type=_positive, default=1_000, help="events offered per second")
-    parser.add_argument("--rounds", type=_positive, default=2, help="floor and worker, how often")
+    parser.add_argument("--rounds", type=_positive, default=3, help="floor and worker, how often")
     parser.add_argument("--json", type=Path, help="file for the whole result", metavar="FILE")
     parser.add_argument(
         "--parts", type=_parts, default=list(PARTS), help=f"some of {','.join(PARTS)}"
