@@ -222,7 +222,9 @@ class Sink:
         self._flight: _Flight | None = None
         self._last_start = 0.0
         self._last_flush: float | None = None
-        self._acknowledged: dict[TopicPartition, int] = {}
+        #: Per partition the offset that ClickHouse has reached, and under which ownership: what
+        #: was reached before a partition moved away says nothing once it is back.
+        self._acknowledged: dict[TopicPartition, tuple[int, int]] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._lag: Mapping[str, int] = {}
         self._observed = 0.0
@@ -450,7 +452,7 @@ class Sink:
             # A partition that moved away, or moved and came back, is where others left it.
             if ownership and ownership == self._owned.ownership(where):
                 ours[where] = offset
-        self._acknowledged.update(ours)
+                self._acknowledged[where] = (offset, ownership)
         if ours:
             commit = {where: OffsetAndMetadata(offset, "", -1) for where, offset in ours.items()}
             consumer.commit_async(commit, callback=self._committed)
@@ -502,12 +504,12 @@ class Sink:
                 self._land(consumer)
             except Abandoned:
                 break
-        if self._acknowledged:
-            commit = {
-                where: OffsetAndMetadata(offset, "", -1)
-                for where, offset in self._acknowledged.items()
-                if self._owned.ownership(where)
-            }
+        commit = {
+            where: OffsetAndMetadata(offset, "", -1)
+            for where, (offset, ownership) in self._acknowledged.items()
+            if ownership == self._owned.ownership(where)
+        }
+        if commit:
             try:
                 consumer.commit(commit, timeout_ms=5_000)
             except KafkaError as error:
@@ -600,7 +602,9 @@ class Sink:
         for where in owned:
             try:
                 end = consumer.highwater(where)
-                done = self._acknowledged.get(where)
+                done, ownership = self._acknowledged.get(where, (None, 0))
+                if ownership != self._owned.ownership(where):
+                    done = None
                 if done is None and end is not None:
                     done = consumer.position(where, timeout_ms=0)
             except (KafkaError, KeyError):

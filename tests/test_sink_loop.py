@@ -303,6 +303,42 @@ def test_a_rebalance_loses_nothing(config: SinkConfig, producer: Any) -> None:
         eventually(lambda: set(first.status().lag.values()) == {0})
 
 
+def test_a_partition_that_comes_back_is_where_the_other_one_left_it(
+    config: SinkConfig, producer: Any
+) -> None:
+    """What was reached before it moved away is neither shown as lag nor committed at the end."""
+
+    def send_some(first: int) -> None:
+        for number in range(first, first + 60):
+            send(producer, rows.JOB_STATES, job_state("back", number, 1))
+        producer.flush()
+        eventually(lambda: count(config, "jobs", "back") == first + 60)
+
+    with running(config) as first:
+        send_some(0)
+        everything = PARTITIONS * len(rows.TOPICS)
+        with running(config) as second:
+            eventually(lambda: 0 < first.status().partitions < everything)
+            eventually(lambda: second.status().partitions)
+            send_some(60)
+        eventually(lambda: first.status().partitions == everything)
+        eventually(lambda: set(first.status().lag.values()) == {0})
+    ends, committed = offsets(config)
+    assert committed == ends
+
+
+def offsets(config: SinkConfig) -> tuple[dict[Any, int], dict[Any, int]]:
+    """Ends of the job-states partitions, and what the group has committed there."""
+    client = KafkaConsumer(
+        bootstrap_servers=config.kafka["bootstrap_servers"], group_id=config.group_id
+    )
+    try:
+        places = [TopicPartition(rows.JOB_STATES, n) for n in range(PARTITIONS)]
+        return client.end_offsets(places), {each: client.committed(each) for each in places}
+    finally:
+        client.close(autocommit=False)
+
+
 def test_a_letter_too_large_for_its_topic_goes_without_the_record(
     config: SinkConfig, producer: Any
 ) -> None:
