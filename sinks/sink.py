@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 #: How often lag and gauges are refreshed.
 _OBSERVE_S: Final = 1.0
+#: How long to wait after the broker has refused to be asked for records.
+_BROKER_PAUSE_S: Final = 0.2
 #: How often the log ends are asked for. Fetches tell them too, but not for paused partitions; and
 #: an answer is the only sign that the broker is there, since poll() waits for it in silence.
 _ASK_ENDS_S: Final = 5.0
@@ -382,7 +384,7 @@ class Sink:
 
     def _turn(self, consumer: Any) -> None:
         now = self._turned = time.monotonic()
-        fetched = consumer.poll(timeout_ms=int(self._patience(now) * 1000))
+        fetched = self._poll(consumer, self._patience(now))
         now = time.monotonic()
         for where, records in fetched.items():
             if records:
@@ -397,6 +399,22 @@ class Sink:
         if now - self._observed >= _OBSERVE_S:
             self._observed = now
             self._observe(consumer, now)
+
+    def _poll(self, consumer: Any, patience_s: float) -> Mapping[Any, Any]:
+        """What has arrived within ``patience_s``; nothing while the broker is away.
+
+        Most of the time the client waits for a lost broker by itself. While it looks for the
+        group's coordinator it raises the refused connection instead.
+        """
+        try:
+            fetched: Mapping[Any, Any] = consumer.poll(timeout_ms=int(patience_s * 1000))
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            self._broker_failed(error)
+            self._stopping.wait(_BROKER_PAUSE_S)
+            return {}
+        return fetched
 
     def _patience(self, now: float) -> float:
         """How long to wait for records, in seconds: until the next thing that is due."""

@@ -20,7 +20,12 @@ from typing import Any
 import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
-from kafka.errors import TopicAlreadyExistsError
+from kafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+)
 
 from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
@@ -94,7 +99,8 @@ def running(config: SinkConfig) -> Iterator[Sink]:
         stop.set()
         thread.join(30)
         assert not thread.is_alive()
-    assert errors == []
+        # Also when the body has failed: this is why.
+        assert errors == []
 
 
 def eventually(check: Callable[[], Any], seconds: float = 30.0) -> None:
@@ -355,6 +361,25 @@ def test_a_letter_too_large_for_its_topic_goes_without_the_record(
         )
     # The embedded broker knows no limits.
     assert value == big.decode() or (value == "" and "900000 bytes not carried" in error)
+
+
+def test_a_refused_connection_is_trouble_and_not_the_end(config: SinkConfig) -> None:
+    # kafka-python raises it from poll() when the coordinator is looked for at that moment.
+    sink = Sink(config)
+
+    class Consumer:
+        error: KafkaError = KafkaConnectionError("refused")
+
+        def poll(self, timeout_ms: int) -> Any:
+            raise self.error
+
+    consumer = Consumer()
+    assert sink._poll(consumer, 0.0) == {}
+    assert sink._broker_trouble is not None
+    assert "refused" in sink._broker_trouble[1]
+    consumer.error = TopicAuthorizationFailedError()
+    with pytest.raises(TopicAuthorizationFailedError):
+        sink._poll(consumer, 0.0)
 
 
 @pytest.mark.slow
