@@ -635,8 +635,9 @@ class Ledger:
         # made durable the table still holds the older value.
         if key not in self.index:
             return None
-        entry = self._entries.get(key) or self._decoded(key)
-        return (entry.job, self._view(key, entry.job)) if entry else None
+        entry = self._entries.get(key)
+        job = self._decoded(key) if entry is None else entry.job
+        return None if job is None else (job, self._view(key, job))
 
     def _index(self, key: str, known: Known) -> None:
         before = self.index.get(key)
@@ -661,18 +662,16 @@ class Ledger:
     def _entry(self, key: str) -> _Entry | None:
         entry = self._entries.get(key)
         if entry is None and key in self.index:
-            entry = self._decoded(key)
-            if entry is not None:
+            job = self._decoded(key)
+            if job is not None:
+                seen = self._view(key, job)
+                entry = _Entry(job, seen.since, contributions(seen), _reached(seen))
                 self._entries[key] = entry
         return entry
 
-    def _decoded(self, key: str) -> _Entry | None:
+    def _decoded(self, key: str) -> Job | None:
         value = self.stored(key)
-        if value is None:
-            return None
-        job = decode(value)
-        seen = self._view(key, job)
-        return _Entry(job, seen.since, contributions(seen), _reached(seen))
+        return None if value is None else decode(value)
 
     def _view(self, key: str, job: Job) -> View:
         """What follows from a known job, in the fleet it is counted under: an alias may have been

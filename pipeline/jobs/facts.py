@@ -196,22 +196,10 @@ def merge(job: Job | None, fact: JobFact) -> Job:
             causes = _with(causes, fact.cause)
         else:
             causes = _union(causes, (fact.cause,), MAX_CAUSES)
-    if (
-        facts is job.facts
-        and first_seen == job.first_seen
-        and times is job.times
-        and marks is job.marks
-        and attributes is job.attributes
-        and runner is job.runner
-        and claims is job.claims
-        and ending is job.ending
-        and run is job.run
-        and causes is job.causes
-    ):
-        return job
-    return Job(
+    joined = Job(
         job.key, facts, first_seen, times, marks, attributes, runner, claims, ending, run, causes
     )
+    return job if joined == job else joined
 
 
 def join(a: Job | None, b: Job) -> Job:
@@ -230,22 +218,10 @@ def join(a: Job | None, b: Job) -> Job:
     ending = _join_ending(a.ending, b.ending)
     run = _join_run(a.run, b.run)
     causes = _union(a.causes, b.causes, MAX_CAUSES)
-    if (
-        facts is a.facts
-        and first_seen == a.first_seen
-        and times is a.times
-        and marks is a.marks
-        and attributes is a.attributes
-        and runner is a.runner
-        and claims is a.claims
-        and ending is a.ending
-        and run is a.run
-        and causes is a.causes
-    ):
-        return a
-    return Job(
+    joined = Job(
         a.key, facts, first_seen, times, marks, attributes, runner, claims, ending, run, causes
     )
+    return a if joined == a else joined
 
 
 def _alone(fact: JobFact, seen: int) -> Job:
