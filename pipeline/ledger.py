@@ -56,7 +56,6 @@ from pipeline.windows import (
     Contribution,
     Pane,
     WindowPolicy,
-    bin_of,
     contributions,
     decode_pane,
     encode_pane,
@@ -519,13 +518,8 @@ class Ledger:
                 self._note("revised_timings", (c.name,))
         if around is None:
             around = self._open[pane_key] = self._dirty(pane, c.fleet, start)
-        if c.ms is None:
-            for each in around:
-                each.count(c.name, weight)
-        else:
-            bin_ = bin_of(c.ms)
-            for each in around:
-                each.sample(c.name, c.ms, bin_, weight)
+        for each in around:
+            each.add(c, weight)
 
     def _dirty(self, pane: Pane | None, fleet: str, start: int) -> tuple[Pane, ...]:
         """The pane, made when there is none, and the windows around it, marked as changed."""

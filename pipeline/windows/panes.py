@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
 from pipeline.jobs import View
-from pipeline.windows.sketch import Sketch, bin_of
+from pipeline.windows.sketch import Sketch
 from topics.models import VERSION
 
 PANE_S: Final = 60
@@ -112,20 +112,12 @@ class Pane(Struct, eq=False, omit_defaults=True):
         gone.
         """
         if c.ms is None:
-            self.count(c.name, weight)
-        else:
-            self.sample(c.name, c.ms, bin_of(c.ms), weight)
-
-    def count(self, conclusion: str, weight: int) -> None:
-        """A completed job of this conclusion, in or out."""
-        self.conclusions[conclusion] = self.conclusions.get(conclusion, 0) + weight
-
-    def sample(self, family: str, ms: int, bin_: int | None, weight: int) -> None:
-        """A sample of a family, in or out; its bin is the caller's, who may have several panes."""
-        sketch = self.families.get(family)
+            self.conclusions[c.name] = self.conclusions.get(c.name, 0) + weight
+            return
+        sketch = self.families.get(c.name)
         if sketch is None:
-            sketch = self.families[family] = Sketch()
-        sketch.put(ms, bin_, weight)
+            sketch = self.families[c.name] = Sketch()
+        sketch.add(c.ms, weight)
 
     def merge(self, other: Pane) -> None:
         """Add everything in another pane; the fence becomes the later one."""

@@ -35,12 +35,9 @@ class Sketch(Struct, array_like=True):
 
     def add(self, ms: int, weight: int = 1) -> None:
         """Add a sample, or take it out with ``weight=-1``."""
-        self.put(ms, bin_of(ms), weight)
-
-    def put(self, ms: int, bin_: int | None, weight: int) -> None:
-        """The same with its bin, for who has several sketches to add it to."""
         self.count += weight
         self.sum_ms += ms * weight
+        bin_ = bin_of(ms)
         if bin_ is None:
             self.zeros += weight
             return
