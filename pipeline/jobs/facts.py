@@ -113,14 +113,20 @@ class RunAttempt(Struct, frozen=True, gc=False):
     conclusion: str | None = None
 
 
-class Job(Struct, frozen=True, gc=False):
+class Job(
+    Struct,
+    frozen=True,
+    gc=False,
+    # What the two are called in a state record, from which a Job is read.
+    rename={"first_seen": "received_at", "attributes": "job"},
+):
     """All that is known about one job. Immutable; :func:`merge` returns a new one."""
 
     key: str
     #: Digests of the facts known, sorted.
-    facts: tuple[int, ...] = ()
+    facts: tuple[int, ...]
     #: Earliest ``received_at`` of any fact: when we first heard of the job.
-    first_seen: int = 0
+    first_seen: int
     times: dict[str, dict[str, int]] = {}
     marks: tuple[tuple[int, str], ...] = ()
     attributes: Attributes = BLANK

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
-from pipeline.jobs.facts import BLANK, Attributes, Claim, Ending, Job, RunAttempt, Runner
+from pipeline.jobs.facts import Attributes, Claim, Ending, Job, RunAttempt, Runner
 from pipeline.jobs.runs import Run
 from pipeline.jobs.status import View
 from pipeline.jobs.timings import Measured
@@ -112,41 +112,15 @@ def encode(job: Job, v: View) -> bytes:
     return _encoder.encode(state_record(job, v))
 
 
-class _StoredJob(Struct, gc=False):
-    """The part of a state record that a Job is made from; the rest is derived."""
-
-    key: str
-    received_at: int
-    facts: tuple[int, ...]
-    times: dict[str, dict[str, int]] = {}
-    marks: tuple[tuple[int, str], ...] = ()
-    job: Attributes = BLANK
-    runner: Runner | None = None
-    claims: dict[str, Claim] = {}
-    ending: Ending | None = None
-    run: RunAttempt | None = None
-    causes: tuple[str, ...] = ()
-
-
-_job_decoder: Final = Decoder(_StoredJob)
+_job_decoder: Final = Decoder(Job)
 
 
 def decode(value: bytes) -> Job:
-    """The Job that was encoded. Raises msgspec.DecodeError on foreign bytes."""
-    s = _job_decoder.decode(value)
-    return Job(
-        s.key,
-        s.facts,
-        s.received_at,
-        s.times,
-        s.marks,
-        s.job,
-        s.runner,
-        s.claims,
-        s.ending,
-        s.run,
-        s.causes,
-    )
+    """The Job that was encoded; what is derived is skipped.
+
+    Raises msgspec.DecodeError on foreign bytes.
+    """
+    return _job_decoder.decode(value)
 
 
 class Summary(Struct, gc=False):
