@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from pipeline.agents.transaction import Done
 from pipeline.ledger import LIVE, Note
+from pipeline.providers.github import ODD_FIELDS, ODD_REASONS
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
 
 #: 50 ms to 24 h: GitHub fails a job that waited for a self-hosted runner for 24 h.
@@ -52,6 +53,18 @@ class Metrics:
         p = "runnerstream_"
         self.webhooks = Counter(
             p + "webhooks", "Webhook deliveries understood.", ["event"], registry=registry
+        )
+        self.ignored_webhooks = Counter(
+            p + "webhooks_ignored",
+            "Authentic deliveries that say nothing about jobs: GitHub's ping, or another event.",
+            ["event"],
+            registry=registry,
+        )
+        self.odd_fields = Counter(
+            p + "odd_fields",
+            "Optional fields with a value that cannot be, treated as missing. The event counts.",
+            ["field", "reason"],
+            registry=registry,
         )
         self.lifecycle_events = Counter(
             p + "lifecycle_events", "Lifecycle events understood.", ["kind"], registry=registry
@@ -166,8 +179,13 @@ class Metrics:
         self._prepare()
 
     def _prepare(self) -> None:
-        for event in ("workflow_job", "workflow_run"):
+        for event in ("workflow_job", "workflow_run", "api_job"):
             self.webhooks.labels(event)
+        for event in ("ping", "other"):
+            self.ignored_webhooks.labels(event)
+        for name in ODD_FIELDS:
+            for reason in ODD_REASONS:
+                self.odd_fields.labels(name, reason)
         for kind in LifecycleKind:
             self.lifecycle_events.labels(kind.value)
         for family in Family:
@@ -241,7 +259,8 @@ class Metrics:
 
 
 MISSING_REASONS: Final = (
-    "not_started", "pending", "no_queued", "no_claim", "gate_unknown", "negative", "copied",
+    "not_started", "pending", "no_queued", "no_started", "no_completed", "no_claim",
+    "gate_unknown", "negative", "copied",
 )  # fmt: skip
 
 
