@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 from msgspec.json import Encoder
@@ -151,7 +151,8 @@ class Known(Struct, frozen=True, gc=False):
     since: int | None
     first_seen: int
     completed_at: int | None
-    last_seen: int = 0
+    #: When it was first heard of, or the end of the day of the latest event: the later.
+    heard: int = 0
 
 
 class _Entry(Struct, frozen=True, gc=False):
@@ -165,6 +166,9 @@ class _Entry(Struct, frozen=True, gc=False):
 
 
 _MISSING: Final[frozenset[Contribution]] = frozenset()
+
+
+Said = TypeVar("Said", JobFact, RunFact, RunLink)
 
 
 class Ledger:
@@ -191,6 +195,8 @@ class Ledger:
         self.max_fleets = max_fleets
         #: Latest tick of this partition that was believed, 0 before the first.
         self.clock = 0
+        #: Up to here no time needs a second look.
+        self._near = 0
         #: The wall clock in ms, as whoever drives the ledger last read it; None: nobody knows, so
         #: no time lies in the future.
         self.now: int | None = None
@@ -253,6 +259,7 @@ class Ledger:
             known = summary(value)
             if known.kind == "clock":
                 self.clock = known.at
+                self._near = known.at + FACT_AHEAD_MS
             elif known.kind == "run.state":
                 self._know_run(decode_run(value))
             else:
@@ -264,7 +271,7 @@ class Ledger:
                         known.since,
                         known.received_at,
                         known.completed_at,
-                        known.last_seen,
+                        _heard(known.received_at, known.last_seen),
                     ),
                 )
         self._heal()
@@ -304,9 +311,8 @@ class Ledger:
             del self._fences[0]
         self._offset = offset
         if isinstance(record, JobFact):
-            near = self.clock + FACT_AHEAD_MS
-            if _latest(record) > near and (ahead := self._known_time(written)) is not None:
-                record = self._believable(record, ahead)
+            if _is_after(record, self._near):
+                record = self._arrived(record, _latest(record), written)
             self._fact(record)
         elif isinstance(record, Tick):
             self._settle()
@@ -316,20 +322,17 @@ class Ledger:
                 self._note("refused_ticks", ("future",))
                 return
             self._tick(offset, record.occurred_at)
-        else:
-            ahead = self._known_time(written)
-            if ahead is not None and record.received_at > ahead + FACT_AHEAD_MS:
-                self._note("future_times")
-                record = record.model_copy(update={"received_at": ahead})
+        elif isinstance(record, RunLink):
+            if record.received_at > self._near or record.occurred_at > self._near:
+                latest = max(record.received_at, record.occurred_at)
+                record = self._arrived(record, latest, written)
             before = self._run(record.key)
-            if isinstance(record, RunLink):
-                self._run_changed(before, link_run(before, record))
-                return
-            if ahead is not None:
-                said = _run_until(record.run, ahead, ahead + FACT_AHEAD_MS)
-                if said is not record.run:
-                    self._note("future_times")
-                    record = record.model_copy(update={"run": said})
+            self._run_changed(before, link_run(before, record))
+        else:
+            latest = _latest_of_run(max(record.received_at, record.occurred_at), record.run)
+            if latest > self._near:
+                record = self._arrived(record, latest, written)
+            before = self._run(record.key)
             self._run_changed(before, merge_run(before, record))
 
     def _known_time(self, written: int | None) -> int | None:
@@ -344,18 +347,18 @@ class Ledger:
     def _heal(self) -> None:
         """Take back a clock that was set by somebody whose clock was wrong."""
         if self.now is not None and self.clock > self.now + TICK_AHEAD_MS:
-            self.clock = 0
+            self.clock = self._near = 0
             self._open.clear()
             self._dirty_clock = True
             self._note("healed_clocks")
 
-    def _believable(self, fact: JobFact, ahead: int) -> JobFact:
-        """The fact without times that lie too far ahead: it has happened, nobody knows when."""
-        limit = ahead + FACT_AHEAD_MS
-        told = _until(fact, ahead, limit)
-        if told is not fact:
-            self._note("future_times")
-        return told
+    def _arrived(self, record: Said, latest: int, written: int | None) -> Said:
+        """The record without times that lie too far ahead: it has happened, nobody knows when."""
+        ahead = self._known_time(written)
+        if ahead is None or latest <= ahead + FACT_AHEAD_MS:
+            return record
+        self._note("future_times")
+        return _until(record, ahead, ahead + FACT_AHEAD_MS)
 
     def flush(self) -> Effects:
         """The effects of all records since the last flush."""
@@ -445,7 +448,7 @@ class Ledger:
                     after.since,
                     job.first_seen,
                     completed.ms if completed else None,
-                    job.last_seen,
+                    _heard(job.first_seen, job.last_seen),
                 ),
             )
             self._entries.pop(key, None)
@@ -514,12 +517,13 @@ class Ledger:
         self._dirty_runs[after.key] = None
 
     def _know_run(self, run: Run) -> None:
+        heard = _heard(run.first_seen, run.last_seen)
         ended = [attempt.completed_at for attempt in run.attempts.values()]
         if ended and all(ended):
             due = max(at for at in ended if at) + self.retention.completed_ms
         else:
-            due = _last_heard(run) + self.retention.unfinished_ms
-        due = max(due, _last_heard(run) + self.retention.completed_ms)
+            due = heard + self.retention.unfinished_ms
+        due = max(due, heard + self.retention.completed_ms)
         self._runs[run.key] = due
         heapq.heappush(self._expiry, (due, run.key))
 
@@ -529,6 +533,7 @@ class Ledger:
         if at <= self.clock:
             return
         self.clock = at
+        self._near = at + FACT_AHEAD_MS
         self._dirty_clock = True
         self._open.clear()
         self._expire()
@@ -559,10 +564,11 @@ class Ledger:
 
     def _expires_at(self, known: Known) -> int:
         # From when it was last heard of: one record with a wrong clock cannot make that earlier.
-        heard = _last_heard(known)
-        if known.completed_at is None:
-            return heard + self.retention.unfinished_ms
-        return max(heard, known.completed_at) + self.retention.completed_ms
+        completed = known.completed_at
+        if completed is None:
+            return known.heard + self.retention.unfinished_ms
+        heard = known.heard
+        return (completed if completed >= heard else heard) + self.retention.completed_ms
 
     def _sample(self, offset: int) -> None:
         """Depth and oldest age of what lives, and zeros where somebody may be looking for them.
@@ -867,49 +873,71 @@ class Ledger:
         self._counted[what] = self._counted.get(what, 0) + 1
 
 
-def _last_heard(known: Known | Run) -> int:
-    """When it was first heard of, or the end of the day of the latest event: the later."""
-    return max(known.first_seen, known.last_seen + DAY_MS if known.last_seen else 0)
+def _heard(first_seen: int, last_seen: int) -> int:
+    end = last_seen + DAY_MS
+    return end if last_seen and end > first_seen else first_seen
+
+
+def _is_after(fact: JobFact, near: int) -> bool:
+    """Whether any time in a fact is later than ``near``: asked of every fact, so written out."""
+    if fact.received_at > near or fact.occurred_at > near:
+        return True
+    for clocks in fact.times.values():
+        for at in clocks.values():
+            if at > near:
+                return True
+    for at, _ in fact.marks:
+        if at > near:
+            return True
+    claim = fact.claim
+    if claim is not None and (
+        (claim.claimed_at or 0) > near
+        or (claim.minted_at or 0) > near
+        or (claim.released_at or 0) > near
+    ):
+        return True
+    return fact.run is not None and _latest_of_run(0, fact.run) > near
 
 
 def _latest(fact: JobFact) -> int:
     """The latest time in a fact."""
-    latest = fact.occurred_at if fact.occurred_at > fact.received_at else fact.received_at
+    times = [fact.occurred_at, fact.received_at]
     for clocks in fact.times.values():
-        for at in clocks.values():
-            if at > latest:  # noqa: PLR1730 - the hottest loop; max() is a call
-                latest = at
-    for at, _ in fact.marks:
-        if at > latest:  # noqa: PLR1730
-            latest = at
-    for part in (fact.claim, fact.run):
-        if part is not None:
-            for value in part.__dict__.values():
-                if type(value) is int and value > latest:
-                    latest = value
-    return latest
+        times.extend(clocks.values())
+    times.extend(at for at, _ in fact.marks)
+    if fact.claim is not None:
+        claim = fact.claim
+        times += [claim.claimed_at or 0, claim.minted_at or 0, claim.released_at or 0]
+    if fact.run is not None:
+        times += [fact.run.started_at or 0, fact.run.completed_at or 0]
+    return max(times)
 
 
-def _until(fact: JobFact, ahead: int, limit: int) -> JobFact:
-    """The fact without times after ``limit``; itself when it has none.
+def _latest_of_run(latest: int, run: ParentRun) -> int:
+    return max(latest, run.started_at or 0, run.completed_at or 0)
+
+
+def _until(record: Said, ahead: int, limit: int) -> Said:
+    """The record without times after ``limit``.
 
     A milestone that no other clock dates is dated by arrival: what was said has happened.
     """
-    arrived = fact.received_at if fact.received_at <= limit else ahead
-    times: dict[Milestone, dict[Clock, int]] = {}
-    for milestone, clocks in fact.times.items():
-        known = {clock: at for clock, at in clocks.items() if at <= limit}
-        times[milestone] = known or {Clock.RECEIVED: arrived}
-    told = {
-        "occurred_at": fact.occurred_at if fact.occurred_at <= limit else arrived,
+    arrived = record.received_at if record.received_at <= limit else ahead
+    told: dict[str, Any] = {
+        "occurred_at": record.occurred_at if record.occurred_at <= limit else arrived,
         "received_at": arrived,
-        "times": times,
-        "marks": tuple((at if at <= limit else arrived, kind) for at, kind in fact.marks),
-        "claim": fact.claim and _claim_until(fact.claim, arrived, limit),
-        "run": fact.run and _run_until(fact.run, arrived, limit),
     }
-    changed = {name: value for name, value in told.items() if value != getattr(fact, name)}
-    return fact.model_copy(update=changed) if changed else fact
+    if isinstance(record, JobFact):
+        times: dict[Milestone, dict[Clock, int]] = {}
+        for milestone, clocks in record.times.items():
+            known = {clock: at for clock, at in clocks.items() if at <= limit}
+            times[milestone] = known or {Clock.RECEIVED: arrived}
+        told["times"] = times
+        told["marks"] = tuple((at if at <= limit else arrived, kind) for at, kind in record.marks)
+        told["claim"] = record.claim and _claim_until(record.claim, arrived, limit)
+    if not isinstance(record, RunLink):
+        told["run"] = record.run and _run_until(record.run, arrived, limit)
+    return record.model_copy(update=told)
 
 
 def _claim_until(claim: ClaimFact, arrived: int, limit: int) -> ClaimFact:

@@ -132,6 +132,24 @@ class Metrics:
             "Facts older than the status their job had reached.",
             registry=registry,
         )
+        self.crowded_facts = Counter(
+            p + "crowded_facts",
+            "Facts of jobs that know 1,000 already: merged, their number is an estimate.",
+            registry=registry,
+        )
+        self.future_times = Counter(
+            p + "future_times",
+            "Facts with a time that lies more than a day ahead: not believed, dated by arrival.",
+            registry=registry,
+        )
+        self.refused_ticks = Counter(
+            p + "ticks_refused", "Ticks that were not believed.", ["reason"], registry=registry
+        )
+        self.healed_clocks = Counter(
+            p + "clocks_healed",
+            "Partition clocks that stood in the future and were taken back.",
+            registry=registry,
+        )
         self.expired_facts = Counter(
             p + "expired_facts", "Facts about jobs forgotten long ago.", registry=registry
         )
@@ -181,6 +199,7 @@ class Metrics:
     def _prepare(self) -> None:
         for event in ("workflow_job", "workflow_run", "api_job"):
             self.webhooks.labels(event)
+        self.refused_ticks.labels("future")
         for event in ("ping", "other"):
             self.ignored_webhooks.labels(event)
         for name in ODD_FIELDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -62,11 +63,12 @@ class Fold:
             # Retention or an aborted transaction can do this; anything else is lost records.
             notes.append(Note("offset_gaps"))
         self._last[partition] = batch.records[-1].offset
+        ledger.now = int(time.time() * 1000)
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
             try:
-                ledger.apply(record.offset, read(JOBS_RECORD, record.value))
+                ledger.apply(record.offset, read(JOBS_RECORD, record.value), record.timestamp)
             except Unreadable as why:
                 letters.append(dead_letter(self.stage, record, why))
                 notes.append(Note("dead_letters", (self.stage, why.reason.value)))
@@ -117,6 +119,7 @@ class Fold:
         panes = self._windows.load(missing)
         for partition in missing:
             ledger = self._new(partition)
+            ledger.now = int(time.time() * 1000)
             ledger.load(
                 states[partition], [(pane_key(key), value) for key, value in panes[partition]]
             )

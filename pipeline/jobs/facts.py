@@ -37,7 +37,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec import Struct
-from msgspec.structs import replace
 from xxhash import xxh3_64_intdigest
 
 from topics.models import (
@@ -400,18 +399,10 @@ def _describe(a: Attributes, said: JobAttributes, at: int) -> Attributes:
     """Add what a fact of the time ``at`` says the job is; ``a`` itself when that adds nothing."""
     if not (said.run_id or said.name or said.url):
         # A dispatcher's word: it may know the repository, but not better than the provider.
-        if not (said.labels or said.workflow or said.branch or said.sha or said.runner_group) and (
-            not said.repo or (a.repo and _stamp(a, "repo") >= 0)
-        ):
-            pool_at, pool = max((a.pool_at, a.pool), (at if said.pool else 0, said.pool))
-            if pool_at == a.pool_at and pool == a.pool and said.run_attempt <= a.run_attempt:
-                return a
-            return replace(
-                a,
-                pool=pool,
-                pool_at=pool_at,
-                run_attempt=max(a.run_attempt, said.run_attempt),
-            )
+        if not (said.labels or said.workflow or said.branch or said.sha or said.runner_group):
+            known = _told(a, said, at)
+            if known is not None:
+                return known
         b = Attributes(
             repo=said.repo,
             workflow=said.workflow,
@@ -481,6 +472,37 @@ def _describe(a: Attributes, said: JobAttributes, at: int) -> Attributes:
         at if said.pool else 0,
     )
     return _join_attributes(a, b)
+
+
+def _told(a: Attributes, said: JobAttributes, at: int) -> Attributes | None:
+    """Add what a dispatcher says where that is easy: as nearly always, pool and repository."""
+    run_attempt = a.run_attempt if a.run_attempt >= said.run_attempt else said.run_attempt
+    pool, pool_at = a.pool, a.pool_at
+    if said.pool and (at, said.pool) > (pool_at, pool):
+        pool, pool_at = said.pool, at
+    repo, stamp = a.repo, a.at
+    if said.repo and not (repo and stamp >= 0 and not a.older):
+        if a.older or a.workflow or a.name or a.branch or a.sha or a.url or a.runner_group:
+            return None
+        lesser = at + _LESSER
+        if not repo or (lesser, said.repo) > (stamp, repo):
+            repo, stamp = said.repo, lesser
+    return Attributes(
+        a.run_id,
+        run_attempt,
+        repo,
+        a.workflow,
+        a.name,
+        a.branch,
+        a.sha,
+        a.url,
+        a.labels,
+        a.runner_group,
+        pool,
+        stamp,
+        a.older,
+        pool_at,
+    )
 
 
 def _join_attributes(a: Attributes, b: Attributes) -> Attributes:
