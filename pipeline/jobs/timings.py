@@ -81,6 +81,8 @@ class Milestones(Struct, frozen=True, gc=False):
     copied: bool
     #: The claim shown: of the observed runner, else the latest one alive, else the latest.
     claim: str | None
+    #: A runner was seen executing it: without a start, nobody knows when, but it did start.
+    ran: bool = False
 
 
 def milestones(job: Job) -> Milestones:
@@ -110,6 +112,7 @@ def milestones(job: Job) -> Milestones:
         _gated(job, started) if waiting is not None else 0,
         copied,
         handle,
+        job.runner is not None,
     )
 
 
@@ -118,7 +121,9 @@ def timings(m: Milestones) -> dict[str, Measured]:
     if m.copied:
         return dict.fromkeys(_FAMILIES, _COPIED)
     if m.started is None:
-        return dict.fromkeys(_FAMILIES, _PENDING if m.completed is None else _NOT_STARTED)
+        if m.completed is None:
+            return dict.fromkeys(_FAMILIES, _PENDING)
+        return dict.fromkeys(_FAMILIES, _NO_STARTED if m.ran else _NOT_STARTED)
     dated = m.started.clock != "received"
     queued = m.queued is not None and m.queued.clock != "received"
     if m.queued is None or not queued:
@@ -149,7 +154,7 @@ def abandoned_ms(m: Milestones) -> int | None:
     """How long a job waited that ended without ever starting; ``None`` for all others."""
     if m.started is not None or m.completed is None or m.queued is None or m.copied:
         return None
-    if "received" in (m.queued.clock, m.completed.clock):
+    if m.ran or "received" in (m.queued.clock, m.completed.clock):
         return None
     wait = m.completed.ms - m.queued.ms
     return wait if wait >= 0 else 0 if wait >= -CLOCK_GRAIN_MS else None
