@@ -7,9 +7,13 @@ are compared without regard to case, a default port or a final dot, and so are m
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
+#: Where a job of GitHub lives unless somebody says otherwise.
+GITHUB_HOST: Final = "github.com"
 #: Ports that a URL leaves out.
 _DEFAULT_PORTS: Final = frozenset({80, 443})
 
@@ -64,6 +68,35 @@ def parse_job_key(key: str) -> tuple[str, str, str]:
 def canonical_key(key: str) -> str:
     """The key under which a job is kept, from one that a person typed. Raises ValueError."""
     return job_key(*parse_job_key(key.strip()))
+
+
+def github_host(told: str, headers: Mapping[str, str], urls: Iterable[Any]) -> str:
+    """The host whose job ids a delivery's are. May be empty.
+
+    What the producer says, unless that is only the default; else ``X-GitHub-Enterprise-Host``;
+    else ``X-GitHub-Tenant`` (GHE.com gives each tenant a host and ids of its own); else the host
+    of the URLs in the body. Names of headers are lower-case.
+    """
+    host = canonical_host(told)
+    if host and host != GITHUB_HOST:
+        return host
+    enterprise = canonical_host(headers.get("x-github-enterprise-host", ""))
+    if enterprise:
+        return enterprise
+    tenant = headers.get("x-github-tenant", "").strip().lower()
+    if _TENANT.fullmatch(tenant):
+        return tenant if "." in tenant else f"{tenant}.ghe.com"
+    for url in urls:
+        if isinstance(url, str) and url.startswith(("https://", "http://")):
+            # Up to the path only: there are few of these, and many URLs.
+            end = url.find("/", 8)
+            named = canonical_host(url if end < 0 else url[:end])
+            if named:
+                return named
+    return host
+
+
+_TENANT: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,252}")
 
 
 def _stripped(host: str) -> str:

@@ -51,10 +51,9 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from pydantic import ValidationError
 
-from topics.keys import canonical_host, job_key, run_key
+from topics.keys import github_host, job_key, run_key
 from topics.models import (
     EARLIEST_MS,
-    GITHUB_HOST,
     LATEST_MS,
     Clock,
     Conclusion,
@@ -105,32 +104,9 @@ _NEVER_RAN: Final = frozenset(
     }
 )
 
-#: GitHub's other events (docs.github.com, webhook events and payloads): authentic, and not ours.
-OTHER_EVENTS: Final = frozenset(
-    (
-        "branch_protection_configuration", "branch_protection_rule", "check_run", "check_suite",
-        "code_scanning_alert", "commit_comment", "create", "custom_property",
-        "custom_property_values", "delete", "dependabot_alert", "deploy_key", "deployment",
-        "deployment_protection_rule", "deployment_review", "deployment_status", "discussion",
-        "discussion_comment", "enterprise", "fork", "github_app_authorization", "gollum",
-        "installation", "installation_repositories", "installation_target", "issue_comment",
-        "issue_dependencies", "issues", "label", "marketplace_purchase", "member", "membership",
-        "merge_group", "meta", "milestone", "org_block", "organization", "package", "page_build",
-        "personal_access_token_request", "ping", "project", "project_card", "project_column",
-        "projects_v2", "projects_v2_item", "projects_v2_status_update", "public", "pull_request",
-        "pull_request_review", "pull_request_review_comment", "pull_request_review_thread",
-        "push", "registry_package", "release", "repository", "repository_advisory",
-        "repository_dispatch", "repository_import", "repository_ruleset",
-        "repository_vulnerability_alert", "secret_scanning_alert",
-        "secret_scanning_alert_location", "secret_scanning_scan", "security_advisory",
-        "security_and_analysis", "sponsorship", "star", "status", "sub_issues", "team",
-        "team_add", "watch", "workflow_dispatch",
-    )
-)  # fmt: skip
-
 #: Names under which odd fields are counted, because a name is a metric label.
 ODD_FIELDS: Final = (
-    "completed_at", "conclusion", "created_at", "head", "host", "labels", "name", "occurred_at",
+    "completed_at", "conclusion", "created_at", "head", "labels", "name", "occurred_at",
     "repository", "run_attempt", "run_id", "runner_id", "runner_name", "started_at", "status",
     "steps", "updated_at", "envelope",
 )  # fmt: skip
@@ -233,9 +209,9 @@ def understand(delivery: Delivery) -> Understood:
         raise Unreadable(Reason.UNKNOWN_KIND, f"no facts in a {delivery.kind!r} delivery")
     headers = {name.lower(): value for name, value in delivery.headers.items()}
     told = headers.get("x-github-event", event)
-    if event in OTHER_EVENTS or (told != event and told in OTHER_EVENTS):
+    if event in Delivery.OTHER_EVENTS or (told != event and told in Delivery.OTHER_EVENTS):
         # A receiver that files everything under one kind still keeps the header.
-        name = event if event in OTHER_EVENTS else told
+        name = event if event in Delivery.OTHER_EVENTS else told
         return Understood([], ignored="ping" if name == "ping" else "other")
     if event not in ("workflow_job", "workflow_run", "api_job"):
         raise Unreadable(Reason.UNKNOWN_KIND, f"no facts in a {delivery.kind!r} delivery")
@@ -347,7 +323,7 @@ def _job_facts(
         if not _null(body.repository):
             odd["repository", "wrong_type"] += 1
     url = text(job.html_url, "head")
-    host = _host(delivery, headers, (url, repository.html_url), odd)
+    host = github_host(delivery.host, headers, (url, repository.html_url))
     action = text(body.action, "status")
     status = text(job.status, "status")
     occurred = _delivery_ms(delivery)
@@ -482,7 +458,7 @@ def _run_fact(
         )
     latest = delivery.received_at + AHEAD_MS
     repository = _inner(_REPOSITORY, body.repository) or _Repository()
-    host = _host(delivery, headers, (run.html_url, repository.html_url), odd)
+    host = github_host(delivery.host, headers, (run.html_url, repository.html_url))
     ended = None
     conclusion = None
     if run.status == "completed" and run.conclusion != "action_required":
@@ -626,40 +602,6 @@ def _time(value: Any, name: str, latest: int, odd: Counter[tuple[str, str]]) -> 
         odd[name, "future"] += 1
         return None
     return ms if ms >= EARLIEST_MS else None
-
-
-_TENANT: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,252}")
-
-
-def _host(
-    delivery: Delivery,
-    headers: Mapping[str, str],
-    urls: Iterable[Any],
-    odd: Counter[tuple[str, str]],
-) -> str:
-    """The host whose job ids these are."""
-    host = canonical_host(delivery.host)
-    if host and host != GITHUB_HOST:
-        return host
-    enterprise = canonical_host(headers.get("x-github-enterprise-host", ""))
-    if enterprise:
-        return enterprise
-    tenant = headers.get("x-github-tenant", "").strip().lower()
-    if tenant:
-        if _TENANT.fullmatch(tenant):
-            return tenant if "." in tenant else f"{tenant}.ghe.com"
-        odd["host", "unusable"] += 1
-    for url in urls:
-        if isinstance(url, str) and url.startswith(("https://", "http://")):
-            named = canonical_host(_origin(url))
-            if named:
-                return named
-    return host
-
-
-def _origin(url: str) -> str:
-    """The part of a URL before its path: few of them, while URLs are many."""
-    return url[: url.find("/", 8)] if url.find("/", 8) > 0 else url
 
 
 def _fact_id(delivery: Delivery) -> str:

@@ -30,9 +30,8 @@ from typing import Any, Final, Protocol
 import msgspec
 from pydantic import ValidationError
 
-from pipeline.providers.github import OTHER_EVENTS, facts
-from topics.keys import canonical_host, parse_job_key
-from topics.models import EARLIEST_MS, GITHUB_HOST, LATEST_MS, Delivery, Record, Unreadable
+from topics.keys import github_host, job_key, run_key
+from topics.models import EARLIEST_MS, GITHUB_HOST, LATEST_MS, Delivery, Record
 from topics.reading import mend_surrogates
 
 EVENTS: Final = ("workflow_job", "workflow_run")
@@ -142,15 +141,22 @@ def _delivery(
     event = _event(path, line, item, headers, body)
     subject = body if event == API_JOB else body.get(event)
     digest = blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
-    host = canonical_host(headers.get("x-github-enterprise-host", "")) or GITHUB_HOST
+    number = subject.get("id") if isinstance(subject, dict) else None
+    urls = [
+        part.get("html_url") for part in (subject, body.get("repository")) if isinstance(part, dict)
+    ]
+    host = github_host(GITHUB_HOST, headers, urls)
+    make_key = run_key if event == "workflow_run" else job_key
+    # A body that names no job still goes to the topic: refusing it is the pipeline's business.
+    key = make_key("github", host, number) if isinstance(number, int) else f"github:{host}:unknown"
     try:
-        delivery = Delivery(
+        return Delivery(
             id=headers.get("x-github-delivery") or f"replay-{digest}",
             kind=f"github.{event}",
             source="replay",
             occurred_at=_occurred(subject, now),
             received_at=now,
-            key=f"github:{host}:unknown",
+            key=key,
             host=host,
             headers={name: value for name, value in headers.items() if name in _KEPT_HEADERS},
             payload=payload,
@@ -159,15 +165,6 @@ def _delivery(
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part)
         raise ReplayError(path, line, f"{item}{place}: {first['msg']}") from error
-    try:
-        said = facts(delivery)
-    except Unreadable:
-        # It still goes to the topic: refusing it is the pipeline's business.
-        said = []
-    if said:
-        _, host, _ = parse_job_key(said[0].key)
-        delivery = delivery.model_copy(update={"key": said[0].key, "host": host})
-    return delivery
 
 
 _KEPT_HEADERS: Final = frozenset(
@@ -233,7 +230,7 @@ def _event(
 ) -> str:
     named = headers.get("x-github-event")
     if named is not None:
-        if named in EVENTS or named in OTHER_EVENTS:
+        if named in EVENTS or named in Delivery.OTHER_EVENTS:
             return named
         raise ReplayError(
             path, line, f"{item}a {named} event is none of GitHub's: {', '.join(EVENTS)} ..."
