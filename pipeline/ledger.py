@@ -346,7 +346,8 @@ class Ledger:
 
     def _heal(self) -> None:
         """Take back a clock that was set by somebody whose clock was wrong."""
-        if self.now is not None and self.clock > self.now + TICK_AHEAD_MS:
+        # One that is ahead and one that is behind may follow each other: twice as much.
+        if self.now is not None and self.clock > self.now + 2 * TICK_AHEAD_MS:
             self.clock = self._near = 0
             self._open.clear()
             self._dirty_clock = True
@@ -655,10 +656,11 @@ class Ledger:
     def _shares(self, fleet: str, start: int) -> bool:
         """Whether the fleet's samples go to the panes of ``other``.
 
-        The first :attr:`max_fleets` fleets of an hour of event time have panes of their own. Who
-        came first is decided by the log, and remembered by the panes, which stay, also empty,
-        until the whole hour is forgotten. So a replay decides alike: who has a pane keeps it, and
-        the hour that was full is full again where it was.
+        The first :attr:`max_fleets` fleets of an hour of event time have panes of their own. That
+        is remembered by the panes, which stay, also empty, until the whole hour is forgotten. So
+        a replay decides alike: who has a pane keeps it, and an hour that is full stays full. (Who
+        comes first depends on what was folded together, so a rebuild from the whole log may name
+        others; what all fleets add up to is the same.)
         """
         named = self._named.get(start_of(start, SIZES_S[-1]))
         return named is not None and len(named) >= self.max_fleets and fleet not in named
