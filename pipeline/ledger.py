@@ -753,7 +753,7 @@ class Ledger:
         part."""
         for (fleet, size_s, first), window in self._wide.items():
             part = window.filled()
-            if part.families or part.conclusions:
+            if not part.empty:
                 yield fleet, size_s, first, part
 
     # -- the index -----------------------------------------------------------------------------

@@ -137,6 +137,11 @@ class Pane(Struct, eq=False, omit_defaults=True):
             del self.conclusions[conclusion]
         return bool(families or conclusions)
 
+    @property
+    def empty(self) -> bool:
+        """Whether it has no cells."""
+        return not (self.families or self.conclusions)
+
     def filled(self) -> Pane:
         """The pane without empty cells; itself when it has none."""
         if all(s.count for s in self.families.values()) and all(self.conclusions.values()):
