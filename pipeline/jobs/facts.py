@@ -183,7 +183,10 @@ def merge(job: Job | None, fact: JobFact) -> Job:
         return _alone(fact, seen)
     if job.key != fact.key:
         raise ValueError(f"cannot merge a fact of {fact.key} into {job.key}")
-    facts = _with(job.facts, seen)
+    facts = job.facts
+    place = bisect_left(facts, seen)
+    if place == len(facts) or facts[place] != seen:
+        facts = (*facts[:place], seen, *facts[place:])
     if len(facts) > MAX_FACTS:
         facts = job.facts if facts[-1] == seen else facts[:-1]
     # A repeated id is merged all the same: should a producer reuse an id for other content,
@@ -235,7 +238,8 @@ def merge(job: Job | None, fact: JobFact) -> Job:
         run,
         causes,
     )
-    return job if joined == job else joined
+    # With a new fact it is another Job; only then is nothing to be compared.
+    return job if facts is job.facts and joined == job else joined
 
 
 def join(a: Job | None, b: Job) -> Job:
