@@ -22,7 +22,6 @@ from pipeline.jobs import Job, View
 from pipeline.ledger import LIVE, Known, Ledger
 from pipeline.text import version
 from pipeline.windows import SIZES_S, Pane, Sketch, start_of
-from topics.keys import parse_job_key
 from topics.models import Status
 
 if TYPE_CHECKING:
@@ -147,7 +146,6 @@ def _row(job: Job, view: View, now: int) -> dict[str, Any]:
         "age_ms": None if view.since is None else max(0, now - view.since),
         "first_seen": job.first_seen,
         "fleet": view.fleet,
-        "fleet_from": view.fleet_from,
         "repo": a.repo,
         "workflow": a.workflow,
         "name": a.name,
@@ -181,7 +179,7 @@ def job(worker: Worker, partition: int, key: str) -> dict[str, Any] | None:
     now = int(time.time() * 1000)
     row = _row(known, view, now)
     at, a = view.at, known.attributes
-    provider, host, job_id = parse_job_key(known.key)
+    provider, host, job_id = known.key.split(":", 2)
     return row | {
         "provider": provider,
         "host": host,
@@ -283,8 +281,8 @@ async def fleets(worker: Worker, partitions: Iterable[int], span_s: int) -> dict
             looked += 1
             if looked % SLICE == 0:
                 await asyncio.sleep(0)
-            if start >= since and not (inside := pane.filled()).empty:
-                merged.setdefault(fleet, Pane()).merge(inside)
+            if start >= since:
+                merged.setdefault(fleet, Pane()).merge(pane)
     for fleet, pane in merged.items():
         found.setdefault(fleet, {"jobs": {}, "oldest": {}})["pane"] = pane_data(pane)
     return {"partitions": answered, "fleets": found, "since": since}
@@ -319,10 +317,7 @@ async def windows(
             start = start_of(pane_at, size_s)
             if not since <= start < until or (fleet is not None and name != fleet):
                 continue
-            # Other partitions may have something there: what is empty here says nothing.
-            if (inside := pane.filled()).empty:
-                continue
-            merged.setdefault((name, start), Pane()).merge(inside)
+            merged.setdefault((name, start), Pane()).merge(pane)
             if ledger.policy.closes_at(start, size_s) > ledger.clock:
                 still_open.add((name, start))
     newest = sorted(merged, key=lambda where: (-where[1], where[0]))[:MAX_WINDOWS]
