@@ -109,6 +109,34 @@ def test_what_never_ran_was_abandoned(name: str) -> None:
     assert [(c.name, c.ms) for c in contributions(told)] == [(body["conclusion"], None)]
 
 
+@pytest.mark.parametrize(
+    ("changes", "ran"),
+    [
+        ({"runner_id": None, "runner_name": None}, False),
+        ({"runner_id": "", "runner_name": " "}, False),
+        ({"conclusion": "success"}, False),
+        ({"steps": [{"name": "Set up job", "started_at": None}]}, False),
+        ({"steps": [{"name": "Set up job", "started_at": "2026-11-25T09:37:36Z"}]}, True),
+        ({"runner_name": "vm-1"}, True),
+        ({"runner_id": 7}, True),
+        # What cannot be read is no evidence of nobody.
+        ({"steps": "none"}, True),
+        ({"steps": [{"started_at": ""}]}, True),
+        ({"runner_name": 0}, True),
+    ],
+)
+def test_who_ran_it_is_told_by_evidence(changes: dict[str, Any], ran: bool) -> None:
+    (delivery,) = deliveries(CASES / "r03_timedout_norunner.json", NOW)
+    body = json.loads(delivery.payload)
+    payload = json.dumps(body | {"workflow_job": body["workflow_job"] | changes})
+    fact = understand(delivery.model_copy(update={"payload": payload})).facts[0]
+    assert isinstance(fact, JobFact)
+    told = view(merge(None, fact), FleetNames())
+    assert (told.timings["run"].ms == 180_000) == ran
+    assert (told.timings["run"].missing == "not_started") == (not ran)
+    assert (told.abandoned_ms is None) == ran
+
+
 def test_a_body_that_lacks_the_keys_still_ran() -> None:
     # Old GHES: neither steps nor a runner, and no word that there was none.
     (delivery,) = deliveries(CASES / "r03_timedout_norunner.json", NOW)

@@ -64,7 +64,7 @@ facts = st.builds(
     claim=st.none()
     | st.builds(
         ClaimFact,
-        handle=st.sampled_from(["a", "b"]),
+        handle=st.sampled_from(["a", "b", "c", "d"]),
         claimed_at=st.none() | times,
         minted_at=st.none() | times,
         released_at=st.none() | times,
@@ -218,6 +218,18 @@ def test_a_flood_of_facts_never_costs_the_completion() -> None:
     assert done.rev > flooded.rev
     assert fold([end, *flood]) == fold([*flood[:5_000], end, *flood[5_000:]]) == done
     assert merge(done, flood[3]) is done
+
+
+def test_of_too_many_claims_the_last_is_known() -> None:
+    claims = [
+        _fact(n, claim=ClaimFact(handle=f"lease-{n:05}", claimed_at=BASE + n, released_at=BASE + n))
+        for n in range(2_000)
+    ]
+    alive = _fact(9_999, claim=ClaimFact(handle="lease-09999", claimed_at=BASE + 9_999))
+    job = fold([*claims, alive])
+    assert len(job.claims) == rules.MAX_CLAIMS
+    assert (view(job, FLEETS).status, view(job, FLEETS).since) == ("claimed", BASE + 9_999)
+    assert fold([alive, *claims[::-1]]) == job
 
 
 def test_of_too_many_moments_the_first_and_the_last_are_known() -> None:

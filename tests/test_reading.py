@@ -223,6 +223,18 @@ def test_no_value_of_an_optional_field_refuses_a_body(
     )
 
 
+@given(st.dictionaries(
+    st.sampled_from(["run_attempt", "status", "conclusion", "html_url", "run_started_at",
+                     "updated_at"]),
+    anything, max_size=4,
+))  # fmt: skip
+def test_no_value_of_an_optional_field_refuses_a_run(changes: dict[str, Any]) -> None:
+    run = {"id": 7, "status": "completed", "conclusion": "failure"} | changes
+    facts, notes = webhook_facts(hook({"workflow_run": run}, kind="github.workflow_run"))
+    assert next(iter(facts)).key.endswith(":run/7")
+    Metrics().note(notes)
+
+
 @pytest.mark.parametrize(
     ("changes", "counted"),
     [

@@ -26,14 +26,15 @@ run        earliest started and completed of the parent run's attempt
 ========== =========================================================================
 
 Every set is bounded, so that no flood of facts about one job can outgrow a record, and a bound
-keeps the smallest (of moments also the greatest) by a total order: that is a join, too. Nothing is
-ever refused: the bounds cost count and detail of a flood, never a milestone or an ending.
+keeps the smallest (of moments and claims also the greatest) by a total order: that is a join, too.
+Nothing is ever refused: the bounds cost count and detail of a flood, never a milestone or an
+ending.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -55,7 +56,8 @@ MAX_FACTS: Final = 1_000
 #: Moments of queueing and waiting that are kept, half of them the first and half the last;
 #: GitHub allows one gate per environment.
 MAX_MARKS: Final = 256
-#: Claims per job that are kept apart.
+#: Claims per job that are kept apart, half of them the first and half the last by their handles,
+#: which mostly count up.
 MAX_CLAIMS: Final = 64
 #: Distinct causes per job that are kept.
 MAX_CAUSES: Final = 64
@@ -380,8 +382,18 @@ def _union_marks(
     """The first and the last moments of both: where a job is hangs on the last of them."""
     joined = tuple(sorted({*a, *b}))
     if len(joined) > MAX_MARKS:
-        joined = joined[: MAX_MARKS // 2] + joined[-MAX_MARKS // 2 :]
+        joined = tuple(_ends(joined, MAX_MARKS))
     return a if joined == a else joined
+
+
+def _ends(known: Sequence[Any], most: int) -> list[Any]:
+    """Of a sorted sequence the first and the last, ``most`` in all.
+
+    What is among them is among them in every part of the sequence, too. So nothing that is kept
+    in the end was ever dropped, which makes this a join.
+    """
+    last = most // 2
+    return [*known[: most - last], *known[len(known) - last :]]
 
 
 # --- what a job is: of each text the one that was said last ---------------------------------------
@@ -578,7 +590,7 @@ def _join_claims(a: dict[str, Claim], b: dict[str, Claim]) -> dict[str, Claim]:
                 out = dict(a)
             out[handle] = merged
     if len(out) > MAX_CLAIMS:
-        out = {handle: out[handle] for handle in sorted(out)[:MAX_CLAIMS]}
+        out = {handle: out[handle] for handle in _ends(sorted(out), MAX_CLAIMS)}
         if out == a:
             return a
     return out

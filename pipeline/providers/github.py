@@ -333,6 +333,7 @@ def _job_facts(
     listed = _steps(job.steps, odd)
     steps = [ms for s in listed or () if (ms := time(s.started_at, "steps")) is not None]
     runner_name = "" if job.runner_name is UNSET else text(job.runner_name, "runner_name").strip()
+    unnamed = not runner_name and (job.runner_name is None or isinstance(job.runner_name, str))
     runner_id, nobody = _runner_id(job.runner_id, odd)
     raw_conclusion = text(job.conclusion, "conclusion")
 
@@ -347,7 +348,7 @@ def _job_facts(
     if conclusion is not None and not started:
         if runner_name or runner_id:
             started = True
-        elif listed == [] and nobody and job.runner_name in (None, ""):
+        elif nobody and unnamed and listed is not None and _none_began(listed):
             # The body lists what ran and who ran it, and that is nothing and nobody.
             started = False
         else:
@@ -571,6 +572,10 @@ def _steps(raw: Raw | msgspec.UnsetType, odd: Counter[tuple[str, str]]) -> list[
     if not isinstance(found, list):
         return None
     return [_Step(step.get("started_at")) for step in found if isinstance(step, dict)] or None
+
+
+def _none_began(steps: list[_Step]) -> bool:
+    return all(step.started_at is None for step in steps)
 
 
 def _time(value: Any, name: str, latest: int, odd: Counter[tuple[str, str]]) -> int | None:
