@@ -714,11 +714,6 @@ class Ledger:
         # During a replay the panes are ahead of the ticks. A tick that was sent before the crash
         # carries a higher rev and less than is sent now: say it again after the replay.
         if offset > self._replayed_to:
-            for fleet, size_s, first in self._dirty_windows:
-                window = self._wide.get((fleet, size_s, first))
-                # What became empty has been told as 0, and is gone.
-                if window is not None and window.prune() and size_s == SIZES_S[0]:
-                    self._dirty_panes[(fleet, first)] = None
             self._dirty_windows.clear()
 
     def _send_window(

@@ -783,7 +783,7 @@ def test_at_the_cap_of_fleets_panes_still_equal_what_the_states_say(
     assert filled(got) == folded_into(recomputed(got), named)
 
 
-def test_what_became_empty_is_told_once_and_leaves_no_cell(tables: Tables) -> None:
+def test_what_became_empty_is_told_as_empty_and_shown_nowhere(tables: Tables) -> None:
     ledger = tables.ledger(WIDE)
     ended = times(queued=BASE, started=BASE + 1_000, completed=BASE + 2_000)
 
@@ -801,17 +801,17 @@ def test_what_became_empty_is_told_once_and_leaves_no_cell(tables: Tables) -> No
     moved = told(ledger.flush())
     assert moved[("unknown", 60)] == moved[("unknown", 3600)] == {Conclusion.SUCCESS: 0}
     assert moved[("p", 300)] == {Conclusion.SUCCESS: 1}
-    # From then on neither the page nor the store nor a later record has an empty cell.
     assert {fleet for fleet, *_ in ledger.windows()} == {"p"}
-    stored = decode_pane(tables.panes[("unknown", BASE)])
-    assert (stored.families, stored.conclusions) == ({}, {})
+    # A sink that is behind writes only the last record of a window: that one tells it, too.
     ledger.apply(4, fact(3, 2, now=BASE + 2, times=ended, conclusion=Conclusion.FAILURE))
     ledger.apply(5, tick(BASE + 15_000))
-    assert told(ledger.flush())[("unknown", 60)] == {Conclusion.FAILURE: 1}
-    # Before it was told, the page does not show it either.
-    ledger.apply(6, fact(4, 2, now=BASE + 3, job=JobAttributes(pool="p")))
-    ledger.flush()
-    assert {fleet for fleet, *_ in ledger.windows()} == {"p"}
+    assert told(ledger.flush())[("unknown", 60)] == {
+        Conclusion.SUCCESS: 0,
+        Conclusion.FAILURE: 1,
+    }
+    shown = {fleet: part for fleet, size_s, _, part in ledger.windows() if size_s == 60}
+    assert shown["unknown"].conclusions == {"failure": 1}
+    assert shown["p"].conclusions == {"success": 1}
 
 
 # -- floods ----------------------------------------------------------------------------------------

@@ -108,8 +108,9 @@ class Pane(Struct, eq=False, omit_defaults=True):
     def add(self, c: Contribution, weight: int) -> None:
         """Put a contribution in (1) or take it out (-1).
 
-        What has become empty stays, with count 0, until :meth:`prune`: whoever has shown it must
-        learn that it is gone. What is not inside is not taken out.
+        What has become empty stays, with count 0, as long as the window is open: whoever has
+        shown it must learn that it is gone, also when it sees only the last of several records
+        of a window. People see :meth:`filled`. What is not inside is not taken out.
         """
         if weight < 0 and not self._has(c):
             return
@@ -127,16 +128,6 @@ class Pane(Struct, eq=False, omit_defaults=True):
         sketch = self.families.get(c.name)
         return sketch is not None and sketch.has(c.ms)
 
-    def prune(self) -> bool:
-        """Drop what has become empty; whether there was any. To be called once it was told."""
-        families = [family for family, s in self.families.items() if not s.count]
-        conclusions = [conclusion for conclusion, n in self.conclusions.items() if not n]
-        for family in families:
-            del self.families[family]
-        for conclusion in conclusions:
-            del self.conclusions[conclusion]
-        return bool(families or conclusions)
-
     @property
     def empty(self) -> bool:
         """Whether it has no cells."""
@@ -146,9 +137,9 @@ class Pane(Struct, eq=False, omit_defaults=True):
         """The pane without empty cells; itself when it has none."""
         if all(s.count for s in self.families.values()) and all(self.conclusions.values()):
             return self
-        pane = Pane(self.fence, dict(self.families), dict(self.conclusions))
-        pane.prune()
-        return pane
+        families = {family: s for family, s in self.families.items() if s.count}
+        conclusions = {conclusion: n for conclusion, n in self.conclusions.items() if n}
+        return Pane(self.fence, families, conclusions)
 
     def merge(self, other: Pane) -> None:
         """Add everything in another pane; the fence becomes the later one."""
