@@ -337,12 +337,11 @@ class Ledger:
 
     def _known_time(self, written: int | None) -> int | None:
         """The latest time that is known to have come; None when nobody knows."""
-        now = self.now
-        if now is None:
-            return None if written is None else max(self.clock, written)
-        if written is not None and EARLIEST_MS <= written < now:
-            now = written
-        return max(self.clock, now)
+        if written is not None and written < EARLIEST_MS:
+            written = None  # Kafka says -1 where nobody told.
+        if self.now is not None and (written is None or written > self.now):
+            written = self.now
+        return None if written is None else max(self.clock, written)
 
     def _heal(self) -> None:
         """Take back a clock that was set by somebody whose clock was wrong."""

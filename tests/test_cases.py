@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.jobs import FleetNames, Job, View, merge, view
-from pipeline.providers import understand
+from pipeline.providers import facts
 from pipeline.simulate.replay import deliveries
 from pipeline.windows import contributions
 from topics.models import JobFact
@@ -27,12 +27,12 @@ CREATED = 1_795_599_022_000
 
 def seen(*names: str) -> tuple[Job, View, Counter[tuple[str, str]]]:
     """What the deliveries in these files say together, in either order."""
-    said = [understand(d) for name in names for d in deliveries(CASES / f"{name}.json", NOW)]
+    said = [facts(d) for name in names for d in deliveries(CASES / f"{name}.json", NOW)]
     jobs = []
     for order in (said, said[::-1]):
         job: Job | None = None
         for one in order:
-            fact = one.facts[0]
+            fact = one[0]
             assert isinstance(fact, JobFact)
             job = merge(job, fact)
         assert job is not None
@@ -129,7 +129,7 @@ def test_who_ran_it_is_told_by_evidence(changes: dict[str, Any], ran: bool) -> N
     (delivery,) = deliveries(CASES / "r03_timedout_norunner.json", NOW)
     body = json.loads(delivery.payload)
     payload = json.dumps(body | {"workflow_job": body["workflow_job"] | changes})
-    fact = understand(delivery.model_copy(update={"payload": payload})).facts[0]
+    fact = facts(delivery.model_copy(update={"payload": payload}))[0]
     assert isinstance(fact, JobFact)
     told = view(merge(None, fact), FleetNames())
     assert (told.timings["run"].ms == 180_000) == ran
@@ -144,7 +144,7 @@ def test_a_body_that_lacks_the_keys_still_ran() -> None:
     for missing in (("steps",), ("runner_id", "runner_name"), ("steps", "runner_id")):
         job = {name: v for name, v in body["workflow_job"].items() if name not in missing}
         old = delivery.model_copy(update={"payload": json.dumps(body | {"workflow_job": job})})
-        fact = understand(old).facts[0]
+        fact = facts(old)[0]
         assert isinstance(fact, JobFact)
         assert view(merge(None, fact), FleetNames()).timings["run"].ms == 180_000
 
@@ -179,5 +179,5 @@ def test_self_hosted_alone_is_the_fleet_throughout() -> None:
 
 def test_a_ping_is_known_and_ignored() -> None:
     (delivery,) = deliveries(CASES / "t02_ping.json", NOW)
-    said = understand(delivery)
-    assert (said.facts, said.ignored) == ([], "ping")
+    said = facts(delivery)
+    assert (list(said), said.ignored) == ([], "ping")

@@ -98,13 +98,13 @@ def webhook_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note]]:
     """The facts of one ``runners.webhooks`` record."""
     envelope: list[str] = []
     delivery = read(DELIVERY, value, odd=envelope)
-    said = github.understand(delivery)
+    said = github.facts(delivery)
     if said.ignored is not None:
         return [], [Note("ignored_webhooks", (said.ignored,))]
     event = delivery.kind.partition(".")[2]
     lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
     notes = [Note("webhooks", (event,)), Note("webhook_lag", (), lag)]
-    return said.facts, [*notes, *_odd(said.odd, envelope)]
+    return said, [*notes, *_odd(said.odd, envelope)]
 
 
 def lifecycle_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note]]:

@@ -42,7 +42,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Final, Literal
@@ -176,18 +175,23 @@ _STEPS: Final = msgspec.json.Decoder(list[_Step])
 _ANYTHING: Final = msgspec.json.Decoder()
 
 
-@dataclass(slots=True)
-class Understood:
-    """What a delivery says, and what in it was odd."""
+class Facts(list[JobFact | RunFact | RunLink]):
+    """What a delivery says, in a fixed order, and what in it was odd."""
 
-    facts: list[JobFact | RunFact | RunLink]
-    #: How often a field had a value that it cannot have, by name and reason.
-    odd: Counter[tuple[str, str]] = field(default_factory=Counter)
-    #: The event, when it is one that says nothing about jobs: ``ping`` or ``other``.
-    ignored: str | None = None
+    def __init__(
+        self,
+        said: Iterable[JobFact | RunFact | RunLink] = (),
+        odd: Counter[tuple[str, str]] | None = None,
+        ignored: str | None = None,
+    ) -> None:
+        super().__init__(said)
+        #: How often a field had a value that it cannot have, by name and reason.
+        self.odd: Counter[tuple[str, str]] = Counter() if odd is None else odd
+        #: The event, when it is one that says nothing about jobs: ``ping`` or ``other``.
+        self.ignored = ignored
 
 
-def facts(delivery: Delivery) -> list[JobFact | RunFact | RunLink]:
+def facts(delivery: Delivery) -> Facts:
     """What a GitHub delivery says: facts for ``runners.jobs``, in a fixed order.
 
     ``github.workflow_job`` and ``github.api_job`` give one :class:`JobFact` and, when the body
@@ -196,14 +200,11 @@ def facts(delivery: Delivery) -> list[JobFact | RunFact | RunLink]:
     body, because two hooks may share a delivery id (github/docs#32822) and a body may differ
     between them.
 
+    An authentic event that is not ours gives none, and says so in ``ignored``.
+
     Raises :class:`Unreadable`: ``not_json``; ``no_job`` when ``workflow_job`` is null or absent
     (Q18); ``bad_payload`` with the place in the body; ``unknown_kind`` for another event.
     """
-    return understand(delivery).facts
-
-
-def understand(delivery: Delivery) -> Understood:
-    """Like :func:`facts`, with what was odd or is not ours. Raises :class:`Unreadable`."""
     provider, _, event = delivery.kind.partition(".")
     if provider != "github":
         raise Unreadable(Reason.UNKNOWN_KIND, f"no facts in a {delivery.kind!r} delivery")
@@ -212,7 +213,7 @@ def understand(delivery: Delivery) -> Understood:
     if event in Delivery.OTHER_EVENTS or (told != event and told in Delivery.OTHER_EVENTS):
         # A receiver that files everything under one kind still keeps the header.
         name = event if event in Delivery.OTHER_EVENTS else told
-        return Understood([], ignored="ping" if name == "ping" else "other")
+        return Facts(ignored="ping" if name == "ping" else "other")
     if event not in ("workflow_job", "workflow_run", "api_job"):
         raise Unreadable(Reason.UNKNOWN_KIND, f"no facts in a {delivery.kind!r} delivery")
     payload = delivery.payload
@@ -232,26 +233,24 @@ def understand(delivery: Delivery) -> Understood:
         raise _refused(error) from error
 
 
-def _understand(
-    delivery: Delivery, event: str, headers: Mapping[str, str], payload: str
-) -> Understood:
+def _understand(delivery: Delivery, event: str, headers: Mapping[str, str], payload: str) -> Facts:
     odd: Counter[tuple[str, str]] = Counter()
     try:
         if event == "api_job":
             job = _JOB.decode(payload)
-            return Understood(_job_facts(delivery, headers, _Body(), job, odd, hook=False), odd)
+            return Facts(_job_facts(delivery, headers, _Body(), job, odd, hook=False), odd)
         body = _BODY.decode(payload)
         if event == "workflow_run":
             if _null(body.workflow_run):
                 raise Unreadable(Reason.BAD_PAYLOAD, "workflow_run: is null or missing")
             run = _inner(_RUN, body.workflow_run, "workflow_run")
-            return Understood([_run_fact(delivery, headers, body, run, odd)], odd)
+            return Facts([_run_fact(delivery, headers, body, run, odd)], odd)
         if _null(body.workflow_job):
             if not _null(body.zen) and not _null(body.hook_id):
-                return Understood([], ignored="ping")
+                return Facts(ignored="ping")
             raise Unreadable(Reason.NO_JOB, "workflow_job is null or missing")
         job = _inner(_JOB, body.workflow_job, "workflow_job")
-        return Understood(_job_facts(delivery, headers, body, job, odd, hook=True), odd)
+        return Facts(_job_facts(delivery, headers, body, job, odd, hook=True), odd)
     except ValidationError as error:  # host and id too long for one key, or no host at all
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
