@@ -26,6 +26,7 @@ from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import STEPS, Observer, Transactions
 from pipeline.faust_safe import BatchSchema, Outbox, create_app
 from pipeline.faust_safe.store import ROCKSDB_OPTIONS
+from pipeline.holes import Holes
 from pipeline.jobs import FleetNames
 from pipeline.ledger import LIVE, Ledger, Output, Retention
 from pipeline.metrics import Metrics
@@ -57,6 +58,8 @@ class Worker:
         self.metrics = Metrics(settings.max_fleet_labels)
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port)
+        self.holes = Holes(self.metrics.missed)
+        app.on_gap = self.holes.gap
         self.started_at = time.time()
         fleets = FleetNames(settings.fleets)
         policy = WindowPolicy(int(settings.lateness * 1000), int(settings.grace * 1000))

@@ -48,8 +48,6 @@ class Fold:
         self.ledgers: dict[int, Ledger] = {}
         #: How often the ledgers were dropped.
         self.epoch = 0
-        #: Last offset folded per partition, to notice a gap.
-        self._last: dict[int, int] = {}
 
     async def fold(self, batch: Batch) -> Effects:
         """Steps 3 and 4: decode and apply the records of one partition in offset order."""
@@ -57,11 +55,6 @@ class Fold:
         ledger = self._ledger(partition)
         letters: list[Output] = []
         notes: list[Note] = []
-        last = self._last.get(partition)
-        if last is not None and batch.records[0].offset > last + 1:
-            # Retention or an aborted transaction can do this; anything else is lost records.
-            notes.append(Note("offset_gaps"))
-        self._last[partition] = batch.records[-1].offset
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
@@ -105,7 +98,6 @@ class Fold:
         """Drop all ledgers; they are rebuilt from the tables when next needed."""
         self.epoch += 1
         self.ledgers.clear()
-        self._last.clear()
         gc.unfreeze()
 
     def load(self) -> None:

@@ -75,6 +75,8 @@ class SafeConsumer(driver.Consumer):
     BACK_PRESSURE_WAIT = 0.05
 
     _held_back: set[TP] | None = None
+    #: The offset that comes next of each source partition, where it is known.
+    _next: dict[TP, int] | None = None
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
         """Yield one message per source partition batch, one per changelog record."""
@@ -107,6 +109,12 @@ class SafeConsumer(driver.Consumer):
                 yield self._to_message(tp, record)
             return
         last = records[-1]
+        following = self._next = {} if self._next is None else self._next
+        on_gap = getattr(self.app, "on_gap", None)
+        if on_gap is not None and records[0].offset != following.get(tp, records[0].offset):
+            # Markers and what was aborted leave gaps, too: others decide what was lost.
+            on_gap(tp.topic, tp.partition, following[tp], records[0].offset)
+        following[tp] = last.offset + 1
         yield ConsumerMessage(
             last.topic,
             last.partition,
@@ -131,6 +139,11 @@ class SafeConsumer(driver.Consumer):
     async def perform_seek(self) -> None:
         """Go back to the committed offsets; to the beginning where nothing was committed yet."""
         await super().perform_seek()
+        self._next = {
+            tp: at
+            for tp in self.assignment()
+            if not self._is_changelog_tp(tp) and (at := self._read_offset[tp]) is not None
+        }
         never = [
             tp
             for tp in self.assignment()
