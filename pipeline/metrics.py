@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from pipeline.agents.transaction import Done
 from pipeline.ledger import LIVE, Note
+from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
 
 #: 50 ms to 24 h: GitHub fails a job that waited for a self-hosted runner for 24 h.
@@ -196,6 +197,8 @@ class Metrics:
         self.late_samples.labels("conclusion")
         for status in Status:
             self.expired_jobs.labels(status.value)
+        for topic in (WEBHOOKS, LIFECYCLE, JOBS):
+            self.records_missed.labels(topic)
         for size_s in ("60", "300", "3600"):
             self.closed_windows.labels(size_s)
         for stage in ("normalise", "fold"):

@@ -31,6 +31,11 @@ except ImportError:  # not made for Windows
 
 log = logging.getLogger(__name__)
 
+#: aiohttp logs each malformed request of a stranger as an error, with a traceback. What fails in
+#: our own handlers is logged by them.
+_quiet = logging.getLogger(f"{__name__}.requests")
+_quiet.setLevel(logging.CRITICAL)
+
 #: From the connection to the end of the first request's header. Seconds.
 HEADER_S: Final = 10.0
 #: Between two requests, the slow header of a later one and a slow reader included. Seconds.
@@ -241,30 +246,42 @@ class GuardedSite(web.BaseSite):
             self._door.sweep()
 
 
+def announce(door: Door) -> Any:
+    """A middleware that tells the door who has asked something."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Any) -> Any:
+        door.asks(request.protocol)
+        try:
+            return await handler(request)
+        finally:
+            door.answered(request.protocol)
+
+    return middleware
+
+
+def new_runner(app: web.Application) -> web.AppRunner:
+    """Runs the application with our limits."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        logger=_quiet,
+        keepalive_timeout=IDLE_S,
+        lingering_time=1.0,
+        shutdown_timeout=5.0,
+        # Nobody waits for the answer any more: stop making it.
+        handler_cancellation=True,
+    )
+
+
 class GuardedWeb(Web):  # type: ignore[misc]
     """Faust's web server behind the :class:`Door`."""
 
     def __init__(self, app: Any, **kwargs: Any) -> None:
         super().__init__(app, **kwargs)
         self.door = Door(most_connections(files_limit()))
-        self._runner = web.AppRunner(
-            self.web_app,
-            access_log=None,
-            keepalive_timeout=IDLE_S,
-            lingering_time=1.0,
-            shutdown_timeout=5.0,
-            # Nobody waits for the answer any more: stop making it.
-            handler_cancellation=True,
-        )
-        self.web_app.middlewares.append(self._announce)
-
-    @web.middleware
-    async def _announce(self, request: web.Request, handler: Any) -> Any:
-        self.door.asks(request.protocol)
-        try:
-            return await handler(request)
-        finally:
-            self.door.answered(request.protocol)
+        self._runner = new_runner(self.web_app)
+        self.web_app.middlewares.append(announce(self.door))
 
     def _new_transport_tcp(self) -> web.BaseSite:
         conf = self.app.conf

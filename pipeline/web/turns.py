@@ -46,7 +46,8 @@ class Turn:
         """Let others work. Nothing when it is not our turn."""
         if self.held:
             self.held = False
-            self._lock.release()
+            # Not now: the next view would work in the same round of the loop.
+            asyncio.get_running_loop().call_soon(self._lock.release)
 
 
 class Turns:

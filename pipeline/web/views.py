@@ -39,7 +39,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pipeline.ledger import LIVE
 from pipeline.text import version
 from pipeline.web import part
-from pipeline.web.group import Gathered, Group, PeerError
+from pipeline.web.group import PEER_SILENT_S, Gathered, Group, PeerError
 from pipeline.web.health import SINK_CODES, Health
 from pipeline.web.pages import Pages
 from pipeline.web.part import MAX_LIMIT, STATUSES, First, JobQuery, WindowQuery
@@ -115,7 +115,7 @@ class Views:
         get("/part/job", peer(self.part_job))
         get("/part/totals", peer(self.part_totals))
         get("/part/fleets", peer(self.part_fleets))
-        app.router.add_post("/part/panes", peer(self.part_panes))
+        app.router.add_post("/part/panes", self.part_panes)
         get("/part/windows", peer(self.part_windows))
         get("/part/worker", self.part_worker)
         app.middlewares.append(self._guard)
@@ -405,14 +405,23 @@ class Views:
         since = q.whole("since", part.span_start(_now(), 900), 0, FOREVER)
         return _json(await self._fleets(q.numbers("partitions"), since))
 
-    async def part_panes(self, request: web.Request) -> web.Response:
+    async def part_panes(self, request: web.Request) -> web.StreamResponse:
         """This worker's part of the timings of some fleets, which are named in the body."""
         q = Query(request, "partitions", page=False)
         try:
-            asked = _PANES.decode(await request.read())
+            # Before a place is taken: who sends slowly must not keep others waiting.
+            async with asyncio.timeout(PEER_SILENT_S):
+                asked = _PANES.decode(await request.read())
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text="the body: did not come in time") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise web.HTTPBadRequest(text=f"the body: {error}") from None
-        return _json(await self._panes(q.numbers("partitions"), asked.fleets, asked.since))
+
+        async def answer(request: web.Request) -> web.Response:
+            mine = q.numbers("partitions")
+            return _json(await self._panes(mine, asked.fleets, asked.since))
+
+        return await self._placed(self._parts)(answer)(request)
 
     async def part_windows(self, request: web.Request) -> web.Response:
         """This worker's part of /windows."""
