@@ -510,12 +510,13 @@ def test_odd_values_are_refused_with_what_is_wrong(house: House, target: str, sa
     assert (status, says in answer["error"]) == (400, True), answer
 
 
+ODD = (
+    "", "²", "٣", "1_0", " 1", "-1", "+1", "0", "1e9", "nan", "inf", "\x00", "~", "~~", "0~0~x",
+    "1~-5~x", "0~²~x", "9" * 30, "any", "live", "completed", "60", "html", "json", "all", "fold",
+    "github:github.com:1", "a" * 3_000, "<b>", "\u202e", "\U0001f600", "%", "%zz",
+)  # fmt: skip
 odd = st.one_of(
-    st.sampled_from(
-        ["", "²", "٣", "1_0", " 1", "-1", "+1", "0", "1e9", "nan", "inf", "\x00", "~", "~~",
-         "0~0~x", "1~-5~x", "0~²~x", "9" * 30, "any", "live", "completed", "60", "html", "json",
-         "all", "github:github.com:1", "a" * 3_000, "<b>", "\u202e", "\U0001f600", "%", "%zz", "fold"]
-    ),
+    st.sampled_from(ODD),
     st.text(max_size=20),
     st.integers(-(2**70), 2**70).map(str),
 )  # fmt: skip
@@ -721,6 +722,13 @@ def test_text_can_be_read(scheme: str) -> None:
     for name in {"edge", *marks}:
         assert contrast(colours[name], colours["ground"]) >= 3, name
     assert contrast(colours["good"], colours["bad"]) > 1
+
+
+def test_links_in_text_are_underlined() -> None:
+    """Their colour is too near to that of the text around them (WCAG 1.4.1)."""
+    underlined = re.findall(r"([^{}]*)\{[^}]*text-decoration: underline", STYLE)
+    selectors = {one.strip() for rule in underlined for one in rule.split(",")}
+    assert {"p a", "dd a", ".note a"} <= selectors
 
 
 def test_every_colour_of_the_style_is_a_named_one() -> None:
