@@ -68,7 +68,6 @@ class Load(threading.Thread):
         self.rate = rate
         self.records = list(simulation.records())
         self.truth: Truth = simulation.truth()
-        self.seconds = 0.0
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -81,7 +80,6 @@ class Load(threading.Thread):
                         early = n / self.rate - (time.monotonic() - began)
                         if early > 0:
                             time.sleep(early)
-            self.seconds = time.monotonic() - began
         except BaseException as exc:
             self.error = exc
 
@@ -172,7 +170,6 @@ def test_twelve_kills_at_every_gap_and_five_of_clickhouse(
     fold._given.update(TEST_KILL_AT="")
     fold.start(wait=False)
     load.finish()
-    assert len(load.records) / load.seconds > 0.8 * RATE
     wait_folded(kafka)
     time.sleep(3)  # two ticks: windows are sent at ticks
     wait_sunk(kafka)

@@ -223,7 +223,9 @@ def job(worker: Worker, partition: int, key: str) -> dict[str, Any] | None:
     now = int(time.time() * 1000)
     row = _row(known, view, now)
     at, a = view.at, known.attributes
-    provider, host, job_id = known.key.split(":", 2)
+    # A host may have a port.
+    provider, _, rest = known.key.partition(":")
+    host, _, job_id = rest.rpartition(":")
     return row | {
         "provider": provider,
         "host": host,
