@@ -362,6 +362,27 @@ def test_windows_come_in_pages_whole_and_once() -> None:
             assert where == sorted(where)
 
 
+def test_what_is_empty_is_not_shown() -> None:
+    """All samples of a fleet went elsewhere: no window of it, no conclusion of 0 jobs."""
+    ledger = ledger_of([])
+    at = NOW - NOW % MINUTE
+    for offset, (fleet, weights) in enumerate({"left": (1, -1), "stays": (1, 1, -1)}.items()):
+        for weight in weights:
+            ledger._contribute(offset, Contribution(at, fleet, "run", 1_000), weight)
+            ledger._contribute(offset, Contribution(at, fleet, "failure", None), weight)
+    ledger._contribute(9, Contribution(at, "stays", "success", None), 1)
+    ledger._contribute(9, Contribution(at, "stays", "success", None), -1)
+    ledger.flush()
+    with House({0: ledger}) as house:
+        _, answer = house.get(f"/windows?to={NOW + MINUTE}&limit=1")
+        assert answer["windows"] == []
+        _, answer = house.get(f"/windows?to={NOW + MINUTE}&limit=1&cursor={quote(answer['next'])}")
+        (window,) = answer["windows"]
+        assert (window["fleet"], window["conclusions"]) == ("stays", {"failure": 1})
+        assert answer["next"] is None
+        assert [one["fleet"] for one in house.get("/fleets")[1]["fleets"]] == ["stays"]
+
+
 # -- lists of jobs ---------------------------------------------------------------------------------
 
 

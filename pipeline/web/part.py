@@ -522,8 +522,8 @@ def summary(pane: Pane) -> dict[str, Any]:
                 "max_ms": sketch.max_ms,
             }
             for family, sketch in sorted(pane.families.items())
-            # Samples that a later fact moved elsewhere leave an empty sketch behind.
+            # Samples that a later fact moved elsewhere leave an empty place behind.
             if sketch.count > 0
         },
-        "conclusions": dict(sorted(pane.conclusions.items())),
+        "conclusions": {name: n for name, n in sorted(pane.conclusions.items()) if n > 0},
     }

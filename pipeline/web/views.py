@@ -93,6 +93,8 @@ class Views:
         self.turns = Turns()
         # Apart: a view waits for parts of peers, which may wait for a part of ours.
         self._views, self._parts = Places(), Places()
+        # Prometheus gets its answer whatever people ask.
+        self._scrapes = Places(at_a_time=1)
         self._refreshing: asyncio.Task[None] | None = None
         self._style = resources.files("pipeline.web").joinpath("style.css").read_bytes()
 
@@ -108,7 +110,7 @@ class Views:
         get("/workers", view(self.workers))
         get("/healthz", self.healthz)
         get("/readyz", self.readyz)
-        get("/metrics", view(self.metrics))
+        get("/metrics", self._placed(self._scrapes)(self.metrics))
         get("/style.css", self.style)
         # What peers ask for.
         get("/part/jobs", peer(self.part_jobs))
@@ -289,14 +291,16 @@ class Views:
                     pane.merge(part.pane_of(window["pane"]))
                     merged[where] = (pane, is_open or window["open"])
             more = len(merged) > query.limit
-            for number, (minus_start, name) in enumerate(sorted(merged)[: query.limit]):
+            page = sorted(merged)[: query.limit]
+            for number, (minus_start, name) in enumerate(page):
                 if number % 20 == 0:
                     await turn.next()
                 pane, is_open = merged[minus_start, name]
-                found.append(
-                    {"fleet": name, "start": -minus_start, "open": is_open, **part.summary(pane)}
-                )
-        following = cursor(found[-1]["start"], found[-1]["fleet"]) if more else None
+                said = part.summary(pane)
+                # Nothing is left where all jobs are known under another name by now.
+                if any(said.values()):
+                    found.append({"fleet": name, "start": -minus_start, "open": is_open, **said})
+        following = cursor(-page[-1][0], page[-1][1]) if more else None
         answer = {
             "now": now,
             "size_s": query.size_s,
