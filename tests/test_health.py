@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -355,11 +356,13 @@ def test_records_removed_before_they_were_read_are_counted_and_shown(alone: Brok
 def _codes(lag: Lag, **changes: Any) -> tuple[set[str], int]:
     """The reasons for a lag of the worker, and what /healthz says."""
     with House({}) as house:
-        watch = house.views.health.watch
+        health = house.views.health
+        health._joined = True
+        watch = health.watch
         watch.evidence = replace(Evidence(time.monotonic(), worker=lag), **changes)
         _, ready = house.get("/readyz")
         status, _ = house.get("/healthz")
-        return {reason["code"] for reason in ready["reasons"]} - {"starting"}, status
+        return {reason["code"] for reason in ready["reasons"]}, status
 
 
 def test_a_worker_that_stands_still_is_stuck_and_then_not_alive() -> None:
@@ -375,3 +378,28 @@ def test_a_worker_that_stands_still_is_stuck_and_then_not_alive() -> None:
     away = Trouble(time.monotonic(), "away")
     assert _codes(wedged, broker=away) == ({"broker"}, 200)
     assert _codes(wedged, at=time.monotonic() - 3_600) == ({"checks"}, 200)
+
+
+def test_a_recovery_that_gets_no_further_is_not_alive() -> None:
+    with House({}) as house:
+        health, app = house.views.health, house.worker.app
+        health.watch.evidence = Evidence(time.monotonic())
+        left = 100
+        app.tables = SimpleNamespace(recovery=SimpleNamespace(active_remaining_total=lambda: left))
+        health._joined, app.in_recovery = True, True
+
+        def seen() -> tuple[int, str, int]:
+            """/readyz, why, and /healthz."""
+            status, ready = house.get("/readyz")
+            return status, ready["reasons"][0]["code"], house.get("/healthz")[0]
+
+        assert seen() == (503, "recovering", 200)
+        health._doing_since -= WEDGED_S + 1
+        assert seen() == (503, "recovering", 503)
+        assert "recovering without progress" in house.get("/healthz")[1]["reason"]
+        # It goes on.
+        left = 99
+        assert seen() == (503, "recovering", 200)
+        health._doing_since -= WEDGED_S + 1
+        health.watch.evidence = Evidence(time.monotonic(), broker=Trouble(time.monotonic(), "away"))
+        assert seen() == (503, "recovering", 200)

@@ -373,6 +373,7 @@ class Watch:
                 max_poll_records=1,
                 max_partition_fetch_bytes=65_536,
                 fetch_max_wait_ms=100,
+                allow_auto_create_topics=False,
                 request_timeout_ms=int(TIMEOUT_S * 1000),
                 bootstrap_timeout_ms=int(TIMEOUT_S * 1000),
             )
@@ -444,10 +445,16 @@ class Health:
         # A member that gets no partition is a member all the same, and generations of some
         # brokers begin at 0: only the assignment itself tells.
         self._joined = False
+        #: What it is doing instead of working, how much of it is left, and since when that is so.
+        self._doing: tuple[str, int] | None = None
+        self._doing_since = time.monotonic()
         worker.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
 
     def refresh(self) -> list[Reason]:
         """All reasons not to be ready, and the gauges brought up to date. Cheap."""
+        doing = self._preparing()
+        if doing != self._doing:
+            self._doing, self._doing_since = doing, time.monotonic()
         reasons = self._own() + self._seen()
         metrics, evidence = self._worker.metrics, self.watch.evidence
         metrics.ready.set(0 if reasons else 1)
@@ -475,22 +482,37 @@ class Health:
             worst = max(worst, late)
         return worst
 
+    def _preparing(self) -> tuple[str, int] | None:
+        """What the worker does before it works, as a reason's code, and how much is left of it."""
+        app = self._worker.app
+        if not self._joined:
+            return "starting", 0
+        if app.rebalancing:
+            return "rebalancing", 0
+        if app.in_recovery:
+            return "recovering", int(app.tables.recovery.active_remaining_total())
+        return None
+
     async def _on_assigned(self, app: Any, assigned: Any, **kwargs: Any) -> None:
         self._joined = True
 
     def _own(self) -> list[Reason]:
-        worker, app = self._worker, self._worker.app
-        if not self._joined:
+        worker = self._worker
+        doing = self._preparing()
+        if doing is not None:
             self._settled_since = None
+            code, left = doing
             up = time.time() - worker.started_at
-            return [Reason("starting", f"joining the consumer group for {up:.0f} s")]
-        if app.rebalancing:
-            self._settled_since = None
-            return [Reason("rebalancing", "partitions are being moved between workers")]
-        if app.in_recovery:
-            self._settled_since = None
-            left = app.tables.recovery.active_remaining_total()
-            return [Reason("recovering", f"reading back the tables, {left:,} records to go")]
+            return [
+                Reason(
+                    code,
+                    {
+                        "starting": f"joining the consumer group for {up:.0f} s",
+                        "rebalancing": "partitions are being moved between workers",
+                        "recovering": f"reading back the tables, {left:,} records to go",
+                    }[code],
+                )
+            ]
         reasons = []
         late = self.tick_lag()
         if late > self._settings.max_lag:
@@ -552,14 +574,20 @@ class Health:
     def wedged(self) -> str | None:
         """Why only a restart can help; ``None`` while there is hope.
 
-        Records wait, the broker answers, and none was done for minutes. Not for a broker or a
-        ClickHouse that is away: a restart would not bring it back.
+        The broker answers, and for minutes no record that waits was done, or joining or reading
+        back got no further. Not for a broker or a ClickHouse that is away: a restart would not
+        bring it back.
         """
         evidence = self.watch.evidence
         if evidence is None or evidence.broker is not None:
             return None
-        if time.monotonic() - evidence.at > STALE_S or not self._worker.settled:
+        if time.monotonic() - evidence.at > STALE_S:
             return None
+        if self._doing is not None:
+            stood = time.monotonic() - self._doing_since
+            if stood <= WEDGED_S:
+                return None
+            return f"{self._doing[0]} without progress for {stood:.0f} s"
         lag = evidence.worker
         if not lag.total or lag.still <= WEDGED_S:
             return None
