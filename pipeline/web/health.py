@@ -502,17 +502,13 @@ class Health:
         if doing is not None:
             self._settled_since = None
             code, left = doing
+            if code == "rebalancing":
+                return [Reason("rebalancing", "partitions are being moved between workers")]
+            if code == "recovering":
+                text = f"reading back the tables, {left:,} records to go"
+                return [Reason("recovering", text)]
             up = time.time() - worker.started_at
-            return [
-                Reason(
-                    code,
-                    {
-                        "starting": f"joining the consumer group for {up:.0f} s",
-                        "rebalancing": "partitions are being moved between workers",
-                        "recovering": f"reading back the tables, {left:,} records to go",
-                    }[code],
-                )
-            ]
+            return [Reason("starting", f"joining the consumer group for {up:.0f} s")]
         reasons = []
         late = self.tick_lag()
         if late > self._settings.max_lag:
