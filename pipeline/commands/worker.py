@@ -101,11 +101,9 @@ def worker(
 def run_fold(settings: Settings, supervisor: SinkSupervisor | None = None) -> int:
     """Run the fold in this process, with the sink beside it; the exit code."""
     # Late: Faust takes half a second to import, which the other commands need not pay.
-    from pipeline.faust_safe.fencing import can_fence
-    from pipeline.faust_safe.identity import cluster_id
-    from pipeline.worker import Worker
+    from pipeline.worker import Worker, is_fenced
 
-    fenced = can_fence(cluster_id(settings.kafka_options()))
+    fenced = is_fenced(settings)
     if not fenced:
         log.warning(
             "the embedded broker has no working transactions: a worker that was replaced while it "

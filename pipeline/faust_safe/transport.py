@@ -96,6 +96,9 @@ class BatchSchema(Schema):
 class SafeConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread in which aiokafka fetches, with what the consumer needs to know of it."""
 
+    #: What Faust says of its services is for debugging.
+    logger = logging.getLogger("faust.safe")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         #: Where each partition is read on, as of the last fetch.
@@ -129,6 +132,9 @@ class SafeConsumerThread(driver.AIOKafkaConsumerThread):
 
 class SafeConsumer(driver.Consumer):
     """See the module docstring."""
+
+    #: What Faust says of its services is for debugging.
+    logger = logging.getLogger("faust.safe")
 
     #: Pause between looks at the fetcher while all partitions are back-pressured, in seconds.
     BACK_PRESSURE_WAIT = 0.05

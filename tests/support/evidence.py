@@ -159,6 +159,32 @@ def differences(got: dict[Any, Any], want: dict[Any, Any]) -> list[str]:
     ]
 
 
+def older_after_newer(bootstrap: str, app_id: str = "runnerstream") -> list[str]:
+    """Records that know less than one before them under the same key: a former owner wrote them.
+
+    A job's ``rev`` only grows, and so does a pane's fence, until the key is deleted.
+    """
+    wrong = []
+    for topic, version in (
+        (f"{app_id}-jobs-changelog", "rev"),
+        (f"{app_id}-windows-changelog", "fence"),
+        (JOB_STATES, "rev"),
+    ):
+        last: dict[bytes, int] = {}
+        for record in read_topic(bootstrap, topic):
+            if record.value is None:
+                last.pop(record.key, None)
+                continue
+            now = msgspec.json.decode(record.value).get(version, 0)
+            if now < last.get(record.key, 0):
+                wrong.append(
+                    f"{topic} {record.partition}@{record.offset} {record.key!r}: "
+                    f"{version} {now} after {last[record.key]}"
+                )
+            last[record.key] = max(now, last.get(record.key, 0))
+    return wrong
+
+
 def check_topics(bootstrap: str, truth: Truth, app_id: str = "runnerstream") -> dict[str, int]:
     """Compare tables (their changelogs), job-states, windows and dead letters with the truth.
 
