@@ -75,6 +75,16 @@ def lag(bootstrap: str, group: str, topics: list[str]) -> int:
         client.close()
 
 
+def committed(bootstrap: str, group: str, tp: Any) -> int | None:
+    """The group's committed offset of a partition."""
+    client = KafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    try:
+        offset: int | None = client.committed(TopicPartition(tp.topic, tp.partition))
+        return offset
+    finally:
+        client.close()
+
+
 def wait_drained(bootstrap: str, group: str, topics: list[str], timeout: float) -> None:
     """Return when the group has committed everything; a clock may keep adding a tick each."""
     deadline = time.monotonic() + timeout
