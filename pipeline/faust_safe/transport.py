@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 undecodable.install()
 
 
-#: Partition, first offset that was missed, first offset that is there.
+#: Partition, first offset that was not read, first offset that was or will be. A suspicion: marks
+#: may be all that was in between, so whoever is told asks where the log begins.
 OnHole = Callable[[TP, int, int], None]
 
 
@@ -295,6 +296,8 @@ class SafeConsumer(driver.Consumer):
                 finished = self._delivered.get(tp, behind) == self._finished.get(tp, behind)
                 if finished and tp not in self._dropped and self._marks_only(tp, behind, position):
                     self._acked.setdefault(tp, [position])
+                    # Or retention removed all that was left: no batch will tell of it.
+                    self.on_hole(tp, behind, position)
         return bool(await super().force_commit(*args, **kwargs))
 
     def _marks_only(self, tp: TP, committed: int, position: int) -> bool:
