@@ -297,7 +297,8 @@ class SafeConsumer(driver.Consumer):
                 if finished and tp not in self._dropped and self._marks_only(tp, behind, position):
                     self._acked.setdefault(tp, [position])
                     # Or retention removed all that was left: no batch will tell of it.
-                    self.on_hole(tp, behind, position)
+                    if behind:
+                        self.on_hole(tp, behind, position)
         return bool(await super().force_commit(*args, **kwargs))
 
     def _marks_only(self, tp: TP, committed: int, position: int) -> bool:
