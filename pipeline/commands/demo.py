@@ -39,7 +39,16 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.check import Check, compare, renamed
-from pipeline.commands.common import FAILED, Context, Duration, Failure, cell, short, table
+from pipeline.commands.common import (
+    FAILED,
+    Context,
+    Duration,
+    Failure,
+    cell,
+    print_table,
+    say,
+    short,
+)
 from pipeline.commands.reach import ask
 from pipeline.ledger import LIVE
 from pipeline.local import LocalError, LocalStack, PortTaken, default_data_dir, unavailable
@@ -164,7 +173,8 @@ class Demo:
         self.seed = seed
         self.rate = rate
         self.lasts = lasts
-        self.console = Console(highlight=False, stderr=False, soft_wrap=not sys.stdout.isatty())
+        # Literal: job names come from strangers, and are neither markup nor names of emoji.
+        self.console = Console(markup=False, emoji=False, highlight=False)
         self.began = time.monotonic()
         self.sent = 0
         self.recorded = 0
@@ -234,7 +244,7 @@ class Demo:
         }
         env = {f"RUNNERSTREAM_{name.upper()}": value for name, value in values.items()}
         self._write_env(env)
-        self._settings = load(self.directory / "env", **values)
+        self._settings = load(environment=False, **values)
         self._say("creating topics and tables")
         apply(self.settings.kafka_options(), catalogue(self.settings.partitions))
         schema.apply(stack.clickhouse_url)
@@ -522,7 +532,7 @@ class Demo:
         if checked is not None:
             self._say("")
             columns = ("compared", "with the truth", "expected", "found", "different")
-            self.console.print(table(columns, checked.lines(), right=(2, 3, 4)))
+            print_table(columns, checked.lines(), right=(2, 3, 4))
             for difference in checked.differences[:10]:
                 self._say(f"  {difference}")
             left = len(checked.differences) - 10
@@ -556,7 +566,7 @@ class Demo:
             (self.directory / "env").unlink(missing_ok=True)
 
     def _say(self, text: str) -> None:
-        self.console.print(cell(text), soft_wrap=True)
+        say(cell(text))
 
 
 def recorded() -> Iterator[Delivery]:

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import click
 from kafka.errors import KafkaError
 
-from pipeline.commands.common import USAGE, Context, Duration, Failure
-from pipeline.commands.reach import broker_failure, kafka_admin
+from pipeline.commands.common import USAGE, Context, Duration, Failure, say
+from pipeline.commands.reach import broker_failure, kafka_admin, kafka_options
 from pipeline.settings import Settings
 from pipeline.simulate.produce import live, send_all, send_live
 from pipeline.simulate.replay import ReplayError
@@ -22,16 +23,25 @@ from pipeline.simulate.replay import replay as post
 from pipeline.text import duration
 from topics.producer import DeliveryError, Producer
 
+#: How long a record may take to be acknowledged before the command says that it was not. ms.
+DELIVERY_MS: Final = 30_000
+
 
 @contextmanager
 def producer(settings: Settings) -> Iterator[Producer]:
     """A producer for the configured Kafka. Raises :class:`Failure`."""
     with kafka_admin(settings):
         pass
-    options = settings.kafka_options()
+    options = kafka_options(settings)
     brokers = options.pop("bootstrap_servers")
     try:
-        with Producer(brokers, client_id=f"{settings.app_id}-feed", **options) as made:
+        with Producer(
+            brokers,
+            client_id=f"{settings.app_id}-feed",
+            delivery_timeout_ms=DELIVERY_MS,
+            max_block_ms=DELIVERY_MS,
+            **options,
+        ) as made:
             yield made
     except DeliveryError as error:
         remedy = "are the topics there? `runnerstream topics show`"
@@ -95,4 +105,4 @@ def replay(context: Context, files: tuple[Path, ...]) -> None:
             number = post(files, to)
         except ReplayError as error:
             raise Failure(str(error), "what came before it has been posted") from None
-    click.echo(f"{number} deliveries posted")
+    say(f"{number} deliveries posted")

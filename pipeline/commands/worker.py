@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 
@@ -138,7 +139,9 @@ def run_sink(settings: Settings) -> int:
     }
     sink = Sink(SinkConfig(kafka, url, group_id=sink_group(settings)))
     try:
-        health = HealthServer(sink, settings.web_bind, settings.sink_port)
+        health = HealthServer(
+            sink, settings.web_bind, settings.sink_port, about=deployment(settings)
+        )
     except OSError as error:
         raise _port_failure(settings.web_bind, settings.sink_port, "sink_port", error) from None
     log.info(
@@ -157,6 +160,17 @@ def run_sink(settings: Settings) -> int:
 def sink_group(settings: Settings) -> str:
     """Consumer group of the sink."""
     return f"{settings.app_id}-sink"
+
+
+def deployment(settings: Settings) -> dict[str, str]:
+    """Whose sink it is, for who finds one at an address: group, Kafka, and the database."""
+    url = settings.clickhouse.get_secret_value()
+    database = urlsplit(url).path.strip("/")
+    return {
+        "group": sink_group(settings),
+        "kafka": ",".join(sorted(settings.bootstrap)),
+        "clickhouse": f"{place(url)}/{database}" if url else "",
+    }
 
 
 def require_topics(settings: Settings) -> None:
