@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -41,10 +43,12 @@ from pipeline.settings import Settings, default_data_dir
 
 _LEAVE: Final = frozenset({"exit", "quit", "logout", "\\q", ":q", "q"})
 _HELP: Final = """\
-A statement ends with ; and may span lines. \\G instead of ; writes a line a value.
-FORMAT at the end of a statement: {formats}.
-SHOW TABLES, DESCRIBE name; the arrow keys bring back what was typed, Tab completes.
-Ctrl-C drops what is typed or stops what runs; exit or Ctrl-D leaves."""
+A statement ends with ; and may span lines. \\G instead of ; writes a line a
+value. FORMAT at its end chooses how rows are written:
+{formats}
+SHOW TABLES and DESCRIBE name tell what there is. The arrow keys bring back
+what was typed, Tab completes. Ctrl-C drops what is typed or stops what runs.
+exit or Ctrl-D leaves."""
 #: Codes of what a server refuses because the connection may only read.
 _READONLY: Final = 164
 
@@ -277,7 +281,10 @@ def shell(session: Session) -> None:
     rights = "may change things" if session.write else "only reads; --write lifts that"
     click.echo(
         f"ClickHouse at {place(settings.clickhouse.get_secret_value())}; {rights}\n"
-        f"tables: {', '.join(tables) or 'none; make them with `runnerstream schema apply`'}\n"
+        + wrapped(
+            f"tables: {', '.join(tables) or 'none; make them with `runnerstream schema apply`'}"
+        )
+        + "\n"
         "end a statement with ; or \\G, leave with exit, help says more"
     )
     keys = KeyBindings()
@@ -311,13 +318,19 @@ def shell(session: Session) -> None:
         if typed.strip().rstrip(";").strip().lower() in _LEAVE:
             return
         if typed.strip().rstrip(";").strip().lower() in ("help", "?", "\\?", "\\h"):
-            click.echo(_HELP.format(formats=", ".join(FORMAT_NAMES)))
+            click.echo(_HELP.format(formats=wrapped(", ".join(FORMAT_NAMES))))
             continue
         for statement in statements(typed):
             if statement.text.lower() in _LEAVE:
                 return
             if not _attempt(session, statement):
                 break
+
+
+def wrapped(text: str) -> str:
+    """A text in lines that the terminal does not break within words."""
+    width = min(100, shutil.get_terminal_size().columns) - 2
+    return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False)
 
 
 def _attempt(session: Session, statement: Statement) -> bool:
