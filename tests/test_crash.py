@@ -40,6 +40,8 @@ PARTITIONS = 4
 #: Records offered per second.
 RATE = 2_000
 GAPS = ("folded", "outputs", "windows", "states", "visible", "acked")
+#: In one Kafka transaction the three steps in the middle are one; before it and after it remain.
+FENCED_GAPS = ("folded", "outputs", "states", "committed", "visible", "acked")
 #: HYPOTHESIS_PROFILE=nightly also stretches the outage to the full two minutes.
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
@@ -149,17 +151,18 @@ def until(done: Callable[[], bool], timeout: float, what: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fenced", [True, False], ids=["fenced", "in steps"])
 def test_twelve_kills_at_every_gap_and_five_of_clickhouse(
-    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path
+    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path, fenced: bool
 ) -> None:
     rng = random.Random(7)
     load = Load(kafka.bootstrap, simulation(7, 12_000))
     # A static member is back in its group at once instead of after the session timeout.
-    fold = fold_worker(kafka, tmp_path, group_instance_id="fold-1")
+    fold = fold_worker(kafka, tmp_path, group_instance_id="fold-1", TEST_FENCED=int(fenced))
     sink = sink_worker(kafka, clickhouse, tmp_path).start(wait=False)
     killed_sinks = killed_servers = 0
     load.start()
-    for n, gap in enumerate(GAPS * 2):
+    for n, gap in enumerate((FENCED_GAPS if fenced else GAPS) * 2):
         die_at(fold, gap, rng.randint(0, 5))
         if n % 2 == 1:
             clickhouse.kill()
@@ -188,7 +191,11 @@ def test_the_check_fails_when_two_steps_are_swapped(kafka: ApacheKafka, tmp_path
     """The control: states before windows, killed in between, loses samples."""
     load = Load(kafka.bootstrap, simulation(3, 2_000))
     fold = fold_worker(
-        kafka, tmp_path, TEST_STEPS="outputs,states,windows", group_instance_id="fold-1"
+        kafka,
+        tmp_path,
+        TEST_STEPS="outputs,states,windows",
+        TEST_FENCED=0,
+        group_instance_id="fold-1",
     )
     load.start()
     for _ in range(3):

@@ -102,10 +102,18 @@ def worker(
 def run_fold(settings: Settings, supervisor: SinkSupervisor | None = None) -> int:
     """Run the fold in this process, with the sink beside it; the exit code."""
     # Late: Faust takes half a second to import, which the other commands need not pay.
+    from pipeline.faust_safe.fencing import can_fence
+    from pipeline.faust_safe.identity import cluster_id
     from pipeline.worker import Worker
 
+    fenced = can_fence(cluster_id(settings.kafka_options()))
+    if not fenced:
+        log.warning(
+            "the embedded broker has no working transactions: a worker that was replaced while it "
+            "slept is not refused. Use Apache Kafka for more than a trial"
+        )
     try:
-        made = Worker(settings)
+        made = Worker(settings, fenced=fenced)
         if supervisor is not None:
             supervisor.start()
         return made.run()

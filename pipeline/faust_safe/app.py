@@ -13,6 +13,7 @@ import faust
 from faust.auth import SASLCredentials
 from faust.types.auth import SASLMechanism
 
+from pipeline.faust_safe.recovery import BatchRecovery
 from pipeline.faust_safe.table import SafeTable
 from pipeline.faust_safe.transport import SafeTransport
 from pipeline.settings import Settings
@@ -85,6 +86,7 @@ def create_app(settings: Settings, *, web_port: int) -> faust.App:
         logging_config=logging_config(settings),
     )
     app.transport = SafeTransport(app.conf.broker_consumer, app)
+    app.tables._recovery = BatchRecovery(app, app.tables, beacon=app.tables.beacon, loop=app.loop)
     return app
 
 

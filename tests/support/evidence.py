@@ -22,7 +22,10 @@ from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
 
 def consumer(bootstrap: str) -> Any:
     return KafkaConsumer(
-        bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
+        bootstrap_servers=bootstrap,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
     )
 
 

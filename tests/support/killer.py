@@ -2,7 +2,8 @@
 
 ``TEST_KILL_AT`` names the step (``folded``, ``outputs``, ``windows``, ``states``, ``visible``,
 ``acked``), ``TEST_KILL_AFTER`` how many transactions pass first, ``TEST_STEPS`` the order of the
-durable steps (for the control that swaps two of them). It dies by SIGKILL: no handler, no flush,
+durable steps and ``TEST_FENCED=0`` that they are no Kafka transaction (for the control that swaps
+two of them). It dies by SIGKILL: no handler, no flush,
 no commit; ``TEST_KILL_BY=raise`` raises in the agent instead. ``TEST_BREAK=n`` gives it a bug that
 refuses one in n deliveries.
 """
@@ -15,6 +16,8 @@ import sys
 from typing import Any
 
 from pipeline.agents.transaction import STEPS
+from pipeline.faust_safe.fencing import can_fence
+from pipeline.faust_safe.identity import cluster_id
 from pipeline.providers import github
 from pipeline.settings import load
 from pipeline.worker import Worker
@@ -37,7 +40,10 @@ def main() -> int:
 
     if os.environ.get("TEST_BREAK"):
         break_the_provider(int(os.environ["TEST_BREAK"]))
-    return Worker(load(), observer=observer, steps=steps).run()
+    settings = load()
+    fenced = os.environ.get("TEST_FENCED", "1") == "1"
+    fenced = fenced and can_fence(cluster_id(settings.kafka_options()))
+    return Worker(settings, observer=observer, steps=steps, fenced=fenced).run()
 
 
 def break_the_provider(every: int) -> None:
