@@ -8,14 +8,42 @@ from __future__ import annotations
 
 import logging
 import os
-from importlib import import_module
-from pathlib import Path
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
-import click
+#: The exit code of Ctrl-C, as shells give it.
+INTERRUPTED: Final = 128 + 2
 
-from pipeline.commands.common import Context, OutputClosed
-from pipeline.text import version
+
+@contextmanager
+def _quiet_interrupt() -> Iterator[None]:
+    """Ctrl-C while modules are imported ends the program without a traceback."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(INTERRUPTED)
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+with _quiet_interrupt():
+    from importlib import import_module
+    from pathlib import Path
+
+    import click
+
+    from pipeline.commands.common import Context, OutputClosed
+    from pipeline.text import version
 
 # clickhouse-driver makes a table of all days of four centuries when it is imported, a sixth of the
 # time that a command takes to start; with this it makes each day when it meets it.
@@ -52,7 +80,8 @@ class _Commands(dict[str, click.Command]):
             return default
         if not isinstance(super().get(name), click.Command):
             module, _, attribute = _COMMANDS[name].partition(":")
-            self[name] = getattr(import_module(f"pipeline.commands.{module}"), attribute)
+            with _quiet_interrupt():
+                self[name] = getattr(import_module(f"pipeline.commands.{module}"), attribute)
         return super().get(name)
 
     def items(self) -> Any:
@@ -82,10 +111,6 @@ class Program(click.Group):
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             raise OutputClosed from None
-
-
-#: The exit code of Ctrl-C, as shells give it.
-INTERRUPTED: Final = 128 + 2
 
 
 @click.group(

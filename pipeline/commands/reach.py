@@ -332,6 +332,12 @@ def worker_url(settings: Settings) -> str:
     return f"http://{_bracketed(settings.web_host)}:{settings.web_port}"
 
 
+def local_url(bind: str, port: int) -> str:
+    """Where something that listens on ``bind`` answers on this machine."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+    return f"http://{_bracketed(everywhere.get(bind, bind))}:{port}"
+
+
 def sink_url(settings: Settings) -> str:
     """Where the sink of these settings tells of its health, when it runs beside the worker."""
     return f"http://{_bracketed(settings.web_host)}:{settings.sink_port}"
