@@ -96,6 +96,8 @@ WHY: Final = {
     "xxhash": "The identity of a fact as a number, in a sixth of the time of a cryptographic hash.",
     "ddsketch": "The bins of the quantile sketches: at most 1 % off, and mergeable by addition.",
     "click": "The command line.",
+    "prompt-toolkit": "The shell of `runnerstream sql`: editing over several lines, history, "
+    "completion.",
     "rich": "Tables and the live summary on the terminal.",
     "jinja2": "The HTML pages, with escaping on.",
     "uvloop": "A faster event loop; not on Windows.",
@@ -107,6 +109,7 @@ WHY: Final = {
     "start it by hand.",
     "rocksdict": "RocksDB for `store=rocksdb`. Exact, because Faust's store is overridden.",
     "pytest": "Runs the tests.",
+    "trustme": "Certificates for tests of TLS.",
     "pytest-cov": "Tells what they cover.",
     "pytest-asyncio": "Runs the tests that are coroutines.",
     "hypothesis": "Makes up histories, orders and crashes, and shrinks what fails.",
@@ -363,7 +366,9 @@ def part_settings() -> str:
         elif isinstance(default, (dict, str)) and not default:
             shown = "none"
         else:
-            shown = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+            # All digits: `6.048e+06` is no number that anybody would set.
+            whole = isinstance(default, float) and default.is_integer()
+            shown = f"`{int(default)}`" if whole else f"`{default}`"
         choices = get_args(field.annotation)
         if choices and all(isinstance(each, str) for each in choices):
             text = f"One of {', '.join(f'`{each}`' for each in choices)}. {text}"

@@ -297,9 +297,15 @@ def _of_kubernetes(upper: str, value: str) -> bool:
 
 
 def _nearest(name: str) -> str:
-    known = [*(f"{PREFIX}{field.upper()}" for field in Settings.model_fields), CONFIG_VARIABLE]
-    close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.6)
-    return f"; the nearest is {close[0]}" if close else "; see the settings in docs/operators.md"
+    """The known name that is most like an unknown one, as the end of a sentence."""
+    known = [*(field.upper() for field in Settings.model_fields), "CONFIG"]
+    bare = name.upper().removeprefix(PREFIX)
+    close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
+    return (
+        f"; the nearest is {PREFIX}{close[0]}"
+        if close
+        else "; see the settings in docs/operators.md"
+    )
 
 
 def _file_problems(path: Path) -> Iterable[str]:
