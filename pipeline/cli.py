@@ -58,6 +58,7 @@ _COMMANDS: Final = {
     "schema": "setup:schema",
     "simulate": "feed:simulate",
     "replay": "feed:replay",
+    "post": "feed:post_records",
     "local": "setup:local",
     "sql": "sql:sql",
     "jobs": "look:jobs",

@@ -37,9 +37,8 @@ def server(handler: Handler) -> Iterator[int]:
     with closing(socket.create_server(("127.0.0.1", 0), backlog=64)) as listening:
 
         def serve(connection: socket.socket) -> None:
-            with closing(connection):
-                with suppress(OSError):
-                    handler(connection)
+            with closing(connection), suppress(OSError):
+                handler(connection)
 
         def accept() -> None:
             while True:
