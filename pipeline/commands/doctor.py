@@ -140,7 +140,7 @@ def _guarded(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findi
         failed = Finding(what, "bad", error.message, error.remedy, error.exit_code == UNREACHABLE)
     except TimeoutError as error:
         failed = Finding(what, "bad", str(error), unreachable=True)
-    except (KafkaError, ClickHouseError, OSError, EOFError, LookupError, ValueError) as error:
+    except Exception as error:  # whatever it is, the other findings are wanted all the more
         failed = Finding(what, "bad", short(error))
     yield from list(found)
     if failed is not None:

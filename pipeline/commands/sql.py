@@ -37,7 +37,7 @@ from pipeline.commands.sqlvalues import (
     as_json_lines,
     as_table,
     as_vertical,
-    read_exactly,
+    exactly,
 )
 from pipeline.settings import Settings, default_data_dir
 
@@ -88,7 +88,7 @@ def sql(
         raise Failure("--timeout must be more than 0", exit_code=USAGE)
     how = as_json_lines if as_json else as_vertical if vertical else as_table
     session = Session(context.settings, how, None if everything else limit, write, timeout)
-    with session:
+    with exactly(), session:
         if query is not None:
             session.run_all(query)
         elif sys.stdin.isatty() and sys.stdout.isatty():
@@ -125,7 +125,6 @@ class Session:
         self._query_settings: dict[str, Any] = {}
 
     def __enter__(self) -> Session:
-        read_exactly()
         self.connect()
         return self
 

@@ -2,18 +2,18 @@
 
 clickhouse-driver makes Python's values, and some of them hold less: a ``datetime`` ends at
 microseconds and is made through a float, and a ``Float32`` becomes the double next to it, with
-eleven digits that nobody stored. :func:`read_exactly` has these columns read as what ClickHouse
-itself would write.
+eleven digits that nobody stored. Inside of :func:`exactly` these columns are read as what
+ClickHouse itself would write.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
-from functools import cache
 from typing import Any, Final
 
 from clickhouse_driver.columns import service
@@ -25,20 +25,25 @@ from pipeline.commands.common import cell, print_table, say, text_of, to_json, w
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@cache
-def read_exactly() -> None:
-    """Have the driver read times and single floats without loss, in this process. Times become
-    text, as ClickHouse writes them in the time zone of their column."""
-    made = service.create_datetime_column
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Have the driver read times and single floats without loss, as long as this lasts. Times are
+    text then, as ClickHouse writes them in the time zone of their column."""
+    made, single = service.create_datetime_column, service.column_by_type["Float32"]
+    exact: dict[type, Any] = {kind: _exact(kind) for kind in (DateTimeColumn, DateTime64Column)}
 
     def create(spec: str, options: dict[str, Any]) -> Any:
         column = made(spec, options)
         zone = column.timezone or _zone(options["context"].server_info.get_timezone())
         return exact[type(column)](column, zone, options)
 
-    exact: dict[type, Any] = {kind: _exact(kind) for kind in (DateTimeColumn, DateTime64Column)}
     service.create_datetime_column = create
     service.column_by_type["Float32"] = _Float32
+    try:
+        yield
+    finally:
+        service.create_datetime_column = made
+        service.column_by_type["Float32"] = single
 
 
 def _zone(name: str | None) -> tzinfo:
