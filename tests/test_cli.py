@@ -471,6 +471,36 @@ def test_a_worker_with_its_sink(kafka: Broker, clickhouse: EmbeddedClickHouse) -
     assert gone(third)
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_worker_starts_and_stops_with_a_calm_log(ready: bool, kafka: Broker) -> None:
+    options = {"kafka": kafka.bootstrap, "partitions": "3", "app_id": "clitopics"}
+    run("topics", "apply", **options)
+    worker = WorkerProcess(kafka.bootstrap, partitions=3, app_id="clitopics")
+    with worker:
+        if ready:
+            worker.wait_ready(90)
+            worker.wait(lambda: "ready after" in worker.log.read_text(), 20, "say that it is ready")
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+        worker.wait(lambda: worker.pid is None, 90, "end")
+        assert worker.returncode == 0
+    log = worker.log.read_text()
+    lines = log.splitlines()
+    (first,) = (line for line in lines if "runnerstream " in line and "worker of group" in line)
+    assert f"Kafka {kafka.bootstrap}, 3 partitions" in first
+    assert f"views at {worker.url}/" in first
+    for noise in (
+        "Traceback",
+        " ERROR ",
+        "[^-",
+        "No partition metadata",
+        "Starting...",
+        "Stopping...",
+    ):
+        assert noise not in log
+    assert len(lines) < 15
+
+
 def test_a_taken_port_is_named(kafka: Broker) -> None:
     options = {"kafka": kafka.bootstrap, "partitions": "3", "app_id": "clitopics"}
     run("topics", "apply", **options)

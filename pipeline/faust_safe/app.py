@@ -138,7 +138,11 @@ class Calm(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is written."""
-        if Calm.stopping and record.name.startswith("aiokafka."):
+        if record.name.startswith("aiokafka.") and (
+            # A new cluster makes the place of its groups when it is first asked for it. aiokafka
+            # asks again, and a coordinator that stays away is a reason in /readyz.
+            Calm.stopping or "GroupCoordinatorNotAvailableError" in record.getMessage()
+        ):
             return False
         return record.levelno > logging.INFO or not self._PART.match(record.getMessage())
 
