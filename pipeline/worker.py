@@ -26,7 +26,8 @@ from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import STEPS, Observer, Transactions
 from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
-from pipeline.faust_safe.identity import log_names
+from pipeline.faust_safe.fencing import can_fence
+from pipeline.faust_safe.identity import cluster_id, log_names
 from pipeline.jobs import FleetNames
 from pipeline.ledger import LIVE, Ledger, Output, Retention
 from pipeline.metrics import Metrics
@@ -190,6 +191,14 @@ def tick(partition: int, at: int) -> Output:
         key=f"tick:{partition}",
     )
     return Output(JOBS, partition, record.key.encode(), record.model_dump_json().encode())
+
+
+def is_fenced(settings: Settings) -> bool:
+    """Whether the broker can refuse a worker that has been replaced.
+
+    Raises kafka.errors.KafkaError when it cannot be asked.
+    """
+    return can_fence(cluster_id(settings.kafka_options()))
 
 
 def client_options(settings: Settings) -> dict[str, Any]:

@@ -310,6 +310,26 @@ async def test_what_was_fetched_and_dropped_is_not_passed(monkeypatch: pytest.Mo
     assert commits.committed == [{}]
 
 
+async def test_a_fetch_that_a_seek_overtook_says_nothing_of_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Its positions are from before the seek, and what lay before them has been dropped.
+    safe, commits = consumer(), Committing(monkeypatch)
+    safe._active_partitions = {SOURCE}
+    fetching(safe, {}, {SOURCE: 200})
+    fetch = safe._wait_next_records
+
+    async def overtaken(timeout: float) -> Any:
+        got = await fetch(timeout)
+        safe._forget_positions()
+        return got
+
+    safe._wait_next_records = overtaken
+    assert [each async for each in safe.getmany(1.0)] == []
+    await safe.force_commit()
+    assert commits.committed == [{}]
+
+
 async def test_records_that_retention_removed_unread_are_told() -> None:
     safe, holes = consumer(), []
     safe._active_partitions = {SOURCE}

@@ -105,9 +105,7 @@ def run_fold(settings: Settings, supervisor: SinkSupervisor | None = None) -> in
     # Late: Faust takes half a second to import, which the other commands need not pay.
     from pipeline.commands.ready import tell_when_ready
     from pipeline.faust_safe.app import logging_config
-    from pipeline.faust_safe.fencing import can_fence
-    from pipeline.faust_safe.identity import cluster_id
-    from pipeline.worker import Worker
+    from pipeline.worker import Worker, is_fenced
 
     logging.config.dictConfig(logging_config(settings))
     views = worker_url(settings)
@@ -116,7 +114,7 @@ def run_fold(settings: Settings, supervisor: SinkSupervisor | None = None) -> in
         version(), settings.app_id, settings.kafka, settings.partitions,
         "memory" if settings.store == "memory" else settings.data_dir, views,
     )  # fmt: skip
-    fenced = can_fence(cluster_id(settings.kafka_options()))
+    fenced = is_fenced(settings)
     if not fenced:
         log.warning(
             "the embedded broker has no working transactions: a worker that was replaced while it "

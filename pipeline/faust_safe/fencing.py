@@ -42,6 +42,12 @@ _GOODBYE_S = 5.0
 UNFENCED_CLUSTERS = "embedded-"
 
 
+def _heard_already(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Futures inside a fenced producer that nobody waits for: what they say was raised as well."""
+    if not isinstance(context.get("exception"), ProducerFenced):
+        loop.default_exception_handler(context)
+
+
 def can_fence(cluster_id: str | None) -> bool:
     """Whether a cluster keeps the promises of transactions."""
     return not (cluster_id or "").startswith(UNFENCED_CLUSTERS)
@@ -76,6 +82,7 @@ class FencedOutbox:
         When it returns, no transaction of a former writer is open: it was completed or aborted.
         Raises aiokafka.errors.KafkaError when the broker cannot be asked.
         """
+        asyncio.get_running_loop().set_exception_handler(_heard_already)
         self._turn += 1
         for partition in list(self._producers):
             self._leave(partition)

@@ -68,6 +68,9 @@ def _writes(records: list[Any]) -> Writes:
 class BatchRecovery(Recovery):
     """Replaces Faust's recovery service: same signals, other reading."""
 
+    #: What Faust says of its services is for debugging.
+    logger = logging.getLogger("faust.safe")
+
     #: Becomes the only writer of partitions.
     take_over: TakeOver = staticmethod(_nothing)
     identify: Identify = staticmethod(_one_log)

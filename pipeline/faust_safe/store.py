@@ -53,6 +53,9 @@ class Origin(NamedTuple):
 class PartitionedStore(FaustStore):
     """Raw changelog keys and values of one table, by partition."""
 
+    #: What Faust says of its services is for debugging.
+    logger = logging.getLogger("faust.safe")
+
     @abstractmethod
     def origin(self, partition: int) -> Origin | None:
         """What the partition's data was made from; ``None`` when it holds none."""

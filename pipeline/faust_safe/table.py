@@ -10,6 +10,7 @@ the store is :mod:`pipeline.faust_safe.store`.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import faust
@@ -19,6 +20,9 @@ from pipeline.faust_safe.store import MemoryStore, PartitionedStore, RocksStore
 
 class SafeTable(faust.Table):
     """See the module docstring."""
+
+    #: What Faust says of its services is for debugging.
+    logger = logging.getLogger("faust.safe")
 
     def _new_store(self) -> PartitionedStore:
         kind = MemoryStore if self.app.conf.store.scheme == "memory" else RocksStore

@@ -96,6 +96,9 @@ class BatchSchema(Schema):
 class SafeConsumerThread(driver.AIOKafkaConsumerThread):
     """The thread in which aiokafka fetches, with what the consumer needs to know of it."""
 
+    #: What Faust says of its services is for debugging.
+    logger = logging.getLogger("faust.safe")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         #: Where each partition is read on, as of the last fetch.
@@ -130,6 +133,9 @@ class SafeConsumerThread(driver.AIOKafkaConsumerThread):
 class SafeConsumer(driver.Consumer):
     """See the module docstring."""
 
+    #: What Faust says of its services is for debugging.
+    logger = logging.getLogger("faust.safe")
+
     #: Pause between looks at the fetcher while all partitions are back-pressured, in seconds.
     BACK_PRESSURE_WAIT = 0.05
 
@@ -147,6 +153,7 @@ class SafeConsumer(driver.Consumer):
         return SafeConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     def _forget_positions(self) -> None:
+        self._seeks = getattr(self, "_seeks", 0) + 1
         #: Behind the last batch handed on, and behind the last one that was finished.
         self._delivered: dict[TP, int] = {}
         self._finished: dict[TP, int] = {}
@@ -160,6 +167,7 @@ class SafeConsumer(driver.Consumer):
         if not self._get_active_partitions() and self.flow_active and not self.should_stop:
             await self.sleep(self.BACK_PRESSURE_WAIT)
             return
+        seeks = self._seeks
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
@@ -174,7 +182,10 @@ class SafeConsumer(driver.Consumer):
                 self.log.warning("seek while the flow is stopped failed: %r", exc)
             return
         positions = self._thread.positions
-        self._passed.update((tp, at) for tp, at in positions.items() if tp not in records)
+        if self._seeks == seeks:
+            # Else they are from before the seek, behind records that were dropped then: committing
+            # them lost the lifecycle events of 65 jobs in a trial with sleeping workers.
+            self._passed.update((tp, at) for tp, at in positions.items() if tp not in records)
         for tp, batch in records.items():
             wanted = active is None or tp in active or tp in self._buffered_partitions
             if not wanted or not batch:
