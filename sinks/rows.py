@@ -27,13 +27,14 @@ runners.dead-letters   dead_letters
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from pydantic import TypeAdapter
 
 from topics import catalogue
+from topics.dead_letters import SourceRecord
 from topics.models import (
     DEAD_LETTER,
     DELIVERY,
@@ -69,25 +70,6 @@ DEAD_LETTERS: Final = catalogue.DEAD_LETTERS
 #: pipeline deletes a job only when no fact can wake it any more. So it must beat every real rev,
 #: which counts facts and never comes near. Two tombstones have the same version and say the same.
 TOMBSTONE_REV: Final = 2**63
-
-
-class SourceRecord(Protocol):
-    """What is needed of a consumed record. kafka-python's ConsumerRecord has it all."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
 class Table(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,11 +52,12 @@ class Fold:
         ledger = self._ledger(partition)
         letters: list[Output] = []
         notes: list[Note] = []
+        ledger.now = int(time.time() * 1000)
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
             try:
-                ledger.apply(record.offset, read(JOBS_RECORD, record.value))
+                ledger.apply(record.offset, read(JOBS_RECORD, record.value), record.timestamp)
             except Unreadable as why:
                 letters.append(dead_letter(self.stage, record, why))
                 notes.append(Note("dead_letters", (self.stage, why.reason.value)))
@@ -104,6 +106,7 @@ class Fold:
             return
         for partition in missing:
             ledger = self._new(partition)
+            ledger.now = int(time.time() * 1000)
             ledger.load(
                 self._jobs.items(partition),
                 [(pane_key(key), value) for key, value in self._windows.items(partition)],

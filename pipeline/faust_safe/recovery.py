@@ -160,7 +160,7 @@ class BatchRecovery(Recovery):
                 starts[where] = start
                 consumer.seek(where, start)
                 self.active_highwaters[tp], self.active_offsets[tp] = ends[where] - 1, start - 1
-            left = {each for each in wanted if starts[each] < ends[each]}
+            left = {each for each in wanted if not until_end or starts[each] < ends[each]}
             records = 0
             while left or not until_end:
                 fetched = await consumer.getmany(*left, timeout_ms=1_000, max_records=BATCH_RECORDS)
