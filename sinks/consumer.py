@@ -204,8 +204,8 @@ def absence(consumer: Any, session_s: float) -> str:
     A member is stable and has had an answer to a heartbeat within the session.
     """
     coordinator = consumer._coordinator
-    if coordinator.state is not MemberState.STABLE:
-        return f"not a member of the group ({coordinator.state.name.lower()})"
+    if coordinator.state != MemberState.STABLE:
+        return f"not a member of the group ({str(coordinator.state).strip('<>')})"
     heartbeat = coordinator.heartbeat
     silent = time.monotonic() - max(heartbeat.last_receive, heartbeat.last_reset)
     if silent > session_s:

@@ -232,7 +232,9 @@ def _event_row(
     )  # fmt: skip
 
 
-def _refused_row(refused: Unreadable, record: SourceRecord, epoch: int) -> Iterable[tuple[Table, Row]]:
+def _refused_row(
+    refused: Unreadable, record: SourceRecord, epoch: int
+) -> Iterable[tuple[Table, Row]]:
     # The envelope is unknown, so the broker's time stands in for both clocks.
     at = record.timestamp if EARLIEST_MS <= record.timestamp <= LATEST_MS else EARLIEST_MS
     yield (
@@ -298,9 +300,7 @@ def _job_state(record: SourceRecord) -> Item:
         key = _text(record.key)
         # Not the identity of the states: after a long pause the last state and the tombstone meet
         # in one batch, and the state still has history to write. So has one that follows.
-        return Item(
-            record, _gone_rows, key, ("gone", key), record.offset, ends=("job", key)
-        )
+        return Item(record, _gone_rows, key, ("gone", key), record.offset, ends=("job", key))
     state = read(JOB_STATE, record.value)
     return Item(
         record,
@@ -499,7 +499,9 @@ def _letter(record: SourceRecord) -> Item:
     return Item(record, _letter_rows, read(DEAD_LETTER, record.value), urgent=True)
 
 
-def _letter_rows(letter: DeadLetter, record: SourceRecord, epoch: int) -> Iterable[tuple[Table, Row]]:
+def _letter_rows(
+    letter: DeadLetter, record: SourceRecord, epoch: int
+) -> Iterable[tuple[Table, Row]]:
     yield (
         DEAD_LETTERS_TABLE,
         (

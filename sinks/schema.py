@@ -193,8 +193,7 @@ def epoch(client: Client, topic: str, log_id: str) -> int:
     """
     place = {"topic": topic, "log": log_id}
     ((known, number),) = client.execute(
-        "SELECT min(epoch), count() FROM log_epochs"
-        " WHERE topic = %(topic)s AND log_id = %(log)s",
+        "SELECT min(epoch), count() FROM log_epochs WHERE topic = %(topic)s AND log_id = %(log)s",
         place,
     )
     if number:

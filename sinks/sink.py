@@ -62,6 +62,8 @@ _ASK_ENDS_TIMEOUT_MS: Final = 1_000
 _MAX_POLL_INTERVAL_MS: Final = 60_000
 #: How long one poll waits while the group is joined. A join that ends between two polls is lost.
 _JOIN_PATIENCE_S: Final = 1.0
+#: How many letters of one batch have a line in the log.
+_LETTERS_LOGGED: Final = 5
 #: How many of the latest holes are shown.
 _HOLES_SHOWN: Final = 100
 #: The loop counts as alive when its last turn is younger than this. A turn takes milliseconds; the
@@ -753,10 +755,13 @@ class Sink:
                 log.warning("dead letters not posted, trying on: %s", describe(error))
                 if self._stopping.wait(self.config.backoff.delay(attempt)):
                     raise Abandoned(describe(error)) from error
-        for record, why in waiting:
+        for number, (record, why) in enumerate(waiting):
             self.metrics.dead_letters.labels(why.reason.value).inc()
-            log.warning("dead letter for %s:%d:%d: %s: %s", record.topic, record.partition,
-                        record.offset, why.reason, why.error)  # fmt: skip
+            if number < _LETTERS_LOGGED:
+                log.warning("dead letter for %s:%d:%d: %s: %s", record.topic, record.partition,
+                            record.offset, why.reason, why.error)  # fmt: skip
+        if len(waiting) > _LETTERS_LOGGED:
+            log.warning("and %d more dead letters", len(waiting) - _LETTERS_LOGGED)
 
     def _send(self, letters: Sequence[DeadLetter]) -> None:
         """Post letters and wait for all acknowledgements. Raises KafkaError."""

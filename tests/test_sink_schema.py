@@ -138,8 +138,7 @@ def test_tables_are_made_for_retries(client: Client) -> None:
 
 def test_every_column_of_every_table_and_view_says_what_it_is(client: Client) -> None:
     silent = client.execute(
-        "SELECT table, name FROM system.columns WHERE database = currentDatabase()"
-        " AND comment = ''"
+        "SELECT table, name FROM system.columns WHERE database = currentDatabase() AND comment = ''"
     )
     assert silent == []
     nameless = client.execute(
