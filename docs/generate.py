@@ -75,8 +75,8 @@ REASONS_SAID: Final = {
     "missing_claim": "A claim kind without a claim handle: nothing tells it from the next claim.",
     "too_large": "The record does not fit where it has to go. The letter names it without it.",
     "too_many_facts": "One job has more distinct facts than any honest job: a loop in a producer.",
-    "undecodable": "A whole batch: unknown codec, broken compression, wrong checksum. The letter names "
-    "its offsets and carries no content.",
+    "undecodable": "A whole batch: unknown codec, broken compression, wrong checksum. The letter "
+    "names its offsets and carries no content.",
     "unexpected": "A fault of ours. Please report it with the letter.",
 }
 
@@ -91,7 +91,7 @@ WHY: Final = {
     "Exact, because `sinks/consumer.py` replaces how a fetched batch is read.",
     "crc32c": "kafka-python checksums each batch in pure Python without it, and sends about 1,900 "
     "webhooks a second; with it about five times as many.",
-    "cramjam": "Batches compressed with snappy, lz4 or zstd, for aiokafka (and under python-snappy).",
+    "cramjam": "Batches compressed with snappy, lz4 or zstd, for aiokafka and python-snappy.",
     "python-snappy": "Batches compressed with snappy, for kafka-python.",
     "lz4": "Batches compressed with lz4, for kafka-python.",
     "zstandard": "Batches compressed with zstd, for kafka-python.",

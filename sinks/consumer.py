@@ -5,13 +5,17 @@
   offsets, and the stream goes on behind it.
 * **A header name that is not UTF-8** makes the client call the whole batch corrupt. Here the odd
   bytes of the name are spelled out, and the record is as good as any.
-* **Membership.** On a busy machine a join may be lost between two polls: the client believes that
-  it waits for the broker, the broker waits for its heartbeats. :func:`absence` tells whether the
-  coordinator has heard of us lately.
+* **A join may be lost.** The leader of a group joins again when it learns of other partitions. When
+  its poll ends after the assignment was made and before the broker has answered to it, the client
+  sees no reason to join any more, and never collects the answer: no partitions, no heartbeats, no
+  error. Here a join that has begun is a reason until it is collected.
+* **Membership.** :func:`absence` tells whether the coordinator has heard of us lately, for whatever
+  else may go wrong.
 
 Internals of kafka-python are used for this, which is why its version is exact:
-``Fetcher.PartitionRecords``, the buffer of ``DefaultRecordBatch``, and the coordinator's state with
-its heartbeat. ``tests/test_sink_consumer.py`` fails when one of them is no longer what it was.
+``Fetcher.PartitionRecords``, the buffer of ``DefaultRecordBatch``, the coordinator's state, join
+task and heartbeat, positions, and the cluster's metadata. ``tests/test_sink_consumer.py`` fails
+when one of them is no longer what it was.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any, Final
 
 from kafka import KafkaConsumer
 from kafka.consumer.fetcher import ConsumerRecord, Fetcher
-from kafka.errors import CorruptRecordError
+from kafka.errors import CorruptRecordError, KafkaTimeoutError
 from kafka.record.default_records import DefaultRecord
 from kafka.record.util import decode_varint
 from kafka.structs import MemberState
@@ -195,7 +199,24 @@ def make_consumer(options: Mapping[str, Any]) -> Any:
     """A consumer that reads every batch it can. Raises kafka.errors.KafkaError."""
     consumer = KafkaConsumer(**options)
     consumer._fetcher.PartitionRecords = PartitionRecords
+    coordinator = consumer._coordinator
+    needed = coordinator.need_rejoin
+    coordinator.need_rejoin = lambda: needed() or coordinator._join_task is not None
     return consumer
+
+
+def learn_topics(consumer: Any, timeout_s: float) -> bool:
+    """Fetch what the broker knows of the subscribed topics. False when it does not come in time.
+
+    A group that is joined before is handed partitions by what was known then, and joins once more
+    as soon as the rest is. Raises kafka.errors.KafkaError.
+    """
+    update = consumer._cluster.request_update()
+    try:
+        consumer._net.run(consumer._manager.wait_for, update, timeout_s * 1000)
+    except KafkaTimeoutError:
+        return False
+    return True
 
 
 def absence(consumer: Any, session_s: float) -> str:

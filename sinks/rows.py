@@ -161,8 +161,9 @@ def build(
 ) -> tuple[list[TableRows], list[tuple[SourceRecord, Unreadable]]]:
     """Rows of a batch per table, in the order of :data:`TABLES`, and the records that gave none.
 
-    ``epoch`` is the one of the log of job states (:func:`version`). Tables without rows are left out. The second list is empty unless this module has a fault: a
-    record that makes it raise is set aside instead of stopping the stream.
+    ``epoch`` is the one of the log of job states (:func:`version`). Tables without rows are left
+    out. The second list is empty unless this module has a fault: a record that makes it raise is
+    set aside instead of stopping the stream.
     """
     chosen: dict[Hashable, Item] = {}
     ended: dict[Hashable, int] = {}
@@ -252,9 +253,9 @@ def _refused_row(
 JOBS: Final = Table(
     "jobs",
     (
-        "key", "rev", "facts", "deleted", "occurred_at", "received_at", "provider", "host", "job_id",
-        "status", "since", "fleet", "conclusion", "run_id", "run_attempt", "repo", "workflow",
-        "name", "branch", "sha", "url", "labels", "pool", "runner_id", "runner_name",
+        "key", "rev", "facts", "deleted", "occurred_at", "received_at", "provider", "host",
+        "job_id", "status", "since", "fleet", "conclusion", "run_id", "run_attempt", "repo",
+        "workflow", "name", "branch", "sha", "url", "labels", "pool", "runner_id", "runner_name",
         "runner_group", "waiting_at", "queued_at", "claimed_at", "minted_at", "started_at",
         "completed_at", "gated_ms", "abandoned_ms", "copied", "queue_ms", "claim_to_start_ms",
         "run_ms", "total_ms", "claims", "run_started_at", "run_completed_at", "run_conclusion",
@@ -325,8 +326,9 @@ def _job_rows(state: JobState, record: SourceRecord, epoch: int) -> Iterable[tup
     yield (
         JOBS,
         (
-            state.key, version(epoch, record.offset), state.rev, 0, state.occurred_at, state.received_at, state.provider,
-            state.host, state.job_id, state.status.value, state.since, state.fleet, conclusion,
+            state.key, version(epoch, record.offset), state.rev, 0, state.occurred_at,
+            state.received_at, state.provider, state.host, state.job_id, state.status.value,
+            state.since, state.fleet, conclusion,
             job.run_id, job.run_attempt, job.repo, job.workflow, job.name, job.branch, job.sha,
             job.url, job.labels, job.pool, state.runner.id if state.runner else None,
             runner_name, runner_group, state.waiting_at, state.queued_at, state.claimed_at,

@@ -85,7 +85,7 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What :func:`apply` did. ``mended`` are tables and views that were gone and were made again."""
+    """What :func:`apply` did. ``mended`` names tables and views that were gone."""
 
     database: str
     applied: tuple[str, ...] = ()

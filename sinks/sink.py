@@ -41,7 +41,14 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from kafka.structs import OffsetAndMetadata
 
 from sinks import rows, schema
-from sinks.consumer import Undecodable, absence, log_id, make_consumer, position_of
+from sinks.consumer import (
+    Undecodable,
+    absence,
+    learn_topics,
+    log_id,
+    make_consumer,
+    position_of,
+)
 from sinks.metrics import FlushReason, SinkMetrics
 from sinks.rows import Item, SourceRecord
 from sinks.writer import Abandoned, Backoff, BatchIdentity, Refused, Writer, describe
@@ -317,7 +324,7 @@ class Sink:
                 consumer = self._consumer(stop)
                 if consumer is None:
                     return
-                self._join(consumer)
+                self._join(consumer, stop)
                 while not stop.is_set() and not self._lost():
                     self._turn(consumer)
                 if stop.is_set():
@@ -444,9 +451,6 @@ class Sink:
             self._turned = time.monotonic()
             try:
                 consumer = make_consumer(options)
-                # A group that is joined before its topics are known is handed nothing.
-                for topic in self.config.topics:
-                    consumer.partitions_for_topic(topic)
             except KafkaError as error:
                 attempt += 1
                 waited = time.monotonic() - began
@@ -460,9 +464,20 @@ class Sink:
 
     # --- membership ---------------------------------------------------------------------------
 
-    def _join(self, consumer: Any) -> None:
+    def _join(self, consumer: Any, stop: threading.Event) -> None:
+        """Subscribe; the group is joined by the polls that follow."""
         self._absent = (time.monotonic(), "not a member of the group yet")
         consumer.subscribe(topics=list(self.config.topics), listener=self._owned)
+        while not stop.is_set():
+            self._turned = time.monotonic()
+            try:
+                if learn_topics(consumer, _JOIN_PATIENCE_S):
+                    return
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                self._broker_failed(error)
+                stop.wait(_BROKER_PAUSE_S)
 
     def _lost(self) -> bool:
         """Whether we have been no member for so long that only a new connection may help."""
@@ -571,17 +586,17 @@ class Sink:
             if where not in begins:
                 self._skipped.append((where, first, following))
                 continue
-            following = min(following, begins[where])
-            if following <= first:
+            last = min(following, begins[where]) - 1
+            records = last - first + 1
+            if records <= 0:
                 continue
-            records = following - first
-            hole = Hole(where.topic, where.partition, first, following - 1, records, time.time())
+            hole = Hole(where.topic, where.partition, first, last, records, time.time())
             self._holes = (hole, *self._holes[: _HOLES_SHOWN - 1])
             self.metrics.lost_records.labels(where.topic).inc(records)
             log.error(
                 "%d records of %s, partition %d, were removed before they were read: offsets %d to"
-                " %d. ClickHouse will not have them", records, where.topic, where.partition, first,
-                following - 1,
+                " %d. ClickHouse will not have them",
+                records, where.topic, where.partition, first, last,
             )  # fmt: skip
 
     def _poll(self, consumer: Any, patience_s: float) -> Mapping[Any, Any]:

@@ -17,7 +17,14 @@ from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from kafka.record.util import calc_crc32c
 from kafka.structs import MemberState
 
-from sinks.consumer import PartitionRecords, Undecodable, absence, log_id, position_of
+from sinks.consumer import (
+    PartitionRecords,
+    Undecodable,
+    absence,
+    log_id,
+    make_consumer,
+    position_of,
+)
 from sinks.sink import letter_for
 from topics.models import DEAD_LETTER, Reason, Unreadable
 from topics.reading import read
@@ -205,6 +212,25 @@ def test_a_member_is_stable_and_heard() -> None:
     assert "not answered for 7" in absence(member(MemberState.STABLE, 7.2), 6)
 
 
+def test_a_join_that_has_begun_is_a_reason_to_go_on_joining() -> None:
+    """Else the answer to it is never collected when the reason has gone meanwhile."""
+    options = {"group_id": "g", "bootstrap_servers": "127.0.0.1:1", "api_version": (2, 8)}
+    theirs, ours = KafkaConsumer(**options), make_consumer(options)
+    try:
+        for consumer, wanted in ((theirs, False), (ours, True)):
+            consumer.subscribe(["t"])
+            coordinator = consumer._coordinator
+            coordinator._joined_subscription = {"t"}
+            coordinator.rejoin_needed = False
+            assert not coordinator.need_rejoin()
+            coordinator._join_task = object()
+            assert coordinator.need_rejoin() is wanted
+            coordinator._join_task = None
+    finally:
+        for consumer in (theirs, ours):
+            consumer.close(autocommit=False, timeout_ms=100)
+
+
 def test_the_internals_we_use_are_there() -> None:
     """None of them is in kafka-python's documentation."""
     consumer = KafkaConsumer(group_id="g", bootstrap_servers="127.0.0.1:1", api_version=(2, 8))
@@ -214,5 +240,6 @@ def test_the_internals_we_use_are_there() -> None:
         assert consumer._coordinator.heartbeat.last_reset > 0
         assert log_id(consumer, "t") == ""
         assert position_of(consumer, PLACE) is None
+        assert consumer._coordinator._join_task is None
     finally:
         consumer.close(autocommit=False, timeout_ms=100)

@@ -539,7 +539,7 @@ def test_where_a_partition_begins_tells_what_is_gone(
 def test_a_batch_that_cannot_be_decoded_becomes_a_letter(
     config: SinkConfig, kafka: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Apache Kafka refuses such a batch when it is sent; on its disk one may go bad all the same."""
+    """Apache Kafka refuses such a batch when it is sent. On its disk one may go bad."""
     if kind() != "embedded":
         pytest.skip("Apache Kafka checks what is sent; tests/test_sink_consumer.py has the bytes")
     whole = DefaultRecordBatchBuilder.build
@@ -684,7 +684,7 @@ def test_a_job_that_expired_and_is_heard_of_again_shows_again(
         live = "SELECT status, jobs FROM queue_now WHERE fleet = 'again'"
         assert query(config, live) == [("running", 1)]
     # Another group reads everything once more, into the same tables.
-    with running(replace(config, group_id=f"{config.group_id}-2", max_records=3)) as sink:
+    with running(replace(config, group_id=f"{config.group_id}-2", max_records=200)) as sink:
         eventually(lambda: sink.status().partitions and set(sink.status().lag.values()) == {0})
         assert shown() == [("running", 1)]
 
