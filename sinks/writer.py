@@ -80,6 +80,10 @@ _TIMEOUT_CODES: Final = frozenset({209})
 #: Protocol out of step or connection lost.
 _NETWORK_CODES: Final = frozenset({3, 32, 33, 40, 100, 101, 102, 210, 279, 425})
 
+#: So many times in sequence the connection may be lost in the middle of the same insert, with the
+#: server well enough to be connected to, before the insert is taken for too large.
+_CUT_OFF: Final = 3
+
 #: More rows than a batch makes of one table: from here on a whole batch is tried at once again.
 _ROOM_ENOUGH: Final = 1 << 17
 
@@ -274,11 +278,13 @@ class Writer:
         rows: Sequence[Row] = table_rows.rows
         data = list(zip(*(rows if high - low == len(rows) else rows[low:high]), strict=True))
         statement = f"INSERT INTO {name} ({', '.join(f'`{column}`' for column in columns)}) VALUES"
-        attempt = 0
+        attempt = cut_off = 0
         while True:
             started = time.monotonic()
+            connected = False
             try:
                 client = self._connected()
+                connected = True
                 settings = {**self._settings, "insert_deduplication_token": token}
                 client.execute(statement, data, columnar=True, settings=settings)
             except Exception as error:
@@ -288,7 +294,11 @@ class Writer:
                     return describe(error)
                 attempt += 1
                 self._wait(reason, describe(error), attempt)
-                if high - low > 1 and getattr(error, "code", None) in _ROOM_CODES:
+                # A server that runs out of memory while rows still come closes the connection, and
+                # its reason is lost with it.
+                cut_off = cut_off + 1 if connected and reason == "network" else 0
+                too_large = getattr(error, "code", None) in _ROOM_CODES or cut_off >= _CUT_OFF
+                if high - low > 1 and too_large:
                     raise _NoRoom from error
             else:
                 self.trouble = None

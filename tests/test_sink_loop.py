@@ -470,7 +470,7 @@ def test_what_retention_removed_is_counted_and_shown(
             rows.SAMPLES, 1, first + 1, first + 20, 20,
         )  # fmt: skip
         assert value_of(sink.metrics.lost_records, rows.SAMPLES) == 20
-        assert sink.status().lag[rows.SAMPLES] == 0
+        eventually(lambda: sink.status().lag[rows.SAMPLES] == 0)
         server = HealthServer(sink)
         try:
             code, body = get(f"http://127.0.0.1:{server.port}/readyz")
