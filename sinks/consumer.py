@@ -249,3 +249,11 @@ def position_of(consumer: Any, where: Any) -> int | None:
     state = consumer._subscription.assignment.get(where)
     position = state.position if state is not None else None
     return None if position is None else int(position.offset)
+
+
+def known_options(options: Mapping[str, Any], client: Any, other: Any) -> dict[str, Any]:
+    """The options that ``client`` takes. Raises ValueError for one that neither client knows."""
+    unknown = set(options) - set(client.DEFAULT_CONFIG) - set(other.DEFAULT_CONFIG)
+    if unknown:
+        raise ValueError(f"unknown Kafka options: {', '.join(sorted(unknown))}")
+    return {name: value for name, value in options.items() if name in client.DEFAULT_CONFIG}

@@ -542,6 +542,16 @@ _READERS: Final[Mapping[str, Callable[[SourceRecord], Item]]] = {
 #: Every topic the sink reads.
 TOPICS: Final = tuple(_READERS)
 
+#: Of which tables each topic makes rows.
+MAKES: Final[Mapping[str, tuple[str, ...]]] = {
+    WEBHOOKS: (EVENTS_RAW.name,),
+    LIFECYCLE_EVENTS: (EVENTS_RAW.name,),
+    JOB_STATES: (JOBS.name, JOB_TIMINGS.name, JOB_TRANSITIONS.name),
+    WINDOWS: (WINDOWS_TABLE.name, WINDOW_CONCLUSIONS.name),
+    SAMPLES: (GAUGES.name,),
+    DEAD_LETTERS: (DEAD_LETTERS_TABLE.name,),
+}
+
 
 def _text(raw: bytes | None) -> str:
     return "" if raw is None else raw.decode("utf-8", "replace")

@@ -44,6 +44,7 @@ from sinks import rows, schema
 from sinks.consumer import (
     Undecodable,
     absence,
+    known_options,
     learn_topics,
     log_id,
     make_consumer,
@@ -876,14 +877,6 @@ def without_value(letter: DeadLetter) -> DeadLetter:
     size = len(letter.record_value or b"")
     error = f"(value of {size} bytes not carried) {letter.error}"[:2000]
     return letter.model_copy(update={"record_value": None, "error": error})
-
-
-def known_options(options: Mapping[str, Any], client: Any, other: Any) -> dict[str, Any]:
-    """The options that ``client`` takes. Raises ValueError for one that neither client knows."""
-    unknown = set(options) - set(client.DEFAULT_CONFIG) - set(other.DEFAULT_CONFIG)
-    if unknown:
-        raise ValueError(f"unknown Kafka options: {', '.join(sorted(unknown))}")
-    return {name: value for name, value in options.items() if name in client.DEFAULT_CONFIG}
 
 
 def _is_ours(record: SourceRecord) -> bool:

@@ -33,8 +33,9 @@ from kafka.structs import MemberState, OffsetAndMetadata
 
 from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
+from sinks.consumer import known_options
 from sinks.http import HealthServer
-from sinks.sink import Sink, SinkConfig, known_options
+from sinks.sink import Sink, SinkConfig
 from sinks.writer import Backoff
 from tests.support.brokers import Broker, broker, kind
 from topics.models import Delivery, JobState, LifecycleEvent, Record, Sample, Status

@@ -94,7 +94,9 @@ def owns(kafka: Broker) -> list[int]:
     finally:
         admin.close()
     return [
-        sum(len(topic["partitions"]) for topic in member["member_assignment"]["assigned_partitions"])
+        sum(
+            len(topic["partitions"]) for topic in member["member_assignment"]["assigned_partitions"]
+        )
         for member in group["members"]
     ]
 
