@@ -9,6 +9,7 @@ already is replaced by itself, and an older one never hides a newer.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,14 +29,14 @@ from sinks.consumer import (
 )
 from sinks.metrics import SinkMetrics
 from sinks.rows import Item, SourceRecord
-from sinks.writer import BatchIdentity, Writer, describe
+from sinks.writer import Abandoned, BatchIdentity, Writer, describe
 from topics.models import Unreadable
 
 log = logging.getLogger(__name__)
 
 #: Records of one insert.
 _BATCH: Final = 5_000
-#: How long the broker may be silent.
+#: How long the broker may be silent, or ClickHouse refuse.
 _PATIENCE_S: Final = 60.0
 
 
@@ -44,7 +45,7 @@ _AFTERWARDS_S: Final = 1.5
 
 
 class RefillError(RuntimeError):
-    """The log cannot be read to its end."""
+    """The log was not read, or not written, to its end."""
 
 
 @dataclass(slots=True)
@@ -69,8 +70,8 @@ def refill(
 
     ``kafka`` are options of kafka-python's consumer, ``url`` as for :func:`sinks.schema.apply`.
     ``progress`` is told how many offsets are done, of how many. Raises ValueError for a table that
-    the sink does not write, :class:`RefillError` when a topic is missing or the broker falls
-    silent, and kafka.errors. Waits for ClickHouse as the sink does.
+    the sink does not write, :class:`RefillError` when a topic is missing, or when the broker or
+    ClickHouse does nothing for a minute, and kafka.errors.
     """
     unknown = set(tables) - {table.name for table in rows.TABLES}
     if unknown:
@@ -89,11 +90,26 @@ def refill(
             "max_poll_records": _BATCH,
         }
     )
+    stop = threading.Event()
+    watch = threading.Thread(target=_give_up, args=(writer, stop), name="refill", daemon=True)
+    watch.start()
     try:
         return _refill(consumer, writer, frozenset(tables), progress)
+    except Abandoned as error:
+        raise RefillError(f"ClickHouse does not take the rows: {error}") from error
     finally:
+        stop.set()
         consumer.close(autocommit=False, timeout_ms=2_000)
         writer.close()
+
+
+def _give_up(writer: Writer, stop: threading.Event) -> None:
+    """The sink waits for ClickHouse for ever; a person does not."""
+    while not stop.wait(1.0):
+        trouble = writer.trouble
+        if trouble is not None and time.monotonic() - trouble.since > _PATIENCE_S:
+            writer.abandon()
+            return
 
 
 def topics_of(tables: Iterable[str]) -> tuple[str, ...]:
