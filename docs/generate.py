@@ -79,6 +79,8 @@ REASONS_SAID: Final = {
     "too_large": "The record does not fit where it has to go. The letter names it without it.",
     "too_many_facts": "Only in letters of earlier releases, which refused facts of one job beyond "
     "1,000. Replay them.",
+    "undecodable": "A whole batch: unknown codec, broken compression, wrong checksum. The letter "
+    "names its offsets; the worker's carries the batch's bytes.",
     "unexpected": "A fault of ours. Please report it with the letter.",
 }
 
@@ -89,9 +91,14 @@ WHY: Final = {
     "mode-streaming": "Faust's service and supervisor layer. Exact for the same reason.",
     "aiokafka": "The Kafka client under Faust, and the awaited producer of the outbox. Exact for "
     "the same reason.",
-    "kafka-python": "The synchronous Kafka client: your producer, the sink, topic administration.",
+    "kafka-python": "The synchronous Kafka client: your producer, the sink, topic administration. "
+    "Exact, because `sinks/consumer.py` replaces how a fetched batch is read.",
     "crc32c": "kafka-python checksums each batch in pure Python without it, and sends about 1,900 "
     "webhooks a second; with it about five times as many.",
+    "cramjam": "Batches compressed with snappy, lz4 or zstd, for aiokafka and python-snappy.",
+    "python-snappy": "Batches compressed with snappy, for kafka-python.",
+    "lz4": "Batches compressed with lz4, for kafka-python.",
+    "zstandard": "Batches compressed with zstd, for kafka-python.",
     "clickhouse-driver": "ClickHouse over its native TCP protocol.",
     "prometheus-client": "Metrics.",
     "pydantic": "The models of all records: parsed, checked and written in Rust.",

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.agents.letters import dead_letter
+from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE
 from pipeline.faust_safe import Batch
 from pipeline.faust_safe.store import PartitionedStore
@@ -59,8 +59,9 @@ class Fold:
             try:
                 ledger.apply(record.offset, read(JOBS_RECORD, record.value), record.timestamp)
             except Unreadable as why:
-                letters.append(dead_letter(self.stage, record, why))
-                notes.append(Note("dead_letters", (self.stage, why.reason.value)))
+                letter, note = bury(self.stage, record, why)
+                letters.append(letter)
+                notes.append(note)
         effects = ledger.flush()
         effects.outputs += letters
         effects.notes += notes
