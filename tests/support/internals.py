@@ -1,4 +1,4 @@
-"""Fingerprints of the internals of Faust and aiokafka that pipeline/faust_safe replaces or needs."""
+"""Fingerprints of the internals of Faust and aiokafka that pipeline/faust_safe rests on."""
 
 from __future__ import annotations
 
