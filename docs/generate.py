@@ -79,6 +79,8 @@ REASONS_SAID: Final = {
     "too_large": "The record does not fit where it has to go. The letter names it without it.",
     "too_many_facts": "Only in letters of earlier releases, which refused facts of one job beyond "
     "1,000. Replay them.",
+    "undecodable": "A whole batch: unknown codec, broken compression, wrong checksum. The letter "
+    "names its offsets; the worker's carries the batch's bytes.",
     "unexpected": "A fault of ours. Please report it with the letter.",
 }
 
@@ -89,9 +91,14 @@ WHY: Final = {
     "mode-streaming": "Faust's service and supervisor layer. Exact for the same reason.",
     "aiokafka": "The Kafka client under Faust, and the awaited producer of the outbox. Exact for "
     "the same reason.",
-    "kafka-python": "The synchronous Kafka client: your producer, the sink, topic administration.",
+    "kafka-python": "The synchronous Kafka client: your producer, the sink, topic administration. "
+    "Exact, because `sinks/consumer.py` replaces how a fetched batch is read.",
     "crc32c": "kafka-python checksums each batch in pure Python without it, and sends about 1,900 "
     "webhooks a second; with it about five times as many.",
+    "cramjam": "Batches compressed with snappy, lz4 or zstd, for aiokafka and python-snappy.",
+    "python-snappy": "Batches compressed with snappy, for kafka-python.",
+    "lz4": "Batches compressed with lz4, for kafka-python.",
+    "zstandard": "Batches compressed with zstd, for kafka-python.",
     "clickhouse-driver": "ClickHouse over its native TCP protocol.",
     "prometheus-client": "Metrics.",
     "pydantic": "The models of all records: parsed, checked and written in Rust.",
@@ -100,6 +107,8 @@ WHY: Final = {
     "xxhash": "The identity of a fact as a number, in a sixth of the time of a cryptographic hash.",
     "ddsketch": "The bins of the quantile sketches: at most 1 % off, and mergeable by addition.",
     "click": "The command line.",
+    "prompt-toolkit": "The shell of `runnerstream sql`: editing over several lines, history, "
+    "completion.",
     "rich": "Tables and the live summary on the terminal.",
     "jinja2": "The HTML pages, with escaping on.",
     "uvloop": "A faster event loop; not on Windows.",
@@ -111,6 +120,7 @@ WHY: Final = {
     "start it by hand.",
     "rocksdict": "RocksDB for `store=rocksdb`. Exact, because Faust's store is overridden.",
     "pytest": "Runs the tests.",
+    "trustme": "Certificates for tests of TLS.",
     "pytest-cov": "Tells what they cover.",
     "pytest-asyncio": "Runs the tests that are coroutines.",
     "hypothesis": "Makes up histories, orders and crashes, and shrinks what fails.",
@@ -155,24 +165,29 @@ def said(cls: type) -> dict[str, str]:
 
 # --- producers --------------------------------------------------------------------------------
 
+#: The moment of reading, in the records as they are made here; as text it becomes `$now` of the
+#: shell. A record of a fixed time would be too old for every window, table and page by the time
+#: somebody posts it.
 AT: Final = 1_790_000_000_000
+#: The same in a webhook's body.
+AT_ISO: Final = "2026-09-21T14:13:20Z"
 JOB: Final = 41_000_000_001
 
 
 def examples() -> dict[str, models.Record]:
     """One record of each kind that a user may post, by title."""
     key = models.job_key("github", "github.com", JOB)
+    # Of another job: a provider's clock would win over those of the events below.
+    hooked = models.job_key("github", "github.com", JOB + 1)
     body = {
-        "action": "in_progress",
+        "action": "queued",
         "workflow_job": {
-            "id": JOB,
+            "id": JOB + 1,
             "run_id": 7001,
             "run_attempt": 1,
-            "status": "in_progress",
-            "created_at": "2026-09-21T14:13:20Z",
-            "started_at": "2026-09-21T14:13:31Z",
+            "status": "queued",
+            "created_at": AT_ISO,
             "labels": ["self-hosted", "Linux", "X64"],
-            "runner_name": "vm-17",
         },
         "repository": {"full_name": "acme/shop"},
     }
@@ -183,8 +198,8 @@ def examples() -> dict[str, models.Record]:
         "fleet": "linux-small",
     }
 
-    def lifecycle(kind: str, after_s: int, **more: Any) -> models.LifecycleEvent:
-        at = AT + after_s * 1000
+    def lifecycle(kind: str, before_s: int, **more: Any) -> models.LifecycleEvent:
+        at = AT - before_s * 1000
         known = {"id": f"{kind}/{JOB}/{at}", "kind": kind, "occurred_at": at, "received_at": at}
         return models.LifecycleEvent.model_validate({**known, **event, **more})
 
@@ -194,36 +209,47 @@ def examples() -> dict[str, models.Record]:
             id="5d2a3b80-b5f4-11f1-8a3f-0242ac120002",
             kind="github.workflow_job",
             source="hook-receiver",
-            occurred_at=AT + 11_000,
-            received_at=AT + 11_350,
-            key=key,
+            occurred_at=AT - 350,
+            received_at=AT,
+            key=hooked,
             headers={"x-github-event": "workflow_job"},
             payload=json.dumps(body),
         ),
         "Your scheduler queued a job (for fleets without webhooks)": lifecycle(
-            "job.queued", 0, repo="acme/shop"
+            "job.queued", 96, repo="acme/shop"
         ),
-        "A dispatcher claimed it": lifecycle("job.claimed", 2, claim="lease-93", runner=vm),
+        "A dispatcher claimed it": lifecycle("job.claimed", 94, claim="lease-93", runner=vm),
         "The runner's configuration was minted": lifecycle(
-            "job.minted", 4, claim="lease-93", runner=vm
+            "job.minted", 92, claim="lease-93", runner=vm
         ),
-        "The runner began to execute it": lifecycle("job.started", 11, runner=vm),
-        "It ended": lifecycle("job.completed", 95, runner=vm, conclusion="success"),
+        "The runner began to execute it": lifecycle("job.started", 85, runner=vm),
+        "It ended": lifecycle("job.completed", 1, runner=vm, conclusion="success"),
         "The claim was given back": lifecycle(
-            "claim.released", 96, claim="lease-93", reason="finished"
+            "claim.released", 0, claim="lease-93", reason="finished"
         ),
     }
 
 
 def part_examples() -> str:
+    """Each example as a command that posts it with the time of the reading."""
     out = []
     for title, record in examples().items():
         value = json.loads(record.model_dump_json(exclude_defaults=True))
         # The envelope's order, kind included.
         shown = {name: value[name] for name in type(record).model_fields if name in value}
         text = json.dumps(shown, indent=2)
-        out.append(f"**{title}**, key `{record.key}`:\n\n```json\n{text}\n```\n")
+        text = re.sub(r'"(\w+_at)": (\d+)', lambda m: f'"{m[1]}": {_moment(int(m[2]))}', text)
+        text = re.sub(r'("id": ".*/)(\d{13})"', lambda m: f'{m[1]}{_moment(int(m[2]))}"', text)
+        text = text.replace(AT_ISO, "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
+        command = f"now=$(date +%s)000\nrunnerstream post <<END\n{text}\nEND"
+        out.append(f"**{title}**, key `{record.key}`:\n\n```sh\n{command}\n```\n")
     return "\n".join(out)
+
+
+def _moment(at: int) -> str:
+    """A time as the shell reckons it from now."""
+    before = AT - at
+    return f"$((now - {before}))" if before else "$now"
 
 
 def fields(cls: type[BaseModel], skip: Iterable[str] = ()) -> str:
@@ -369,7 +395,9 @@ def part_settings() -> str:
         elif isinstance(default, (dict, str)) and not default:
             shown = "none"
         else:
-            shown = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+            # All digits: `6.048e+06` is no number that anybody would set.
+            whole = isinstance(default, float) and default.is_integer()
+            shown = f"`{int(default)}`" if whole else f"`{default}`"
         choices = get_args(field.annotation)
         if choices and all(isinstance(each, str) for each in choices):
             text = f"One of {', '.join(f'`{each}`' for each in choices)}. {text}"

@@ -2,19 +2,58 @@
 
 Read from the environment (``RUNNERSTREAM_`` + upper-case name), else from a file named by
 ``--config`` or ``RUNNERSTREAM_CONFIG`` (``KEY=value`` lines, same names), else the default.
-Secrets are pydantic ``SecretStr``: they are never printed.
+What can be known to be wrong without asking a server is refused here, with what to write instead:
+a name that does not exist, a URL that means something else than it looks like, a missing file.
+Secrets are pydantic ``SecretStr``, and no message holds a value: a wrong value may be a secret in
+the wrong place.
 """
 
 from __future__ import annotations
 
+import difflib
+import io
 import json
 import os
+import re
 import ssl
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX: Final = "RUNNERSTREAM_"
+#: Variables that are ours and no setting.
+CONFIG_VARIABLE: Final = "RUNNERSTREAM_CONFIG"
+_TESTS: Final = "RUNNERSTREAM_TEST_"
+#: What Kubernetes puts into every pod for a Service whose name begins with ours.
+_SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
+_SERVICE_URL = re.compile(r"^(tcp|udp|sctp)://", re.IGNORECASE)
+
+_CLICKHOUSE_LIKE: Final = "clickhouse://user:password@host:9000/database"
+#: The schemes of ClickHouse's other protocols, and of other drivers: what is meant by them.
+_OTHER_SCHEMES: Final = {
+    "http": "http is ClickHouse's other protocol; this program speaks the native one: write "
+    "clickhouse:// and the native port, usually 9000 instead of 8123",
+    "https": "https is ClickHouse's other protocol; this program speaks the native one: write "
+    "clickhouses:// and the native port for TLS, usually 9440 instead of 8443",
+    "tcp": "write clickhouse:// instead of tcp://",
+    "native": "write clickhouse:// instead of native://",
+    "clickhouse+native": "write clickhouse:// instead of clickhouse+native://",
+    "clickhouse+http": "this program speaks the native protocol: write clickhouse:// and the "
+    "native port, usually 9000 instead of 8123",
+    "jdbc": "this is a JDBC URL: write clickhouse:// and the native port, usually 9000",
+}
+_ENCODE: Final = (
+    "percent-encode such characters in user and password: # as %23, / as %2F, @ as %40, ? as %3F, "
+    "% as %25, [ as %5B, ] as %5D, a space as %20"
+)
+_HOST = re.compile(r"^[\w.-]+$|^[0-9a-fA-F:.]+(%\w+)?$")
+_DATABASE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+_BAD_PERCENT = re.compile(r"%(?![0-9a-fA-F]{2})")
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def default_data_dir() -> Path:
@@ -27,7 +66,12 @@ class Settings(BaseSettings):
     """All settings of the program. Times in seconds unless the name says otherwise."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RUNNERSTREAM_", env_file=None, extra="ignore", frozen=True
+        env_prefix=PREFIX,
+        env_file=None,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     # -- identity ------------------------------------------------------------------------------
@@ -84,7 +128,7 @@ class Settings(BaseSettings):
     #: Pool or canonical label set -> the fleet's name: JSON, ``{"linux,x64": "linux-small"}``.
     fleets: Annotated[dict[str, str], NoDecode] = {}
     #: Fleets that get a metric label of their own; the rest are ``other``.
-    max_fleet_labels: int = Field(200, ge=1)
+    max_fleet_labels: int = Field(100, ge=1)
     #: /readyz says not ready beyond these.
     max_lag: float = Field(60.0, gt=0)
 
@@ -103,6 +147,32 @@ class Settings(BaseSettings):
                 f'expected a JSON object such as {{"linux,x64": "linux-small"}}: {exc}'
             ) from None
 
+    @field_validator("web_port", "sink_port", mode="before")
+    @classmethod
+    def _port(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and _SERVICE_URL.match(value):
+            raise ValueError(
+                "is the address of a Service, which Kubernetes sets for one of this name: say "
+                "enableServiceLinks: false in the pod, or call the Service something else"
+            )
+        return value
+
+    @field_validator("kafka")
+    @classmethod
+    def _brokers(cls, value: str) -> str:
+        servers = [server.strip() for server in value.split(",")]
+        if not any(servers):
+            raise ValueError("names no broker: write host:port, comma-separated for several")
+        for server in filter(None, servers):
+            _check_server(server)
+        return value
+
+    @field_validator("clickhouse")
+    @classmethod
+    def _clickhouse(cls, value: SecretStr) -> SecretStr:
+        check_clickhouse_url(value.get_secret_value())
+        return value
+
     @field_validator("data_dir")
     @classmethod
     def _home(cls, value: Path) -> Path:
@@ -115,6 +185,10 @@ class Settings(BaseSettings):
                 f"kafka_security is {self.kafka_security}, so kafka_user and kafka_password are "
                 "needed (RUNNERSTREAM_KAFKA_USER, RUNNERSTREAM_KAFKA_PASSWORD)"
             )
+        if self.kafka_key_file and not self.kafka_cert_file:
+            raise ValueError("kafka_key_file is set and kafka_cert_file is not: a key needs its "
+                             "certificate (RUNNERSTREAM_KAFKA_CERT_FILE)")  # fmt: skip
+        self.ssl_context()  # so that a wrong file is told now, by its name
         return self
 
     @property
@@ -126,9 +200,25 @@ class Settings(BaseSettings):
         """TLS for Kafka, or ``None`` for a plain connection."""
         if "SSL" not in self.kafka_security:
             return None
-        context = ssl.create_default_context(cafile=self.kafka_ca_file or None)
+        for name in ("kafka_ca_file", "kafka_cert_file", "kafka_key_file"):
+            _check_file(name, getattr(self, name))
+        try:
+            context = ssl.create_default_context(cafile=self.kafka_ca_file or None)
+        except ssl.SSLError:
+            raise ValueError(f"kafka_ca_file: {self.kafka_ca_file} holds no certificate in PEM "
+                             "form (RUNNERSTREAM_KAFKA_CA_FILE)") from None  # fmt: skip
         if self.kafka_cert_file:
-            context.load_cert_chain(self.kafka_cert_file, self.kafka_key_file or None)
+            try:
+                # Without an answer to the question for a passphrase, OpenSSL asks the terminal.
+                context.load_cert_chain(
+                    self.kafka_cert_file, self.kafka_key_file or None, password=lambda: ""
+                )
+            except ssl.SSLError as error:
+                raise ValueError(
+                    f"kafka_cert_file: {self.kafka_cert_file} and "
+                    f"{self.kafka_key_file or 'the key in it'} are not a certificate and its key, "
+                    f"in PEM form and without a passphrase ({error.reason or 'no PEM'})"
+                ) from None
         return context
 
     def kafka_options(self) -> dict[str, Any]:
@@ -147,14 +237,212 @@ class Settings(BaseSettings):
         return options
 
 
-def load(config: str | os.PathLike[str] | None = None, **overrides: Any) -> Settings:
+def load(
+    config: str | os.PathLike[str] | None = None,
+    *,
+    environment: bool = True,
+    **overrides: Any,
+) -> Settings:
     """Read the settings. ``overrides`` win, then the environment, then the file.
 
-    Raises pydantic.ValidationError naming each wrong setting, FileNotFoundError when ``config``
-    is named and missing.
+    Without ``environment`` there are only the overrides and the defaults. Raises
+    pydantic.ValidationError naming each wrong setting, :class:`SettingsError` for names that do not
+    exist and lines that are none, FileNotFoundError when ``config`` is named and missing.
     """
-    path = config or os.environ.get("RUNNERSTREAM_CONFIG")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if not environment:
+        # A prefix that no variable can have.
+        return Settings(_env_prefix="=", **given)  # type: ignore[call-arg]
+    path = config or os.environ.get(CONFIG_VARIABLE)
     if path and not Path(path).is_file():
         raise FileNotFoundError(f"configuration file {path} does not exist")
-    given = {name: value for name, value in overrides.items() if value is not None}
+    problems = [] if not path else list(_file_problems(Path(path)))
+    problems += environment_problems(os.environ)
+    if problems:
+        raise SettingsError(problems)
     return Settings(_env_file=path or None, **given)  # type: ignore[call-arg]
+
+
+class SettingsError(ValueError):
+    """Names and lines that are no settings; ``problems`` has a sentence for each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+def environment_problems(environ: Mapping[str, str]) -> list[str]:
+    """A sentence for each ``RUNNERSTREAM_*`` variable that is no setting."""
+    return [
+        f"{name} is set, and there is no such setting{_nearest(name)}"
+        for name in sorted(environ)
+        if _unknown(name) and not _of_kubernetes(name.upper(), environ[name])
+    ]
+
+
+def _unknown(name: str) -> bool:
+    upper = name.upper()
+    return (
+        upper.startswith(PREFIX)
+        and upper != CONFIG_VARIABLE
+        and not upper.startswith(_TESTS)
+        and upper.removeprefix(PREFIX).lower() not in Settings.model_fields
+    )
+
+
+def _of_kubernetes(upper: str, value: str) -> bool:
+    if not _SERVICE.search(upper):
+        return False
+    return "_SERVICE_" in upper or "_PORT_" in upper or bool(_SERVICE_URL.match(value))
+
+
+def _nearest(name: str) -> str:
+    """The known name that is most like an unknown one, as the end of a sentence."""
+    known = [*(field.upper() for field in Settings.model_fields), "CONFIG"]
+    bare = name.upper().removeprefix(PREFIX)
+    close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
+    return (
+        f"; the nearest is {PREFIX}{close[0]}"
+        if close
+        else "; see the settings in docs/operators.md"
+    )
+
+
+def _file_problems(path: Path) -> Iterable[str]:
+    """What is wrong with the lines of a configuration file. Values are never shown."""
+    from dotenv.parser import parse_stream
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        yield f"{path} is not UTF-8 text"
+        return
+    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    for binding in parse_stream(io.StringIO(text)):
+        name, line = binding.key, binding.original.line
+        # A binding begins with the blank lines before it.
+        line += len(binding.original.string) - len(binding.original.string.lstrip("\n"))
+        if binding.error:
+            yield f"{path}, line {line}, is not NAME=value (put quotes around a value with quotes)"
+        elif name is None:
+            continue
+        elif binding.value is None:
+            yield f"{path}, line {line}: {name if _named(name) else 'a name'} has no value"
+        elif _unknown(name):
+            yield f"{path}, line {line}: there is no setting {name}{_nearest(name)}"
+        elif f"{PREFIX}{name.upper()}" in known:
+            yield f"{path}, line {line}: {name} is not read; write {PREFIX}{name.upper()}"
+        elif not name.upper().startswith(PREFIX):
+            close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)
+            if close:
+                yield f"{path}, line {line}: {name} is not read; the nearest is {close[0]}"
+
+
+def _named(name: str) -> bool:
+    """Whether what stands where a name stands is one, and no stray secret."""
+    return name.upper().startswith(PREFIX)
+
+
+def check_clickhouse_url(url: str) -> None:
+    """Raise ValueError, without any part of what is secret, unless the URL is one that the driver
+    takes to mean what it looks like. An empty one is none, and right."""
+    if not url:
+        return
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError(f"holds a space, a line end or a control character: {_ENCODE}")
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        raise ValueError(f"does not begin with clickhouse:// : write {_CLICKHOUSE_LIKE}")
+    name = scheme.group(1).lower()
+    if name not in ("clickhouse", "clickhouses"):
+        # An unknown scheme is not shown: it may be the beginning of a password.
+        other = _OTHER_SCHEMES.get(name, "it begins with another scheme")
+        raise ValueError(f"{other} ({_CLICKHOUSE_LIKE}, clickhouses:// for TLS)")
+    try:
+        parts = urlsplit(url)
+        # Reading the port is what finds a wrong one.
+        port = parts.port
+    except ValueError:
+        _check_misplaced(url)
+        raise ValueError(f"the port is no number from 1 to 65535: write {_CLICKHOUSE_LIKE}; and "
+                         f"{_ENCODE}") from None  # fmt: skip
+    _check_misplaced(url)
+    if port == 0:
+        raise ValueError(f"the port is no number from 1 to 65535: write {_CLICKHOUSE_LIKE}")
+    if not parts.hostname:
+        raise ValueError(f"names no host: write {_CLICKHOUSE_LIKE}")
+    if not _HOST.match(parts.hostname):
+        raise ValueError(f"the host holds characters that no host name has: {_ENCODE}")
+    if parts.username == "" and parts.password:
+        raise ValueError(f"has a password and no user: write {_CLICKHOUSE_LIKE}")
+    if _BAD_PERCENT.search(parts.netloc):
+        raise ValueError(f"has a % that two hexadecimal digits do not follow: {_ENCODE}")
+    database = parts.path.removeprefix("/").removesuffix("/")
+    if database and not _DATABASE.match(database):
+        raise ValueError("what follows the host is not the name of a database (letters, digits, "
+                         f"_): write {_CLICKHOUSE_LIKE}; and {_ENCODE}")  # fmt: skip
+    if parts.query:
+        _check_options(parts)
+
+
+def _check_misplaced(url: str) -> None:
+    """Raise ValueError when user or password hold a character that ends them."""
+    rest = url.partition("://")[2]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    beyond = rest[len(authority) :]
+    if "@" in beyond or authority.count("@") > 1 or "#" in beyond:
+        raise ValueError(f"user or password hold one of # / ? @, which ends them there: {_ENCODE}")
+    if "[" in authority.rpartition("@")[0] or "]" in authority.rpartition("@")[0]:
+        raise ValueError(f"user or password hold a bracket: {_ENCODE}")
+
+
+def _check_options(parts: SplitResult) -> None:
+    """Raise ValueError for options after ``?`` that the driver cannot read."""
+    from clickhouse_driver.util.helpers import parse_url
+
+    options = parse_qs(parts.query)
+    for name in ("ca_certs", "certfile", "keyfile"):
+        for file in options.get(name, ())[:1]:
+            _check_file(f"option {name} of the URL", file)
+    for name in options:
+        try:
+            parse_url(f"clickhouse://host?{name}={options[name][0]}")
+        except (ValueError, AttributeError, IndexError):
+            raise ValueError(f"option {name} after the ? has a value that cannot be read") from None
+
+
+def _check_file(what: str, path: str) -> None:
+    if not path:
+        return
+    variable = f" ({PREFIX}{what.upper()})" if what.startswith("kafka_") else ""
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{what}: cannot read {path}: {error.strerror}{variable}") from None
+
+
+def _check_server(server: str) -> None:
+    """Raise ValueError, without what may be a password, unless it is ``host:port``."""
+    like = "write host:port, comma-separated for several, such as kafka-1:9092,kafka-2:9092"
+    if "@" in server:
+        raise ValueError(f"holds an @: {like}; user and password are settings of their own "
+                         "(RUNNERSTREAM_KAFKA_USER, RUNNERSTREAM_KAFKA_PASSWORD)")  # fmt: skip
+    if "://" in server:
+        raise ValueError(f"holds a scheme: {like}; how to connect is a setting of its own "
+                         "(RUNNERSTREAM_KAFKA_SECURITY)")  # fmt: skip
+    bracketed = re.fullmatch(r"\[([0-9a-fA-F:.%\w]+)\](?::(.*))?", server)
+    if bracketed:
+        port = bracketed.group(2)
+    else:
+        host, colon, rest = server.partition(":")
+        port = rest if colon else None
+        if not re.fullmatch(r"[\w.-]+", host):
+            raise ValueError(f"a host is missing or is none: {like}")
+        if port is not None and ":" in port:
+            raise ValueError(f"an IPv6 address stands in brackets, [::1]:9092: {like}")
+    # isdecimal alone takes digits of every script.
+    if port is not None and not (
+        port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536
+    ):
+        raise ValueError(f"a port is no number from 1 to 65535: {like}")

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 try:
@@ -24,8 +25,10 @@ except ImportError:  # not made for Windows
 from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import STEPS, Observer, Transactions
-from pipeline.faust_safe import BatchSchema, Outbox, create_app
-from pipeline.faust_safe.store import ROCKSDB_OPTIONS
+from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
+from pipeline.faust_safe.fencing import can_fence
+from pipeline.faust_safe.identity import cluster_id, log_names
+from pipeline.holes import Holes
 from pipeline.jobs import FleetNames
 from pipeline.ledger import LIVE, Ledger, Output, Retention
 from pipeline.metrics import Metrics
@@ -49,6 +52,7 @@ class Worker:
         web_port: int | None = None,
         observer: Observer = lambda step: None,
         steps: tuple[str, ...] = STEPS,
+        fenced: bool = True,
     ) -> None:
         if uvloop is not None:
             # Before Faust makes its loops: a fifth more throughput.
@@ -57,6 +61,11 @@ class Worker:
         self.metrics = Metrics(settings.max_fleet_labels)
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port)
+        self.holes = Holes(self.metrics.missed)
+        # It knows where the log began then; the watch asks again, and counts.
+        app.transport.on_hole = lambda tp, first, end: self.holes.gap(
+            tp.topic, tp.partition, first, end
+        )
         self.started_at = time.time()
         fleets = FleetNames(settings.fleets)
         policy = WindowPolicy(int(settings.lateness * 1000), int(settings.grace * 1000))
@@ -67,20 +76,16 @@ class Worker:
         def new_ledger(partition: int, value_of: Callable[[bytes], bytes | None]) -> Ledger:
             return Ledger(partition, value_of, fleets=fleets, windows=policy, retention=retention)
 
-        in_memory = settings.store == "memory"
-        options = {} if in_memory else dict(ROCKSDB_OPTIONS)
         self.jobs_table = app.Table(
             "jobs",
             partitions=settings.partitions,
             key_type=bytes,
             value_type=bytes,
-            options=dict(options),
         )
         self.windows_table = app.Table(
             "windows",
             partitions=settings.partitions,
             value_type=bytes,
-            options=dict(options),
         )
         self.windows_table.tumbling(PANE_S, expires=None)
         self.fold = Fold(
@@ -89,15 +94,21 @@ class Worker:
             new_ledger,
             self.owned,
             self.metrics.note,
-            in_memory=in_memory,
         )
-        self.outbox = Outbox(
-            {
-                spec.name: spec.partitions
-                for spec in catalogue(partitions=settings.partitions, app_id=settings.app_id)
-            },
-            _producer_options(settings),
-        )
+        partitions = {
+            spec.name: spec.partitions
+            for spec in catalogue(partitions=settings.partitions, app_id=settings.app_id)
+        }
+        options = client_options(settings)
+        self.outbox = Outbox(partitions, options)
+        self.fenced = FencedOutbox(settings.app_id, partitions, options) if fenced else None
+        app.transport.log_topic = JOBS
+        recovery = app.tables.recovery
+        recovery.options = options
+        recovery.identify = partial(log_names, settings.kafka_options())
+        recovery.ends_hold = fenced
+        if self.fenced is not None:
+            recovery.take_over = self.fenced.take_over
         normalise = Normalise(self.metrics.note)
         for name, topics, handler in (
             ("normalise", (WEBHOOKS, LIFECYCLE), normalise),
@@ -111,6 +122,7 @@ class Worker:
                 on_done=self.metrics.done,
                 observer=observer if name == "fold" else lambda step: None,
                 steps=steps if name == "fold" else STEPS,
+                fenced=self.fenced if name == "fold" else None,
             )
             app.agent(
                 app.topic(*topics, partitions=settings.partitions, schema=BatchSchema(), acks=True),
@@ -188,8 +200,16 @@ def tick(partition: int, at: int) -> Output:
     return Output(JOBS, partition, record.key.encode(), record.model_dump_json().encode())
 
 
-def _producer_options(settings: Settings) -> dict[str, Any]:
-    """Connection options as aiokafka's producer takes them."""
+def is_fenced(settings: Settings) -> bool:
+    """Whether the broker can refuse a worker that has been replaced.
+
+    Raises kafka.errors.KafkaError when it cannot be asked.
+    """
+    return can_fence(cluster_id(settings.kafka_options()))
+
+
+def client_options(settings: Settings) -> dict[str, Any]:
+    """Connection options as aiokafka's clients take them."""
     options = settings.kafka_options()
     options["client_id"] = settings.app_id
     return options

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -22,9 +23,17 @@ from sinks.sink import Sink
 class HealthServer:
     """Serves a sink's health and metrics until closed."""
 
-    def __init__(self, sink: Sink, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen at once; port 0 takes a free one. Raises OSError when the port is taken."""
+    def __init__(
+        self,
+        sink: Sink,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
+        """Listen at once; port 0 takes a free one. ``about`` tells whose sink it is, so that who
+        finds it knows it from another deployment's. Raises OSError when the port is taken."""
         self._sink = sink
+        self._about = dict(about or {})
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,7 +74,8 @@ class HealthServer:
         if path == "/metrics":
             return 200, CONTENT_TYPE_LATEST, generate_latest(self._sink.metrics.registry)
         status = self._sink.status()
-        body = json.dumps(dataclasses.asdict(status), indent=2).encode() + b"\n"
+        told = {**dataclasses.asdict(status), "deployment": self._about}
+        body = json.dumps(told, indent=2).encode() + b"\n"
         if path == "/healthz":
             return (200 if status.alive else 503), "application/json", body
         if path == "/readyz":

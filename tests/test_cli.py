@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -19,12 +24,13 @@ from click.testing import CliRunner, Result
 from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.cli import main
-from pipeline.commands.common import seconds_of
+from pipeline.commands.common import cell, seconds_of
 from pipeline.local import EmbeddedClickHouse, unavailable
+from pipeline.local.process import free_port
 from pipeline.text import duration
 from tests.support.brokers import Broker, broker
 from tests.support.worker import ROOT, WorkerProcess
-from topics.catalogue import DEAD_LETTERS, JOB_STATES, WEBHOOKS
+from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
 from topics.models import DeadLetter, Reason
 from topics.producer import Producer
 
@@ -62,7 +68,7 @@ def test_version_and_help() -> None:
     result = run("--help")
     assert result.exit_code == 0
     for name in (
-        "demo", "worker", "topics", "schema", "simulate", "replay", "local", "sql", "jobs",
+        "demo", "worker", "topics", "schema", "simulate", "replay", "post", "local", "sql", "jobs",
         "doctor", "dead-letters",
     ):  # fmt: skip
         assert name in result.output
@@ -343,7 +349,8 @@ def test_schema_and_sql(clickhouse: EmbeddedClickHouse) -> None:
     result = run("sql", "--json", query, **options)
     assert [json.loads(line)["n"] for line in result.output.splitlines()] == [0, 1, 2]
     result = run("sql", "--limit", "2", query, **options)
-    assert "2 of 3 rows" in result.output
+    assert "2 rows" in result.output
+    assert "cut: there are more rows than 2" in result.output
     result = run("sql", stdin="SELECT 1 AS one;\nSELECT\n 2 AS two;\n", **options)
     assert result.exit_code == 0
     assert "one" in result.output
@@ -411,6 +418,7 @@ def test_a_worker_with_its_sink(kafka: Broker, clickhouse: EmbeddedClickHouse) -
         "partitions": "3",
         "app_id": "clitopics",
         "clickhouse": clickhouse.url,
+        "sink_port": str(free_port()),
     }
     assert run("topics", "apply", **options).exit_code == 0
     worker = WorkerProcess(
@@ -435,8 +443,15 @@ def test_a_worker_with_its_sink(kafka: Broker, clickhouse: EmbeddedClickHouse) -
             run("jobs", "--state", "any", "--limit", "2000", "--json", **where).stdout
         )
         assert told["matched"] == len(told["jobs"]) > 10
-        told = json.loads(run("doctor", "--json", **where).stdout)
-        assert {e["what"]: e["state"] for e in told}["worker"] == "ok"
+        looked = run("doctor", "--json", **where)
+        assert looked.exit_code == 0, (looked.output, looked.exception)
+        told = json.loads(looked.stdout)
+        states = {e["what"]: e["state"] for e in told}
+        assert (states["worker"], states["sink"]) == ("ok", "ok")
+        # The log names the views, and says when they can be trusted.
+        log = worker.log.read_text()
+        assert f"views at {worker.url}/" in log
+        assert f": {worker.url}/" in log.partition("ready after ")[2]
         assert {e["state"] for e in told} <= {"ok", "look"}
 
         # A crashed sink comes back; ours to say meanwhile that it is away.
@@ -456,6 +471,36 @@ def test_a_worker_with_its_sink(kafka: Broker, clickhouse: EmbeddedClickHouse) -
     assert gone(third)
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_worker_starts_and_stops_with_a_calm_log(ready: bool, kafka: Broker) -> None:
+    options = {"kafka": kafka.bootstrap, "partitions": "3", "app_id": "clitopics"}
+    run("topics", "apply", **options)
+    worker = WorkerProcess(kafka.bootstrap, partitions=3, app_id="clitopics")
+    with worker:
+        if ready:
+            worker.wait_ready(90)
+            worker.wait(lambda: "ready after" in worker.log.read_text(), 20, "say that it is ready")
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+        worker.wait(lambda: worker.pid is None, 90, "end")
+        assert worker.returncode == 0
+    log = worker.log.read_text()
+    lines = log.splitlines()
+    (first,) = (line for line in lines if "runnerstream " in line and "worker of group" in line)
+    assert f"Kafka {kafka.bootstrap}, 3 partitions" in first
+    assert f"views at {worker.url}/" in first
+    for noise in (
+        "Traceback",
+        " ERROR ",
+        "[^-",
+        "No partition metadata",
+        "Starting...",
+        "Stopping...",
+    ):
+        assert noise not in log
+    assert len(lines) < 15
+
+
 def test_a_taken_port_is_named(kafka: Broker) -> None:
     options = {"kafka": kafka.bootstrap, "partitions": "3", "app_id": "clitopics"}
     run("topics", "apply", **options)
@@ -463,3 +508,180 @@ def test_a_taken_port_is_named(kafka: Broker) -> None:
     assert result.exit_code == 1
     assert f"setting web_port: cannot listen on 127.0.0.1:{kafka.port}" in result.output
     assert "--web-port (0 picks one)" in result.output
+
+
+# -- output ----------------------------------------------------------------------------------------
+
+
+class Jobs(BaseHTTPRequestHandler):
+    """A worker's page of jobs with long names in every column."""
+
+    ROWS: ClassVar = [
+        {
+            "key": f"github:ghes.example-organisation.com:{44330000000 + n}", "status": "completed",
+            "conclusion": "success", "age_ms": 1_000 * n, "name": f"build :x: ({n}) \x1b[31m" * 3,
+            "workflow": "a workflow with a long name", "repo": "example-organisation/repository",
+            "fleet": "linux,x64,large", "runner": "runner-of-a-long-name",
+        }
+        for n in range(300)
+    ]  # fmt: skip
+
+    def do_GET(self) -> None:
+        page = {"jobs": self.ROWS, "next": None, "matched": len(self.ROWS), "incomplete": []}
+        body = json.dumps(page).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def worker_of_jobs() -> Iterator[str]:
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Jobs)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_address[1]}"
+    served.shutdown()
+    served.server_close()
+
+
+def program(*arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNNERSTREAM_")}
+    env |= more.pop("env", {})
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *arguments], cwd=ROOT, env=env, **more
+    )
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_keys_of_jobs_can_be_copied_whatever_the_width(width: int, worker_of_jobs: str) -> None:
+    ours, theirs = pty.openpty()
+    process = program("jobs", "--url", worker_of_jobs, "--limit", "300", stdout=theirs,
+                      env={"COLUMNS": str(width)})  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):
+        while got := os.read(ours, 65_536):
+            seen += got
+    assert process.wait(60) == 0
+    os.close(ours)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", seen.decode()).splitlines()
+    rows = [line for line in lines if line.startswith("github:")]
+    assert [line.split()[0] for line in rows] == [row["key"] for row in Jobs.ROWS]
+    assert "\x1b[31m" not in seen.decode()
+    # A line a job, as long as key, state and age leave any room.
+    if width >= 120:
+        assert all(len(line) <= width for line in rows)
+
+
+def test_what_is_no_terminal_gets_whole_lines(worker_of_jobs: str) -> None:
+    result = run("jobs", "--url", worker_of_jobs, "--limit", "300")
+    for row in Jobs.ROWS:
+        line = next(line for line in result.stdout.splitlines() if line.startswith(row["key"]))
+        for name in ("workflow", "repo", "fleet", "runner"):
+            assert row[name] in line
+        assert ":x:" in line
+        assert "\x1b" not in line
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_reader_that_has_gone_ends_a_command_quietly(
+    more: list[str], worker_of_jobs: str
+) -> None:
+    for arguments in (["jobs", "--url", worker_of_jobs, *more], ["doctor", *more]):
+        ours, theirs = os.pipe()
+        os.close(ours)
+        process = program(
+            *arguments, stdout=theirs, stderr=subprocess.PIPE,
+            env={"RUNNERSTREAM_KAFKA": NOWHERE, "RUNNERSTREAM_CLICKHOUSE": "",
+                 "RUNNERSTREAM_WEB_PORT": "1"},
+        )  # fmt: skip
+        os.close(theirs)
+        _, told = process.communicate(timeout=60)
+        assert (process.returncode, told) == (141, b""), arguments
+
+
+def test_output_that_cannot_hold_a_character_gets_an_escape(worker_of_jobs: str) -> None:
+    process = program("topics", "show", "--help", stdout=subprocess.PIPE,
+                      env={"PYTHONIOENCODING": "ascii"})  # fmt: skip
+    assert process.wait(60) == 0
+    for more in ([], ["--json"]):
+        process = program(
+            "doctor", *more, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={"PYTHONIOENCODING": "ascii", "RUNNERSTREAM_KAFKA": NOWHERE,
+                 "RUNNERSTREAM_CLICKHOUSE": "", "RUNNERSTREAM_WEB_PORT": "1"},
+        )  # fmt: skip
+        out, told = process.communicate(timeout=60)
+        assert (process.returncode, told) == (3, b"")
+        if more:
+            json.loads(out)
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.3, 0.6, 1.5])
+def test_the_interrupt_key_is_130_and_no_traceback(after_s: float, tmp_path: Path) -> None:
+    """Whenever it comes: while modules are imported, while a broker is waited for."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        process = program("topics", "show", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env={"RUNNERSTREAM_KAFKA": where, "PYTHONSTARTUP": ""})  # fmt: skip
+        time.sleep(after_s)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    # Before the first line of ours there is only Python's own way to end.
+    assert process.returncode in ((130,) if after_s >= 0.3 else (130, -2, 1))
+    if after_s >= 0.3:
+        assert told.strip() == b""
+
+
+def test_a_table_shows_what_is_there() -> None:
+    for text in (":smile:", "[bold]x[/bold]", "a\x1b[0m", "tab\there", "ü €", "日本"):
+        shown = cell(text)
+        assert "\x1b" not in shown
+        assert "\n" not in shown
+        if text.isprintable():
+            assert shown == text
+    assert cell(None) == "–"
+    assert cell("a\nb\x00") == "a\\nb\\x00"
+
+
+# -- post ------------------------------------------------------------------------------------------
+
+
+def test_post(kafka: Broker, tmp_path: Path) -> None:
+    options = {"kafka": kafka.bootstrap, "partitions": "3", "app_id": "clitopics"}
+    run("topics", "apply", **options)
+    now = int(time.time() * 1000)
+    event = {
+        "id": "e/1", "kind": "job.queued", "source": "me", "occurred_at": now, "received_at": now,
+        "key": "github:github.com:991", "job_id": "991", "fleet": "x",
+    }  # fmt: skip
+    delivery = {
+        "id": "d/1", "kind": "github.workflow_job", "source": "me", "occurred_at": now,
+        "received_at": now, "key": "github:github.com:992", "payload": "{}",
+    }  # fmt: skip
+    before = len(records(kafka, LIFECYCLE)), len(records(kafka, WEBHOOKS))
+    text = f"{json.dumps(event)}\n\n{json.dumps([delivery, {**event, 'id': 'e/2'}], indent=2)}"
+    result = run("post", stdin=text, **options)
+    assert result.exit_code == 0, result.output
+    assert "2 records posted to runners.lifecycle" in result.stdout
+    assert "1 record posted to runners.webhooks" in result.stdout
+    posted = records(kafka, LIFECYCLE)[before[0] :]
+    assert {r.key for r in records(kafka, LIFECYCLE)} >= {b"github:github.com:991"}
+    assert len(posted) == 2
+    assert len(records(kafka, WEBHOOKS)) == before[1] + 1
+    # All are checked before the first is posted.
+    file = tmp_path / "records"
+    for bad, says in (
+        ("nonsense", "line 2: not JSON"),
+        ("[1]", "line 2: bad_envelope: a record is a JSON object"),
+        (json.dumps({**event, "kind": "job.nonsense"}), "line 2: unknown_kind"),
+        (json.dumps({k: v for k, v in event.items() if k != "id"}), "line 2: bad_envelope: id"),
+    ):
+        file.write_text(f"{json.dumps(event)}\n{bad}\n")
+        result = run("post", str(file), **options)
+        assert result.exit_code == 2
+        assert f"{file}, {says}" in result.output
+    assert run("post", stdin=" \n", **options).exit_code == 2
+    assert len(records(kafka, LIFECYCLE)) == before[0] + 2

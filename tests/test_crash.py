@@ -10,22 +10,30 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.local import EmbeddedClickHouse
-from pipeline.simulate import Faults, Simulation, Truth
+from pipeline.simulate import Faults
 from sinks import schema
 from tests.support import evidence
 from tests.support.kafka import ApacheKafka, missing
-from tests.support.worker import WorkerProcess
+from tests.support.load import (
+    PARTITIONS,
+    Load,
+    die_at,
+    fold_worker,
+    simulation,
+    sink_worker,
+    until,
+    wait_folded,
+    wait_sunk,
+)
 from topics.apply import apply
-from topics.catalogue import DEAD_LETTERS, JOB_STATES, JOBS, LIFECYCLE, WEBHOOKS, WINDOWS, catalogue
-from topics.producer import Producer
+from topics.catalogue import DEAD_LETTERS, catalogue
 
 pytestmark = [
     pytest.mark.crash,
@@ -36,10 +44,9 @@ pytestmark = [
     ),
 ]
 
-PARTITIONS = 4
-#: Records offered per second.
-RATE = 2_000
 GAPS = ("folded", "outputs", "windows", "states", "visible", "acked")
+#: In one Kafka transaction the three steps in the middle are one; before it and after it remain.
+FENCED_GAPS = ("folded", "outputs", "states", "committed", "visible", "acked")
 #: HYPOTHESIS_PROFILE=nightly also stretches the outage to the full two minutes.
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
@@ -58,108 +65,19 @@ def clickhouse(tmp_path: Path) -> Iterator[EmbeddedClickHouse]:
         yield server
 
 
-class Load(threading.Thread):
-    """Sends a simulation at a steady rate, in the background."""
-
-    def __init__(self, bootstrap: str, simulation: Simulation, rate: float = RATE) -> None:
-        super().__init__(daemon=True)
-        self.simulation = simulation
-        self.bootstrap = bootstrap
-        self.rate = rate
-        self.records = list(simulation.records())
-        self.truth: Truth = simulation.truth()
-        self.seconds = 0.0
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            began = time.monotonic()
-            with Producer(self.bootstrap) as producer:
-                for n, record in enumerate(self.records):
-                    producer.send(record.topic, record.key, record.value)
-                    if n % 50 == 0:
-                        early = n / self.rate - (time.monotonic() - began)
-                        if early > 0:
-                            time.sleep(early)
-            self.seconds = time.monotonic() - began
-        except BaseException as exc:
-            self.error = exc
-
-    def finish(self) -> None:
-        self.join()
-        if self.error is not None:
-            raise self.error
-
-
-def simulation(seed: int, jobs: int, faults: Faults | None = None) -> Simulation:
-    """A fleet some hours ago: everything lies within the windows' lateness below."""
-    start = int(time.time() * 1000) - 8 * 3_600_000
-    return Simulation(seed, jobs, start_ms=start, duration_s=3_600, faults=faults)
-
-
-def fold_worker(
-    kafka: ApacheKafka, tmp_path: Path, name: str = "w", **env: object
-) -> WorkerProcess:
-    return WorkerProcess(
-        kafka.bootstrap,
-        command=["-m", "tests.support.killer"],
-        log=tmp_path / f"{name}.log",
-        partitions=PARTITIONS,
-        lateness=10 * 86_400,
-        **env,
-    )
-
-
-def sink_worker(
-    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path
-) -> WorkerProcess:
-    return WorkerProcess(
-        kafka.bootstrap,
-        role="sink",
-        log=tmp_path / "sink.log",
-        partitions=PARTITIONS,
-        clickhouse=clickhouse.url,
-    )
-
-
-def wait_folded(kafka: ApacheKafka, timeout: float = 120.0) -> None:
-    for topics in ([WEBHOOKS, LIFECYCLE], [JOBS]):
-        evidence.wait_drained(kafka.bootstrap, "runnerstream", topics, timeout)
-
-
-def wait_sunk(kafka: ApacheKafka, timeout: float = 120.0) -> None:
-    evidence.wait_drained(
-        kafka.bootstrap, "runnerstream-sink", [WEBHOOKS, LIFECYCLE, JOB_STATES, WINDOWS], timeout
-    )
-
-
-def die_at(worker: WorkerProcess, gap: str, after: int) -> None:
-    """Run the worker until it kills itself at the gap; it gets new work for ever from its clock."""
-    worker._given.update(TEST_KILL_AT=gap, TEST_KILL_AFTER=after)
-    worker.start(wait=False)
-    until(lambda: not worker.alive(), 60, f"the worker to die at {gap}")
-    assert worker.returncode == -9, worker.tail()
-
-
-def until(done: Callable[[], bool], timeout: float, what: str) -> None:
-    deadline = time.monotonic() + timeout
-    while not done():
-        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize("fenced", [True, False], ids=["fenced", "in steps"])
 def test_twelve_kills_at_every_gap_and_five_of_clickhouse(
-    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path
+    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path, fenced: bool
 ) -> None:
     rng = random.Random(7)
     load = Load(kafka.bootstrap, simulation(7, 12_000))
     # A static member is back in its group at once instead of after the session timeout.
-    fold = fold_worker(kafka, tmp_path, group_instance_id="fold-1")
+    fold = fold_worker(kafka, tmp_path, group_instance_id="fold-1", TEST_FENCED=int(fenced))
     sink = sink_worker(kafka, clickhouse, tmp_path).start(wait=False)
     killed_sinks = killed_servers = 0
     load.start()
-    for n, gap in enumerate(GAPS * 2):
+    for n, gap in enumerate((FENCED_GAPS if fenced else GAPS) * 2):
         die_at(fold, gap, rng.randint(0, 5))
         if n % 2 == 1:
             clickhouse.kill()
@@ -172,7 +90,6 @@ def test_twelve_kills_at_every_gap_and_five_of_clickhouse(
     fold._given.update(TEST_KILL_AT="")
     fold.start(wait=False)
     load.finish()
-    assert len(load.records) / load.seconds > 0.8 * RATE
     wait_folded(kafka)
     time.sleep(3)  # two ticks: windows are sent at ticks
     wait_sunk(kafka)
@@ -188,7 +105,11 @@ def test_the_check_fails_when_two_steps_are_swapped(kafka: ApacheKafka, tmp_path
     """The control: states before windows, killed in between, loses samples."""
     load = Load(kafka.bootstrap, simulation(3, 2_000))
     fold = fold_worker(
-        kafka, tmp_path, TEST_STEPS="outputs,states,windows", group_instance_id="fold-1"
+        kafka,
+        tmp_path,
+        TEST_STEPS="outputs,states,windows",
+        TEST_FENCED=0,
+        group_instance_id="fold-1",
     )
     load.start()
     for _ in range(3):

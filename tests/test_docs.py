@@ -6,11 +6,13 @@ import ast
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +27,12 @@ from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.agents.normalise import lifecycle_facts, webhook_facts
 from pipeline.cli import main
+from pipeline.commands.reach import ask
 from pipeline.local import EmbeddedClickHouse, unavailable
 from pipeline.settings import Settings
 from sinks import schema
 from tests.support import brokers
+from tests.support.worker import WorkerProcess
 from topics import models
 from topics.apply import apply
 from topics.catalogue import LIFECYCLE, WEBHOOKS, catalogue
@@ -257,21 +261,40 @@ def test_constraints_pin_every_dependency() -> None:
 # --- examples ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("block", _of("json"), ids=str)
-def test_json_examples_are_understood(block: Block) -> None:
-    value = json.dumps(json.loads(block.text)).encode()
-    if json.loads(block.text)["kind"] in models.Delivery.KINDS:
+EXAMPLES = [block for block in _of("sh") if "runnerstream post <<" in block.text]
+
+
+def _posted(block: Block) -> dict[str, Any]:
+    """The record that a block posts, as the shell makes it now."""
+    script = f"runnerstream() {{ cat; }}\n{block.text}"
+    made = subprocess.run(["sh", "-eu", "-c", script], capture_output=True, check=True).stdout
+    record: dict[str, Any] = json.loads(made)
+    return record
+
+
+@pytest.mark.parametrize("block", EXAMPLES, ids=str)
+def test_examples_are_understood_and_of_now(block: Block) -> None:
+    told = _posted(block)
+    value = json.dumps(told).encode()
+    if told["kind"] in models.Delivery.KINDS:
         facts, _ = webhook_facts(value)
         record: Any = read(models.DELIVERY, value)
     else:
         facts, _ = lifecycle_facts(value)
         record = read(models.LIFECYCLE, value)
     assert record.key in {fact.key for fact in facts}
+    # Whenever it is read: a fixed time would be too old for windows, tables and pages one day.
+    now = time.time() * 1000
+    assert all(
+        now - 120_000 <= at <= now + 1_000 for at in (record.occurred_at, record.received_at)
+    )
+    assert not re.search(r"\b20\d\d-\d\d-\d\d|\b1[5-9]\d{11}\b", block.text)
 
 
 def test_there_is_an_example_of_every_lifecycle_kind() -> None:
-    shown = {json.loads(block.text)["kind"] for block in _of("json")}
+    shown = {_posted(block)["kind"] for block in EXAMPLES}
     assert {kind.value for kind in models.LifecycleKind} < shown
+    assert not _of("json")  # a record with fixed times is no example
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +339,51 @@ def test_python_blocks_run(broker: brokers.Broker) -> None:
     (delivery,) = _values(broker.bootstrap, WEBHOOKS)
     facts, _ = webhook_facts(delivery)
     assert [fact.key for fact in facts] == ["github:github.com:4712"]
+
+
+def test_what_examples_post_is_found(broker: brokers.Broker, tmp_path: Path) -> None:
+    """A newcomer's way: post each as printed, then look for the job."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    program = programs / "runnerstream"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m pipeline.cli "$@"\n')
+    program.chmod(0o755)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("RUNNERSTREAM_")}
+    env = {
+        **inherited,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "RUNNERSTREAM_KAFKA": broker.bootstrap,
+        "RUNNERSTREAM_PARTITIONS": str(PARTITIONS),
+    }
+    with WorkerProcess(broker.bootstrap, role="fold", partitions=PARTITIONS) as worker:
+        for block in EXAMPLES:
+            result = subprocess.run(
+                ["sh", "-eu", "-c", block.text], cwd=ROOT, env=env, capture_output=True, text=True,
+                timeout=60, check=False,
+            )  # fmt: skip
+            assert result.returncode == 0, f"{block}\n{result.stderr}"
+            assert "1 record posted to runners." in result.stdout
+        worker.wait_ready(90)
+        hooked, key = sorted({_posted(block)["key"] for block in EXAMPLES}, reverse=True)
+        found: dict[str, Any] = {}
+
+        def completed() -> bool:
+            answer = ask(worker.url, f"/jobs/{key}")
+            found.clear()
+            found.update(answer if answer.status == 200 else {})
+            return bool(found.get("status") == "completed")
+
+        worker.wait(completed, 60, f"show {key} completed")
+        waiting = ask(worker.url, f"/jobs/{hooked}")
+    assert (waiting.status, waiting["status"]) == (200, "queued")
+    assert 0 <= waiting["age_ms"] < 300_000
+    # Queued a minute and a half ago, and not in another month.
+    now = time.time() * 1000
+    assert now - 300_000 < found["queued_at"] < found["completed_at"] < now
+    assert found["conclusion"] == "success"
+    assert found["runner"] == "vm-17"
+    # Each is of its own reading, so the time between them is in it.
+    assert 95_000 <= found["timings"]["total"]["ms"] < 200_000
 
 
 # --- SQL --------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import aiokafka.errors
 import faust
 import mode
 import pytest
+from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
 
 from pipeline.faust_safe import Batch, BatchSchema, Outbox, create_app
@@ -53,15 +54,23 @@ KNOWN = {
     "Consumer.resume_partitions": "afe6b7c02a41d63c",
     "Consumer.resume_flow": "db59630f25b5819b",
     "Consumer.wait_empty": "e4662fe24f094819",
+    "Consumer.perform_seek": "0e8c130ff4b0afd8",
+    "Consumer.force_commit": "cc094614d22c70fb",
+    "ConsumerThread._create_worker_consumer": "c2701bfc3e6f6cad",
+    "ConsumerThread._fetch_records": "39a2c6c79fc1455a",
+    "Recovery.on_rebalance": "aa4d997a1795ceae",
+    "Recovery._restart_recovery": "6bd8a8558a2dffe4",
+    "Recovery._wait": "ec7429b70176f8c6",
     "Recovery.on_recovery_completed": "6ef567acf072e46d",
     "Recovery._resume_streams": "d986a6710c1aca98",
     "Collection._should_expire_keys": "ac578d5af0a404f6",
     "Collection._maybe_set_key_ttl": "39b7465fa5803899",
     "Collection._maybe_del_key_ttl": "c873b702c4e59af5",
-    "MemoryStore.on_recovery_completed": "a00bef343e139602",
-    "MemoryStore.apply_changelog_batch": "71863e3cd727aac2",
+    "Collection._new_store": "914a2bda605d38f5",
     "Stream.noack": "921a6f5c674d32d4",
     "Stream.ack": "32d7171a89b0931d",
+    "aiokafka.PartitionRecords._unpack_records": "b803e6d46480732c",
+    "aiokafka.AIOKafkaProducer.send_offsets_to_transaction": "4b58002b44962a5c",
 }
 
 
@@ -91,7 +100,9 @@ def consumer(*, rebalancing: bool = False, generation: int = 1) -> Any:
         rebalancing=rebalancing,
         in_recovery=False,
         consumer_generation_id=generation,
-        tables=SimpleNamespace(changelog_topics={CHANGELOG.topic}),
+        tables=SimpleNamespace(
+            changelog_topics={CHANGELOG.topic}, recovery=SimpleNamespace(blank=frozenset())
+        ),
         flow_control=SimpleNamespace(is_active=lambda: True),
         producer=SimpleNamespace(buffer=SimpleNamespace(size=0, max_messages=100)),
         monitor=Monitor(),
@@ -111,6 +122,11 @@ def consumer(*, rebalancing: bool = False, generation: int = 1) -> Any:
     made._stopped = asyncio.Event()
     made._crashed = asyncio.Event()
     made.highwater = lambda tp: 0
+    made._committed_offset = defaultdict(lambda: None)
+    made._thread = SimpleNamespace(positions={})
+    made.on_hole = lambda tp, first, end: None
+    made.log_topic = ""
+    made._forget_positions()
     return made
 
 
@@ -161,7 +177,6 @@ async def test_an_interrupted_recovery_releases_nothing_in_the_next_one() -> Non
     assert interrupted._active_partitions == set()
     interrupted.diag = SimpleNamespace(set_flag=lambda f: None, unset_flag=lambda f: None)
     interrupted._gap = interrupted._acked_index = interrupted._read_offset = {}
-    interrupted._committed_offset = {}
     await interrupted.on_partitions_revoked({SOURCE})
     interrupted.app.in_recovery = False
     interrupted.resume_flow()
@@ -185,7 +200,6 @@ async def test_where_nothing_was_committed_the_seek_goes_to_the_beginning(
     monkeypatch.setattr(safe, "seek_to_committed", seek_to_committed, raising=False)
     safe.assignment = lambda: {fresh, known, CHANGELOG}
     safe._thread = SimpleNamespace(seek_to_beginning=seek_to_beginning)
-    safe._committed_offset = defaultdict(lambda: None)
     safe._read_offset = {fresh: 51, known: 60}
     await safe.perform_seek()
     assert [(tp.topic, tp.partition) for tp in sought] == [(fresh.topic, 0)]
@@ -223,20 +237,117 @@ def test_only_a_finished_batch_of_this_generation_moves_the_offset() -> None:
     assert not safe._unacked_messages
 
 
-async def test_batches_for_sources_single_records_for_changelogs() -> None:
-    safe = consumer()
-    safe._active_partitions = {SOURCE, CHANGELOG}
-    safe._to_message = lambda tp, record: record
-    fetched = {SOURCE: records(5, 7), CHANGELOG: records(0, 1)}
+def fetching(safe: Any, fetched: dict[TP, list[Any]], positions: dict[TP, int]) -> None:
+    """Let the next fetch return these records, and leave the partitions there."""
 
     async def fetch(timeout: float) -> Any:
+        safe._thread.positions = positions
         return fetched, safe._active_partitions
 
     safe._wait_next_records = fetch
+
+
+async def test_one_message_a_batch_with_the_position_behind_it() -> None:
+    # A transaction's mark at 8: last record + 1 is not where the partition ends.
+    safe = consumer()
+    safe._active_partitions = {SOURCE}
+    fetching(safe, {SOURCE: records(5, 7)}, {SOURCE: 9})
     got = [(tp, m) async for tp, m in safe.getmany(1.0)]
-    assert [tp for tp, _ in got] == [SOURCE, CHANGELOG, CHANGELOG]
-    assert got[0][1].offset == 7
-    assert [r.offset for r in got[0][1].value.records] == [5, 6, 7]
+    assert [tp for tp, _ in got] == [SOURCE]
+    batch = got[0][1].value
+    assert (got[0][1].offset, batch.next_offset) == (7, 9)
+    assert [r.offset for r in batch.records] == [5, 6, 7]
+    batch.done = True
+    safe.ack(got[0][1])
+    assert safe._new_offset(SOURCE) == 9
+
+
+class Committing:
+    """What force_commit of Faust's consumer is left with."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.committed: list[dict[TP, int]] = []
+
+        async def force_commit(safe: Any, *args: Any, **kwargs: Any) -> bool:
+            self.committed.append({tp: safe._new_offset(tp) for tp in list(safe._acked)})
+            return True
+
+        monkeypatch.setattr(driver.Consumer, "force_commit", force_commit)
+
+
+async def test_a_partition_that_has_only_marks_to_pass_is_committed_behind_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    safe, commits = consumer(), Committing(monkeypatch)
+    safe._active_partitions = {SOURCE}
+    fetching(safe, {SOURCE: records(5, 7)}, {SOURCE: 8})
+    [(_, m)] = [each async for each in safe.getmany(1.0)]
+    fetching(safe, {}, {SOURCE: 10})
+    assert [each async for each in safe.getmany(1.0)] == []
+    # Not while a batch before it is unfinished.
+    await safe.force_commit()
+    assert commits.committed == [{}]
+    m.value.done = True
+    safe.ack(m)
+    await safe.force_commit()
+    safe._committed_offset[SOURCE] = 8
+    await safe.force_commit()
+    assert commits.committed[1:] == [{SOURCE: 8}, {SOURCE: 10}]
+
+
+async def test_what_was_fetched_and_dropped_is_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A rebalance in the middle of a fetch: the position is behind records nobody has seen.
+    safe, commits = consumer(), Committing(monkeypatch)
+    safe._active_partitions = {SOURCE}
+    fetching(safe, {SOURCE: records(5, 7)}, {SOURCE: 8})
+    fetch = safe._wait_next_records
+
+    async def overtaken(timeout: float) -> Any:
+        got = await fetch(timeout)
+        safe._look_for_hole = rebalance
+        return got
+
+    def rebalance(tp: TP, offset: int) -> None:
+        safe.app.consumer_generation_id += 1
+
+    safe._wait_next_records = overtaken
+    assert [each async for each in safe.getmany(1.0)] == []
+    fetching(safe, {}, {SOURCE: 8})
+    assert [each async for each in safe.getmany(1.0)] == []
+    await safe.force_commit()
+    assert commits.committed == [{}]
+
+
+async def test_a_fetch_that_a_seek_overtook_says_nothing_of_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Its positions are from before the seek, and what lay before them has been dropped.
+    safe, commits = consumer(), Committing(monkeypatch)
+    safe._active_partitions = {SOURCE}
+    fetching(safe, {}, {SOURCE: 200})
+    fetch = safe._wait_next_records
+
+    async def overtaken(timeout: float) -> Any:
+        got = await fetch(timeout)
+        safe._forget_positions()
+        return got
+
+    safe._wait_next_records = overtaken
+    assert [each async for each in safe.getmany(1.0)] == []
+    await safe.force_commit()
+    assert commits.committed == [{}]
+
+
+async def test_offsets_that_were_passed_over_are_told() -> None:
+    safe, holes = consumer(), []
+    safe._active_partitions = {SOURCE}
+    safe.on_hole = lambda tp, first, end: holes.append((tp, first, end))
+    safe._committed_offset[SOURCE] = 100
+    for first, position in ((100, 106), (106, 111), (300, 305)):
+        fetching(safe, {SOURCE: records(first, first + 4)}, {SOURCE: position})
+        assert len([each async for each in safe.getmany(1.0)]) == 1
+    # Not the mark at 105: the position had passed it.
+    assert holes == [(SOURCE, 111, 300)]
 
 
 async def test_delivery_is_direct_while_nothing_is_suspended() -> None:

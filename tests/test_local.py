@@ -22,6 +22,7 @@ from pipeline import local
 from pipeline.local import LocalStack, PortTaken, ServerFailed, StackRunning
 from pipeline.local.broker import EmbeddedBroker
 from pipeline.local.clickhouse import EmbeddedClickHouse
+from pipeline.local.process import resident_mib
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -343,3 +344,9 @@ def test_a_missing_wheel_is_named_with_what_to_do() -> None:
         [sys.executable, "-S", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "needs the package chdb-core: install runnerstream[local]" in result.stdout
+
+
+def test_the_memory_of_a_process() -> None:
+    assert 5 < resident_mib(os.getpid()) < 100_000
+    assert resident_mib(None) == 0
+    assert resident_mib(2**22 + 1) == 0

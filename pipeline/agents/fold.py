@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from pipeline.agents.letters import dead_letter
+from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE
 from pipeline.faust_safe import Batch
-from pipeline.faust_safe.store import MemoryStore, PartitionedStore, RocksStore
+from pipeline.faust_safe.store import PartitionedStore
 from pipeline.ledger import Effects, Ledger, Note, Output, PaneKey
 from pipeline.windows.panes import PANE_S
 from topics.models import JOBS_RECORD, Unreadable
@@ -34,23 +34,17 @@ class Fold:
         new_ledger: NewLedger,
         owned: Callable[[], Iterable[int]],
         on_notes: Callable[[list[Note]], None],
-        *,
-        in_memory: bool = True,
     ) -> None:
         self._jobs_changelog: str = jobs.changelog_topic_name
         self._windows_changelog: str = windows.changelog_topic_name
-        self._jobs: PartitionedStore = MemoryStore(jobs) if in_memory else RocksStore(jobs)
-        self._windows: PartitionedStore = (
-            MemoryStore(windows, table_key, table_key_bytes) if in_memory else RocksStore(windows)
-        )
+        self._jobs: PartitionedStore = jobs.data
+        self._windows: PartitionedStore = windows.data
         self._new_ledger = new_ledger
         self._owned = owned
         self._on_notes = on_notes
         self.ledgers: dict[int, Ledger] = {}
         #: How often the ledgers were dropped.
         self.epoch = 0
-        #: Last offset folded per partition, to notice a gap.
-        self._last: dict[int, int] = {}
 
     async def fold(self, batch: Batch) -> Effects:
         """Steps 3 and 4: decode and apply the records of one partition in offset order."""
@@ -58,11 +52,6 @@ class Fold:
         ledger = self._ledger(partition)
         letters: list[Output] = []
         notes: list[Note] = []
-        last = self._last.get(partition)
-        if last is not None and batch.records[0].offset > last + 1:
-            # Retention or an aborted transaction can do this; anything else is lost records.
-            notes.append(Note("offset_gaps"))
-        self._last[partition] = batch.records[-1].offset
         ledger.now = int(time.time() * 1000)
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
@@ -70,8 +59,9 @@ class Fold:
             try:
                 ledger.apply(record.offset, read(JOBS_RECORD, record.value), record.timestamp)
             except Unreadable as why:
-                letters.append(dead_letter(self.stage, record, why))
-                notes.append(Note("dead_letters", (self.stage, why.reason.value)))
+                letter, note = bury(self.stage, record, why)
+                letters.append(letter)
+                notes.append(note)
         effects = ledger.flush()
         effects.outputs += letters
         effects.notes += notes
@@ -91,12 +81,13 @@ class Fold:
         self, partition: int, effects: Effects, offsets: dict[tuple[str, int], int]
     ) -> None:
         """Put what is durable into the tables, and count it."""
-        self._jobs.put(partition, effects.states, offsets.get((self._jobs_changelog, partition)))
-        self._windows.put(
-            partition,
-            [(pane_key_bytes(partition, key), value) for key, value in effects.panes],
-            offsets.get((self._windows_changelog, partition)),
-        )
+        panes = [(pane_key_bytes(partition, key), value) for key, value in effects.panes]
+        for store, changelog, writes in (
+            (self._jobs, self._jobs_changelog, effects.states),
+            (self._windows, self._windows_changelog, panes),
+        ):
+            last = offsets.get((changelog, partition))
+            store.put(partition, writes, None if last is None else last + 1)
         ledger = self.ledgers.get(partition)
         if ledger is not None:
             ledger.written()
@@ -107,7 +98,6 @@ class Fold:
         """Drop all ledgers; they are rebuilt from the tables when next needed."""
         self.epoch += 1
         self.ledgers.clear()
-        self._last.clear()
         gc.unfreeze()
 
     def load(self) -> None:
@@ -115,13 +105,12 @@ class Fold:
         missing = [p for p in self._owned() if p not in self.ledgers]
         if not missing:
             return
-        states = self._jobs.load(missing)
-        panes = self._windows.load(missing)
         for partition in missing:
             ledger = self._new(partition)
             ledger.now = int(time.time() * 1000)
             ledger.load(
-                states[partition], [(pane_key(key), value) for key, value in panes[partition]]
+                self._jobs.items(partition),
+                [(pane_key(key), value) for key, value in self._windows.items(partition)],
             )
             self.ledgers[partition] = ledger
         # What was loaded stays, a few objects per job: no collection needs to look at it again.
@@ -141,8 +130,7 @@ class Fold:
 
 
 # A pane's key in the windowed table is Faust's: the name, here partition and fleet, and the
-# window's range in seconds, its end 0.1 s before the next window. The memory store holds it as
-# nested tuples, the changelog as JSON.
+# window's range in seconds, its end 0.1 s before the next window, as JSON.
 
 
 def pane_key_bytes(partition: int, key: PaneKey) -> bytes:
@@ -156,14 +144,3 @@ def pane_key(raw: bytes) -> PaneKey:
     """The pane a changelog key names."""
     name, (begin, _) = msgspec.json.decode(raw)
     return name.partition("|")[2], round(begin * 1000)
-
-
-def table_key(raw: bytes) -> tuple[str, tuple[float, float]]:
-    """The memory store's key for a changelog key."""
-    name, (begin, end) = msgspec.json.decode(raw)
-    return name, (begin, end)
-
-
-def table_key_bytes(key: tuple[str, tuple[float, float]]) -> bytes:
-    """The changelog key for a memory store key."""
-    return msgspec.json.encode(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
-from pipeline.agents.letters import dead_letter
+from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE
 from pipeline.faust_safe import Batch
 from pipeline.ledger import Effects, Note, Output
@@ -16,10 +16,8 @@ from topics.models import (
     LIFECYCLE,
     JobFact,
     LifecycleKind,
-    Reason,
     RunFact,
     RunLink,
-    Unreadable,
 )
 from topics.reading import read
 
@@ -51,13 +49,9 @@ class Normalise:
                 facts, notes = parse(record.value)
             except Exception as exc:
                 # It keeps no state, so even a bug of ours may put the record aside and go on.
-                why = (
-                    exc
-                    if isinstance(exc, Unreadable)
-                    else Unreadable(Reason.UNEXPECTED, f"{type(exc).__name__}: {exc}")
-                )
-                effects.outputs.append(dead_letter(self.stage, record, why))
-                effects.notes.append(Note("dead_letters", (self.stage, why.reason.value)))
+                letter, note = bury(self.stage, record, exc)
+                effects.outputs.append(letter)
+                effects.notes.append(note)
                 continue
             effects.outputs += [
                 Output(JOBS, None, fact.key.encode(), to_bytes(fact))

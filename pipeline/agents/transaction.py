@@ -16,6 +16,11 @@ While one transaction is being written (5 to 9), the next is already folded (3, 
 that, and the writes of two never mix. So a fold may build on effects that are not durable yet:
 they will be before its own are written, or neither are.
 
+**Fenced** (:class:`~pipeline.faust_safe.fencing.FencedOutbox`): where the broker keeps the promises
+of transactions, steps 5 to 7 and the source offset are one Kafka transaction per partition. The
+broker makes all of it visible or nothing, and refuses a worker that has been replaced. The order
+below holds as well, so that a broker without transactions (the embedded one) loses nothing either.
+
 A crash between any two steps repeats work and changes nothing: outputs repeat under the same
 ids, a pane skips what its fence covers, a job knows its facts. Swapping 6 and 7 would lose
 window samples (a state that knows its facts contributes nothing on replay); swapping 5 and 7
@@ -31,7 +36,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.faust_safe import Batch, Outbox
+from pipeline.faust_safe import Batch, Fenced, FencedOutbox, Outbox
 from pipeline.ledger import Effects, Output
 
 log = logging.getLogger(__name__)
@@ -41,6 +46,10 @@ Observer = Callable[[str], None]
 
 #: Records that are folded before the event loop is let go: about two milliseconds.
 SLICE = 64
+
+#: How long small transactions lie apart when they are fenced, so that there are few of them: each
+#: costs a millisecond of CPU per partition and as much at the broker, whatever is in it. Seconds.
+LINGER_S = 0.1
 
 #: The durable steps, in the order that makes a crash harmless.
 STEPS = ("outputs", "windows", "states")
@@ -111,6 +120,20 @@ class _Writing:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Writes:
+    """What one batch leads to, by step."""
+
+    outputs: list[Output]
+    windows: list[Output]
+    states: list[Output]
+
+    @classmethod
+    def of(cls, handler: Handler, batch: Batch, effects: Effects) -> _Writes:
+        windows, states = handler.changelogs(batch.tp.partition, effects)
+        return cls(effects.outputs, windows, states)
+
+
 class Transactions:
     """Runs a handler over a Faust stream of batches."""
 
@@ -124,23 +147,36 @@ class Transactions:
         on_done: Callable[[Done], None] = lambda done: None,
         observer: Observer = lambda step: None,
         steps: tuple[str, ...] = STEPS,
+        fenced: FencedOutbox | None = None,
+        linger: float = LINGER_S,
     ) -> None:
         self._app = app
         self._outbox = outbox
+        self._fenced = fenced
+        self._linger = linger if fenced is not None else 0.0
         self._handler = handler
         self._max_records = max_records
         self._on_done = on_done
         self._observer = observer
         self._steps = steps
+        #: What was folded on working copies before this epoch builds on what was never written.
+        self._valid_from = 0
 
     async def run(self, stream: Any) -> None:
         """Consume the stream for ever. Whatever escapes ends the process (CrashingSupervisor)."""
         writing: _Writing | None = None
+        due = 0.0
         try:
             async with asyncio.TaskGroup() as tasks:
                 # 1
                 async for event in stream.noack().events():
+                    now = time.monotonic()
+                    if now < due:
+                        # Not for more than this: a stop or a rebalance waits for what is held.
+                        await asyncio.sleep(due - now)
                     events = [event, *self._also_waiting(stream, len(event.value))]
+                    if sum(len(each.value) for each in events) < self._max_records:
+                        due = time.monotonic() + self._linger
                     folded = await self._fold(events, writing)
                     if writing is not None:
                         await writing.task
@@ -206,47 +242,107 @@ class Transactions:
 
     async def _write(self, stream: Any, folded: _Folded) -> None:
         """Steps 5 to 9."""
-        handler, generation = self._handler, folded.generation
-        writes: dict[str, list[Output]] = {"outputs": [], "windows": [], "states": []}
-        for batch, effect in folded.effects:
-            panes, states = handler.changelogs(batch.tp.partition, effect)
-            writes["outputs"] += effect.outputs
-            writes["windows"] += panes
-            writes["states"] += states
-        # 5, 6, 7
+        writes = [_Writes.of(self._handler, batch, effects) for batch, effects in folded.effects]
         self._observer("folded")
-        offsets: dict[tuple[str, int], int] = {}
-        for step in (*self._steps, ""):
-            if self._app.consumer_generation_id != generation:
-                # Moved while we were writing. The new owner repeats this batch; what we know
-                # may no longer be true.
-                log.info("rebalanced during a transaction of %s; abandoned", handler.stage)
-                handler.forget()
-                await self._ack(stream, folded.events)
-                return
-            if step:
-                if writes[step]:
-                    offsets |= await self._outbox.publish(writes[step])
-                self._observer(step)
-        # 8
-        for batch, effect in folded.effects:
-            handler.visible(batch.tp.partition, effect, offsets)
-            batch.done = True
-        self._observer("visible")
+        # 5, 6, 7, 8
+        written = self._still_holds(folded) and (
+            await self._write_in_steps(folded, writes)
+            if self._fenced is None
+            else await self._write_fenced(self._fenced, folded, writes)
+        )
+        if not written:
+            log.info("a transaction of %s was overtaken; abandoned", self._handler.stage)
+            self._handler.forget()
+            self._valid_from = self._handler.epoch
+        else:
+            self._observer("visible")
         # 9
         await self._ack(stream, folded.events)
+        if not written:
+            return
         self._observer("acked")
         self._on_done(
             Done(
-                handler.stage,
+                self._handler.stage,
                 sum(len(batch) for batch, _ in folded.effects),
                 time.perf_counter() - folded.began,
                 folded.fold_seconds,
-                len(writes["outputs"]),
-                len(writes["windows"]),
-                len(writes["states"]),
+                sum(len(each.outputs) for each in writes),
+                sum(len(each.windows) for each in writes),
+                sum(len(each.states) for each in writes),
             )
         )
+
+    def _still_holds(self, folded: _Folded) -> bool:
+        """Whether partitions are as they were, and what was folded on became durable.
+
+        Otherwise the new owner repeats the batch; what we know may no longer be true.
+        """
+        same = self._app.consumer_generation_id == folded.generation
+        return same and folded.epoch >= self._valid_from
+
+    async def _write_in_steps(self, folded: _Folded, writes: list[_Writes]) -> bool:
+        """One after the other, for all partitions; False when overtaken in between."""
+        offsets: dict[tuple[str, int], int] = {}
+        for step in self._steps:
+            outputs = [output for each in writes for output in getattr(each, step)]
+            if outputs:
+                offsets |= await self._outbox.publish(outputs)
+            self._observer(step)
+            if not self._still_holds(folded):
+                return False
+        for batch, effects in folded.effects:
+            self._handler.visible(batch.tp.partition, effects, offsets)
+            batch.done = True
+        return True
+
+    async def _write_fenced(
+        self, fenced: FencedOutbox, folded: _Folded, writes: list[_Writes]
+    ) -> bool:
+        """All at once, a transaction per partition; False when overtaken in one of them."""
+        by_tp: dict[Any, list[int]] = {}
+        for number, (batch, _) in enumerate(folded.effects):
+            by_tp.setdefault(batch.tp, []).append(number)
+
+        def sent() -> None:
+            for step in self._steps:
+                self._observer(step)
+
+        made = await asyncio.gather(
+            *(
+                fenced.commit(
+                    tp.partition,
+                    [
+                        output
+                        for step in STEPS
+                        for number in numbers
+                        for output in getattr(writes[number], step)
+                    ],
+                    self._app.conf.id,
+                    {tp: folded.effects[numbers[-1]][0].next_offset},
+                    sent,
+                )
+                for tp, numbers in by_tp.items()
+            ),
+            return_exceptions=True,
+        )
+        self._observer("committed")
+        holds = self._still_holds(folded)
+        overtaken = False
+        for numbers, offsets in zip(by_tp.values(), made, strict=True):
+            if isinstance(offsets, Fenced):
+                log.warning("%s: its owner repeats what was folded here", offsets)
+                overtaken = True
+            elif isinstance(offsets, BaseException):
+                raise offsets
+            elif holds:
+                for batch, effects in (folded.effects[number] for number in numbers):
+                    self._handler.visible(batch.tp.partition, effects, offsets)
+                    batch.done = batch.committed = True
+        if overtaken and holds:
+            # Whoever it was, the group decides who owns what.
+            await self._app.consumer.rejoin()
+        return holds and not overtaken
 
     async def _ack(self, stream: Any, events: list[Any]) -> None:
         ack: Callable[[Any], Awaitable[bool]] = stream.ack

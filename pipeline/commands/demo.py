@@ -39,11 +39,21 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.check import Check, compare, renamed
-from pipeline.commands.common import FAILED, Context, Duration, Failure, cell, short, table
+from pipeline.commands.common import (
+    FAILED,
+    USAGE,
+    Context,
+    Duration,
+    Failure,
+    cell,
+    print_table,
+    say,
+    short,
+)
 from pipeline.commands.reach import ask
 from pipeline.ledger import LIVE
 from pipeline.local import LocalError, LocalStack, PortTaken, default_data_dir, unavailable
-from pipeline.local.process import LOOPBACK, free_port, require_free_port
+from pipeline.local.process import LOOPBACK, free_port, require_free_port, resident_mib
 from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PORT
 from pipeline.settings import Settings, load
 from pipeline.simulate import LIVE as LIVE_TEMPO
@@ -59,8 +69,14 @@ from topics.producer import Producer
 
 #: The clock of the demo: often enough to watch. Seconds.
 TICK_S: Final = 2.0
-#: How long the fleet goes on at most.
-LONGEST_S: Final = 2 * 3600.0
+#: How long it runs unless told otherwise. The embedded broker forgets nothing until it ends, and a
+#: demo that somebody forgot must not take the machine's memory. Seconds.
+USUAL_S: Final = 1800.0
+#: At how many MiB of memory of the broker it ends, however long it was to run. Half an hour at the
+#: usual rate takes about 1,000.
+MEMORY_MIB: Final = 1536
+#: How often the broker's memory is looked at. Seconds.
+_WEIGH_S: Final = 5.0
 #: What happens on the way: everything that happens to webhooks, within a minute or two.
 FAULTS: Final = Faults(
     duplicates=0.02,
@@ -93,7 +109,11 @@ _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 
 @click.command()
 @click.option("--duration", "lasts", type=Duration(),
-              help="End after this time: 90s, 5m.  [default: never; with --check 1m]")  # fmt: skip
+              help="End after this time: 90s, 3h.  [default: 30m; with --check 1m]")  # fmt: skip
+@click.option("--memory", "memory_mib", type=click.IntRange(32), default=MEMORY_MIB,
+              show_default=True,
+              help="End when the embedded broker, which keeps all records in memory, holds so many "
+              "MiB.")  # fmt: skip
 @click.option("--check", "checked", is_flag=True,
               help="At the end compare views, windows and ClickHouse with the truth.")  # fmt: skip
 @click.option("--seed", type=int, help="The same seed gives the same fleet.  [default: random]")
@@ -109,17 +129,21 @@ def demo(
     seed: int | None,
     rate: float,
     directory: Path | None,
+    memory_mib: int,
 ) -> None:
     """Everything on this machine, without Docker: a broker, ClickHouse, a worker, a CI fleet that
     misbehaves, and a live summary. Settings of the environment are not used.
 
-    Nothing of it runs on when it ends, however that happens.
+    It ends by itself after half an hour, or when the embedded broker, which forgets nothing, has
+    grown to --memory. Nothing of it runs on when it ends, however that happens.
     """
     reason = unavailable()
     if reason is not None:
         raise Failure(reason)
-    if checked and lasts is None:
-        lasts = 60.0
+    if lasts is None:
+        lasts = 60.0 if checked else USUAL_S
+    if lasts <= 0:
+        raise Failure("--duration must be more than 0", exit_code=USAGE)
     chosen = random.randrange(1_000_000) if seed is None else seed
     stop = threading.Event()
 
@@ -130,7 +154,7 @@ def demo(
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
-    run = Demo(directory or default_data_dir("demo"), chosen, rate, lasts)
+    run = Demo(directory or default_data_dir("demo"), chosen, rate, lasts, memory_mib)
     try:
         with run:
             run.start(stop)
@@ -159,12 +183,19 @@ class Snapshot:
 class Demo:
     """The parts of the demo, as a context: whatever happens inside, all of it is stopped."""
 
-    def __init__(self, directory: Path, seed: int, rate: float, lasts: float | None) -> None:
+    def __init__(
+        self, directory: Path, seed: int, rate: float, lasts: float, memory_mib: int = MEMORY_MIB
+    ) -> None:
         self.directory = directory
         self.seed = seed
         self.rate = rate
         self.lasts = lasts
-        self.console = Console(highlight=False, stderr=False, soft_wrap=not sys.stdout.isatty())
+        self.memory_mib = memory_mib
+        self._weighed = 0.0
+        self._broker_mib = 0
+        self._ended = ""
+        # Literal: job names come from strangers, and are neither markup nor names of emoji.
+        self.console = Console(markup=False, emoji=False, highlight=False)
         self.began = time.monotonic()
         self.sent = 0
         self.recorded = 0
@@ -234,7 +265,7 @@ class Demo:
         }
         env = {f"RUNNERSTREAM_{name.upper()}": value for name, value in values.items()}
         self._write_env(env)
-        self._settings = load(self.directory / "env", **values)
+        self._settings = load(environment=False, **values)
         self._say("creating topics and tables")
         apply(self.settings.kafka_options(), catalogue(self.settings.partitions))
         schema.apply(stack.clickhouse_url)
@@ -315,11 +346,10 @@ class Demo:
                     producer.post(delivery)
                     self.recorded += 1
                 producer.flush(10)
-                lasts = LONGEST_S if self.lasts is None else self.lasts
                 simulation = live(
                     self.seed,
                     self.rate,
-                    lasts / 60,
+                    self.lasts / 60,
                     start_ms=int(time.time() * 1000),
                     faults=FAULTS,
                 )
@@ -345,15 +375,34 @@ class Demo:
 
     def watch(self, stop: threading.Event) -> None:
         """Show the summary until ``stop`` is set or the time is over."""
-        ends = None if self.lasts is None else time.monotonic() + self.lasts
+        ends = time.monotonic() + self.lasts
         with self._display() as show:
-            while not stop.is_set() and (ends is None or time.monotonic() < ends):
+            while not stop.is_set() and not self._ended:
                 self._still_alive()
+                self._weigh()
                 self._look()
                 show()
-                left = 1.0 if ends is None else min(1.0, max(0.0, ends - time.monotonic()))
-                stop.wait(left)
+                if time.monotonic() >= ends:
+                    self._ended = (
+                        f"ended after {duration(self.lasts * 1000)}, as it was to: the embedded "
+                        f"broker keeps every record in memory ({self._broker_mib:,} MiB by now); "
+                        "--duration makes it longer"
+                    )
+                stop.wait(min(1.0, max(0.0, ends - time.monotonic())))
         self._end_feed()
+
+    def _weigh(self) -> None:
+        """End when the broker has grown to the limit."""
+        if time.monotonic() - self._weighed < _WEIGH_S or self._stack is None:
+            return
+        self._weighed = time.monotonic()
+        self._broker_mib = resident_mib(self._stack.broker.pid)
+        if self._broker_mib >= self.memory_mib:
+            self._ended = (
+                f"ended, because the embedded broker holds {self._broker_mib:,} MiB of memory: it "
+                "keeps every record. --memory lets it hold more, --rate posts less, and an Apache "
+                "Kafka of yours keeps records on disk"
+            )
 
     @contextlib.contextmanager
     def _display(self) -> Iterator[Any]:
@@ -428,7 +477,7 @@ class Demo:
         head = Text.assemble(
             ("runnerstream demo", "bold"),
             f"   {duration((time.monotonic() - self.began) * 1000)}   {self.sent:,} events sent",
-            ("" if self.lasts is None else f"   ends after {duration(self.lasts * 1000)}", "dim"),
+            (f"   ends after {duration(self.lasts * 1000)}", "dim"),
         )
         states = Text()
         for status in (*LIVE, "completed"):
@@ -519,10 +568,12 @@ class Demo:
             f"deliveries and {self.sent:,} simulated events; {depth['completed']:,} jobs "
             f"completed, {alive:,} live; {rows:,} rows in ClickHouse"
         )
+        if self._ended:
+            self._say(self._ended)
         if checked is not None:
             self._say("")
             columns = ("compared", "with the truth", "expected", "found", "different")
-            self.console.print(table(columns, checked.lines(), right=(2, 3, 4)))
+            print_table(columns, checked.lines(), right=(2, 3, 4))
             for difference in checked.differences[:10]:
                 self._say(f"  {difference}")
             left = len(checked.differences) - 10
@@ -556,7 +607,7 @@ class Demo:
             (self.directory / "env").unlink(missing_ok=True)
 
     def _say(self, text: str) -> None:
-        self.console.print(cell(text), soft_wrap=True)
+        say(cell(text))
 
 
 def recorded() -> Iterator[Delivery]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Final, Literal
@@ -13,32 +13,40 @@ from clickhouse_driver.errors import Error as ClickHouseError
 from kafka import TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError
-from rich.markup import escape
 
 from pipeline.commands.common import (
     FAILED,
     UNREACHABLE,
     Context,
     Failure,
+    cell,
+    on_terminal,
     place,
-    plain_console,
     print_json,
+    say,
     short,
-    table,
 )
 from pipeline.commands.reach import (
+    Answer,
     ask,
+    bounded,
     clickhouse,
     clickhouse_failure,
+    elsewhere,
     kafka_admin,
+    require_clickhouse,
+    sink_url,
+    specs,
     topics_plan,
+    within,
     worker_url,
 )
-from pipeline.commands.worker import sink_group
+from pipeline.commands.worker import deployment, sink_group
 from pipeline.settings import Settings
 from pipeline.text import duration
 from sinks import schema
 from sinks.rows import TOPICS as SINK_TOPICS
+from topics.apply import Difference, Plan
 from topics.catalogue import DEAD_LETTERS, JOBS, LIFECYCLE, WEBHOOKS
 
 State = Literal["ok", "look", "bad", "skipped"]
@@ -46,7 +54,18 @@ State = Literal["ok", "look", "bad", "skipped"]
 #: Clocks further apart than this make ages and lateness wrong. Seconds.
 SKEW_S: Final = 2.0
 _WORDS: Final = {"ok": "ok", "look": "look", "bad": "BAD", "skipped": "–"}
-_STYLES: Final = {"ok": "green", "look": "yellow", "bad": "bold red", "skipped": "dim"}
+_STYLES: Final[dict[State, dict[str, Any]]] = {
+    "ok": {"fg": "green"},
+    "look": {"fg": "yellow"},
+    "bad": {"fg": "red", "bold": True},
+    "skipped": {"dim": True},
+}
+#: The longest name of what is looked at.
+_WIDTH: Final = len("clock of ClickHouse")
+#: How long one part of the looking may take, whatever it waits for. Seconds.
+PART_S: Final = 45.0
+#: Where the documentation says how to go on.
+_PARTITIONS_SAID: Final = 'docs/operators.md, "A topic has another number of partitions"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,49 +87,64 @@ def doctor(context: Context, as_json: bool) -> None:
 
     Exit code 0 when nothing is bad, 1 when something is, 3 when something cannot be reached.
     """
-    findings = list(examine(context.settings))
+    findings = []
+    for each in examine(context.settings):
+        findings.append(each)
+        if not as_json:
+            _tell(each)
     if as_json:
         print_json(
             [{"what": f.what, "state": f.state, "told": f.told, "todo": f.todo} for f in findings]
         )
-    else:
-        made = table((), ())
-        for _ in range(3):
-            made.add_column()
-        made.show_header = False
-        for each in findings:
-            style = _STYLES[each.state]
-            made.add_row(f"[{style}]{_WORDS[each.state]}[/]", escape(each.what), escape(each.told))
-            if each.todo:
-                made.add_row("", "", f"[dim]do:[/] {escape(each.todo)}")
-        plain_console().print(made)
     if any(f.unreachable for f in findings):
         raise SystemExit(UNREACHABLE)
     if any(f.state == "bad" for f in findings):
         raise SystemExit(FAILED)
 
 
+def _tell(finding: Finding) -> None:
+    """Write one finding, at once: what is slow to answer must not hold back what is known."""
+    word = f"{_WORDS[finding.state]:<4}"
+    if on_terminal():
+        word = click.style(word, **_STYLES[finding.state])
+    say(f"{word}  {finding.what:<{_WIDTH}}  {cell(finding.told)}")
+    if finding.todo:
+        say(f"{' ' * (_WIDTH + 8)}do: {cell(finding.todo)}")
+
+
 def examine(settings: Settings) -> Iterator[Finding]:
-    """All findings, one after another. Never raises."""
-    broker = _broker(settings)
+    """All findings, one after another. Never raises, and ends whatever is silent."""
+    broker = next(iter(_guarded("Kafka", lambda: iter([_broker(settings)]))))
     yield broker
     if broker.state == "ok":
-        yield from _guarded("topics", _topics(settings))
-        yield from _guarded("lag", _lags(settings))
-        yield from _guarded("dead letters", _letters(settings))
-    yield from _guarded("ClickHouse", _clickhouse(settings))
-    yield from _guarded("worker", _worker(settings))
+        yield from _guarded("topics", lambda: _topics(settings))
+        yield from _guarded("lag", lambda: _lags(settings))
+        yield from _guarded("dead letters", lambda: _letters(settings))
+    yield from _guarded("ClickHouse", lambda: _clickhouse(settings))
+    yield from _guarded("worker", lambda: _worker(settings))
     if settings.clickhouse.get_secret_value():
-        yield from _guarded("sink", _sink(settings))
+        yield from _guarded("sink", lambda: _sink(settings))
 
 
-def _guarded(what: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+def _guarded(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    found: list[Finding] = []
+
+    def all_of_it() -> None:
+        for each in look():
+            found.append(each)
+
+    failed = None
     try:
-        yield from findings
+        within(PART_S, f"what there is to say about {what}", all_of_it)
     except Failure as error:
-        yield Finding(what, "bad", error.message, error.remedy, error.exit_code == UNREACHABLE)
-    except (KafkaError, ClickHouseError, OSError, EOFError, LookupError, ValueError) as error:
-        yield Finding(what, "bad", short(error))
+        failed = Finding(what, "bad", error.message, error.remedy, error.exit_code == UNREACHABLE)
+    except TimeoutError as error:
+        failed = Finding(what, "bad", str(error), unreachable=True)
+    except Exception as error:  # whatever it is, the other findings are wanted all the more
+        failed = Finding(what, "bad", short(error))
+    yield from list(found)
+    if failed is not None:
+        yield failed
 
 
 def _broker(settings: Settings) -> Finding:
@@ -122,7 +156,8 @@ def _broker(settings: Settings) -> Finding:
         return Finding("Kafka", "bad", error.message, error.remedy, unreachable=True)
     except KafkaError as error:
         return Finding("Kafka", "bad", f"{settings.kafka} refuses: {short(error)}",
-                       "are user, password and kafka_security right?")  # fmt: skip
+                       "are RUNNERSTREAM_KAFKA_USER, RUNNERSTREAM_KAFKA_PASSWORD and "
+                       "RUNNERSTREAM_KAFKA_SECURITY right?")  # fmt: skip
     took = duration((time.monotonic() - began) * 1000)
     count = len(brokers)
     told = f"{settings.kafka} answers in {took}, {count} broker{'' if count == 1 else 's'}"
@@ -133,14 +168,46 @@ def _topics(settings: Settings) -> Iterator[Finding]:
     found = topics_plan(settings)
     if found.create:
         names = ", ".join(spec.name for spec in found.create)
-        yield Finding("topics", "bad", f"missing: {names}", "runnerstream topics apply")
+        yield Finding("topics", "bad", f"missing: {names}", "`runnerstream topics apply`")
+    yield from _counts(settings, found)
     for mismatch in found.mismatches:
-        yield Finding("topics", "bad", str(mismatch).partition(" (")[0], mismatch.remedy)
+        if mismatch.setting != "partitions":
+            yield Finding("topics", "bad", _said(mismatch), mismatch.remedy)
     for drift in found.drift:
-        yield Finding("topics", "look", str(drift), "runnerstream topics apply --mend")
+        yield Finding("topics", "look", _said(drift), "`runnerstream topics apply --mend`")
     if not (found.create or found.mismatches or found.drift):
         note = f", settings of {len(found.unknown)} not told" if found.unknown else ""
         yield Finding("topics", "ok", f"{len(found.unchanged)} as they should be{note}")
+
+
+def _said(difference: Difference) -> str:
+    return (
+        f"{difference.topic}: {difference.setting} is {difference.found}, should be "
+        f"{difference.wanted}"
+    )
+
+
+def _counts(settings: Settings, found: Plan) -> Iterator[Finding]:
+    """Topics with another number of partitions than the settings say."""
+    wrong = {d.topic: int(d.found) for d in found.mismatches if d.setting == "partitions"}
+    if not wrong:
+        return
+    known = {spec.name for spec in specs(settings) if spec.partitions == settings.partitions}
+    right = known - wrong.keys() - {spec.name for spec in found.create}
+    names = ", ".join(f"{topic} has {count}" for topic, count in sorted(wrong.items()))
+    told = f"partitions: {names}; the settings say {settings.partitions}"
+    if not right and len(set(wrong.values())) == 1 and wrong.keys() <= known:
+        (count,) = set(wrong.values())
+        yield Finding("topics", "bad", told,
+                      f"set RUNNERSTREAM_PARTITIONS={count}, as the topics have it")  # fmt: skip
+        return
+    more = sorted(t for t, count in wrong.items() if count > settings.partitions)
+    if more:
+        told += f": records on the further partitions of {', '.join(more)} are not read"
+    yield Finding(
+        "topics", "bad", told,
+        f"partitions cannot be taken away: {_PARTITIONS_SAID}, says how to go on",
+    )  # fmt: skip
 
 
 def _lags(settings: Settings) -> Iterator[Finding]:
@@ -155,10 +222,12 @@ def _lags(settings: Settings) -> Iterator[Finding]:
             members = _members(admin, group)
             told = f"group {group}: {lag:,} records behind"
             if members is not None:
-                told += f", {members} member{'' if members == 1 else 's'}"
-            if members == 0:
+                told += f", {len(members)} member{'' if len(members) == 1 else 's'}"
+                if hosts := sorted(set(filter(None, members))):
+                    told += f" on {', '.join(hosts)}"
+            if members == []:
                 role = "sink" if who == "sink" else "fold"
-                yield Finding(f"{who} group", "bad", told, f"runnerstream worker --role {role}")
+                yield Finding(f"{who} group", "bad", told, f"`runnerstream worker --role {role}`")
             else:
                 yield Finding(f"{who} group", "ok", told)
 
@@ -178,16 +247,22 @@ def _lag(admin: Any, group: str, topics: tuple[str, ...], partitions: int) -> in
     return sum(max(0, ends[where].offset - done[where]) for where in wanted)
 
 
-def _members(admin: Any, group: str) -> int | None:
+def _members(admin: Any, group: str) -> list[str] | None:
+    """The host of each member; ``None`` when the broker does not say."""
     try:
-        return len(admin.describe_groups([group])[group]["members"])
-    except (KafkaError, LookupError, TypeError, ValueError):
+        members = admin.describe_groups([group])[group]["members"]
+        return [str(member.get("client_host", "")).lstrip("/") for member in members]
+    except (KafkaError, LookupError, TypeError, ValueError, AttributeError):
         return None  # Tansu answers in a way the client cannot read
 
 
 def _letters(settings: Settings) -> Iterator[Finding]:
     with kafka_admin(settings) as admin:
-        where = [TopicPartition(DEAD_LETTERS, p) for p in range(settings.partitions)]
+        if DEAD_LETTERS not in admin.list_topics():
+            yield Finding("dead letters", "skipped", "their topic does not exist")
+            return
+        (topic,) = admin.describe_topics([DEAD_LETTERS])
+        where = [TopicPartition(DEAD_LETTERS, p["partition_index"]) for p in topic["partitions"]]
         first = admin.list_partition_offsets(dict.fromkeys(where, OffsetSpec.EARLIEST))
         ends = admin.list_partition_offsets(dict.fromkeys(where, OffsetSpec.LATEST))
         hour_ago = int((time.time() - 3600) * 1000)
@@ -198,7 +273,7 @@ def _letters(settings: Settings) -> Iterator[Finding]:
     )
     told = f"{total:,} kept, {late:,} of the last hour"
     if late:
-        yield Finding("dead letters", "look", told, "runnerstream dead-letters list --since 1h")
+        yield Finding("dead letters", "look", told, "`runnerstream dead-letters list --since 1h`")
     else:
         yield Finding("dead letters", "ok", told)
 
@@ -208,7 +283,8 @@ def _clickhouse(settings: Settings) -> Iterator[Finding]:
     if not url:
         yield Finding("ClickHouse", "skipped", "none is configured")
         return
-    with clickhouse(settings) as client:
+    require_clickhouse(settings)  # the database may be what is missing
+    with clickhouse(elsewhere(settings)) as client:
         began = time.time()
         (version, theirs), *_ = client.execute("SELECT version(), now64(3, 'UTC')")
         ended = time.time()
@@ -221,7 +297,7 @@ def _clickhouse(settings: Settings) -> Iterator[Finding]:
         theirs = theirs.replace(tzinfo=UTC)
     yield _skew("clock of ClickHouse", theirs.timestamp() - (began + ended) / 2)
     try:
-        pending = schema.pending(url)
+        pending = schema.pending(bounded(url))
     except schema.SchemaError as error:
         yield Finding("tables", "bad", str(error), "run the release that made them, or a newer one")
         return
@@ -229,7 +305,7 @@ def _clickhouse(settings: Settings) -> Iterator[Finding]:
         raise clickhouse_failure(settings, error) from None
     if pending:
         names = ", ".join(f"{m.version:04d}_{m.name}" for m in pending)
-        yield Finding("tables", "bad", f"not applied: {names}", "runnerstream schema apply")
+        yield Finding("tables", "bad", f"not applied: {names}", "`runnerstream schema apply`")
     else:
         yield Finding("tables", "ok", f"{len(schema.migrations())} migrations applied")
 
@@ -243,48 +319,87 @@ def _skew(what: str, seconds: float) -> Finding:
 
 def _worker(settings: Settings) -> Iterator[Finding]:
     base = worker_url(settings)
+    named = "set RUNNERSTREAM_WEB_HOST and RUNNERSTREAM_WEB_PORT to those of the worker"
     try:
         ready = ask(base, "/readyz", timeout=5.0)
     except Failure as error:
         # It may run elsewhere; the group's members tell whether one runs at all.
-        yield Finding("worker", "look", error.message, error.remedy)
+        todo = f"start one with `runnerstream worker`, or {named}"
+        yield Finding("worker", "look", error.message, todo)
         return
     if "reasons" not in ready:
-        yield Finding("worker", "bad", f"what listens at {base} is not a worker", "see --web-port")
+        yield Finding("worker", "bad", f"what listens at {base} is not a worker", named)
+        return
+    began = time.time()
+    group = ask(base, "/workers", timeout=10.0)
+    theirs = group.get("group")
+    if theirs is not None and theirs != settings.app_id:
+        yield Finding(
+            "worker", "bad",
+            f"{base} is a worker of another deployment: its app_id is {theirs}, ours "
+            f"{settings.app_id}",
+            named,
+        )  # fmt: skip
         return
     if ready["ready"]:
         yield Finding("worker", "ok", f"{base} is ready, {ready['tick_lag_s']:.1f} s behind")
     for reason in ready["reasons"]:
         yield Finding("worker", "bad", reason["text"], _REMEDIES.get(reason["code"], ""))
-    began = time.time()
-    group = ask(base, "/workers", timeout=10.0)
     yield _skew("clock of the worker", group["now"] / 1000 - (began + time.time()) / 2)
     for gap in group.get("incomplete", ()):
-        yield Finding("group", "bad", gap["reason"], "is that worker reachable by its web_host?")
+        yield Finding(
+            "group", "bad", gap["reason"],
+            "is that worker reachable from the others by its RUNNERSTREAM_WEB_HOST?",
+        )  # fmt: skip
 
 
 _REMEDIES: Final = {
     "starting": "wait some seconds",
     "rebalancing": "wait some seconds; if it lasts, look for a worker that keeps restarting",
-    "recovering": "wait; store=rocksdb makes it shorter",
+    "recovering": "wait; RUNNERSTREAM_STORE=rocksdb makes it shorter",
     "lagging": "add workers, or look for a broker that is slow",
-    "sink": "is `runnerstream worker --role sink` (or all) running? see its log",
+    "sink": "is `runnerstream worker --role sink` running, here or elsewhere? see its log",
     "clickhouse": "start ClickHouse; nothing is lost meanwhile",
     "broker": "start Kafka; nothing is lost meanwhile",
 }
 
 
 def _sink(settings: Settings) -> Iterator[Finding]:
-    base = f"http://{settings.web_host}:{settings.sink_port}"
+    base = sink_url(settings)
     try:
         status = ask(base, "/readyz", timeout=5.0)
     except Failure:
         yield Finding("sink", "look", f"nothing answers at {base}",
                       "fine when it runs elsewhere: see the sink group above")  # fmt: skip
         return
-    if status.get("ready"):
+    if "ready" not in status:
+        yield Finding("sink", "bad", f"what listens at {base} is not a sink",
+                      "set RUNNERSTREAM_SINK_PORT to the one of the sink")  # fmt: skip
+        return
+    other = _other_deployment(settings, status)
+    if other:
         yield Finding(
-            "sink", "ok", f"{base} is ready, writes {status.get('partitions')} partitions"
-        )
+            "sink", "bad", f"{base} is a sink of another deployment: {other}",
+            "set RUNNERSTREAM_SINK_PORT to the one of ours; `runnerstream worker --role sink` "
+            "starts one",
+        )  # fmt: skip
+    elif status["ready"]:
+        told = f"{base} is ready, writes {status.get('partitions')} partitions"
+        yield Finding("sink", "ok", told)
     else:
         yield Finding("sink", "bad", str(status.get("reason")), _REMEDIES["clickhouse"])
+
+
+def _other_deployment(settings: Settings, status: Answer) -> str:
+    """How the sink that answers differs from the one of these settings; empty when it is ours."""
+    about = status.get("deployment")
+    if not isinstance(about, dict):
+        return "it does not say whose it is"
+    ours = deployment(settings)
+    names = {"group": "its group", "kafka": "its Kafka", "clickhouse": "its ClickHouse"}
+    differs = [
+        f"{name} is {about.get(key)}, ours {ours[key]}"
+        for key, name in names.items()
+        if about.get(key) != ours[key]
+    ]
+    return "; ".join(differs)

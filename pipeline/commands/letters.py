@@ -15,12 +15,13 @@ from pipeline.commands.common import (
     Context,
     Duration,
     Failure,
-    plain_console,
+    OutputClosed,
     print_json,
-    table,
+    print_table,
+    say,
 )
 from pipeline.commands.feed import producer
-from pipeline.commands.reach import broker_failure, kafka_admin, specs
+from pipeline.commands.reach import broker_failure, kafka_admin, kafka_options, specs
 from pipeline.settings import Settings
 from pipeline.text import duration
 from topics.catalogue import DEAD_LETTERS, MAX_DEAD_LETTER_BYTES
@@ -84,7 +85,7 @@ def letters(settings: Settings) -> Iterator[DeadLetter]:
     consumer: Any = None
     try:
         consumer = KafkaConsumer(
-            **settings.kafka_options(),
+            **kafka_options(settings),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -171,28 +172,26 @@ def list_letters(
         )
         return
     if not found:
-        click.echo("no dead letters match" if _any(wanted) else "no dead letters")
+        say("no dead letters match" if _any(wanted) else "no dead letters")
         return
     now = int(time.time() * 1000)
-    console = plain_console()
-    console.print(
-        table(
-            ("letter", "stage", "reason", "age", "what was wrong"),
+    print_table(
+        ("letter", "stage", "reason", "age", "what was wrong"),
+        (
             (
-                (
-                    letter.id,
-                    letter.stage,
-                    letter.reason.value,
-                    duration(max(0, now - letter.received_at)),
-                    letter.error[:160],
-                )
-                for letter in found[:limit]
-            ),
-            right=(3,),
-        )
+                letter.id,
+                letter.stage,
+                letter.reason.value,
+                duration(max(0, now - letter.received_at)),
+                letter.error[:160],
+            )
+            for letter in found[:limit]
+        ),
+        right=(3,),
+        whole=(0, 2, 3),
     )
     told = ", ".join(f"{n} {reason} ({stage})" for (stage, reason), n in counts.most_common())
-    click.echo(f"\n{len(found)} letters: {told}")
+    say(f"\n{len(found)} letters: {told}")
 
 
 @dead_letters.command("show")
@@ -208,7 +207,12 @@ def show_letter(context: Context, letter_id: str, raw: bool) -> None:
         )
     value = letter.record_value
     if raw:
-        click.get_binary_stream("stdout").write(value or b"")
+        try:
+            stream = click.get_binary_stream("stdout")
+            stream.write(value or b"")
+            stream.flush()
+        except BrokenPipeError:
+            raise OutputClosed from None
         return
     told = letter.model_dump(mode="json", exclude={"record_value", "record_key", "kind"})
     told["record_key"] = _text(letter.record_key)
@@ -269,9 +273,9 @@ def replay_letters(
                 to.send(letter.topic, letter.record_key, letter.record_value)
     verb = "would be replayed" if dry_run else "replayed"
     for topic, number in counts.most_common():
-        click.echo(f"{number:>7,}  {verb} to {topic}")
+        say(f"{number:>7,}  {verb} to {topic}")
     if not (counts or held or without):
-        click.echo("no letter matches")
+        say("no letter matches")
     for topic, number in held.most_common():
         click.echo(
             f"not replayed: {number:,} to {topic}, which is compacted: an old record would stand "

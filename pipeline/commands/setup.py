@@ -8,20 +8,25 @@ from pathlib import Path
 
 import click
 from clickhouse_driver.errors import Error as ClickHouseError
+from kafka.errors import KafkaError
 
 from pipeline.commands.common import (
     FAILED,
+    USAGE,
     Context,
     Failure,
-    plain_console,
     print_json,
-    table,
+    print_table,
+    say,
 )
 from pipeline.commands.reach import (
+    bounded,
     clickhouse,
     clickhouse_failure,
     clickhouse_url,
     kafka_admin,
+    kafka_options,
+    require_clickhouse,
     specs,
     topics_plan,
 )
@@ -29,6 +34,8 @@ from pipeline.local import LocalError, StackStatus, default_data_dir, down, stat
 from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PORT
 from pipeline.text import duration
 from sinks import schema as tables
+from sinks.refill import RefillError, refill
+from sinks.rows import TABLES
 from topics.apply import TopicsError, apply
 
 
@@ -47,18 +54,18 @@ def topics_apply(context: Context, mend: bool) -> None:
     with kafka_admin(settings):
         pass
     try:
-        report = apply(settings.kafka_options(), wanted, mend=mend)
+        report = apply(kafka_options(settings), wanted, mend=mend)
     except TopicsError as error:
         raise Failure(str(error)) from None
     for name in report.created:
-        click.echo(f"created    {name}")
+        say(f"created    {name}")
     for each in report.mended:
-        click.echo(f"set        {each.topic}: {each.setting} = {each.wanted}")
+        say(f"set        {each.topic}: {each.setting} = {each.wanted}")
     for each in report.drift:
-        click.echo(f"differs    {each} (set it with --mend)")
+        say(f"differs    {each} (set it with --mend)")
     for name in report.unknown:
-        click.echo(f"unchecked  {name}: the broker does not tell its settings")
-    click.echo(f"{len(report.created)} created, {len(report.unchanged)} as they should be")
+        say(f"unchecked  {name}: the broker does not tell its settings")
+    say(f"{len(report.created)} created, {len(report.unchanged)} as they should be")
 
 
 @topics.command("show")
@@ -88,9 +95,9 @@ def topics_show(context: Context, as_json: bool) -> None:
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        plain_console().print(table(columns, rows, right=(1,)))
+        print_table(columns, rows, right=(1,), whole=(0, 1, 4))
         if missing:
-            click.echo("\ncreate what is missing with `runnerstream topics apply`")
+            say("\ncreate what is missing with `runnerstream topics apply`")
     if missing or found.mismatches:
         raise SystemExit(FAILED)
 
@@ -103,32 +110,90 @@ def schema() -> None:
 @schema.command("apply")
 @click.pass_obj
 def schema_apply(context: Context) -> None:
-    """Create the database and apply missing migrations. Applying twice changes nothing."""
+    """Create the database, apply missing migrations, and make again what was dropped.
+
+    Applying twice changes nothing.
+    """
     settings = context.settings
     url = clickhouse_url(settings)
+    require_clickhouse(settings)
     try:
-        report = tables.apply(url)
+        report = tables.apply(bounded(url))
     except tables.SchemaError as error:
         raise Failure(str(error)) from None
     except (ClickHouseError, OSError, EOFError, ValueError) as error:
         raise clickhouse_failure(settings, error) from None
     for name in report.applied:
-        click.echo(f"applied  {name}")
-    click.echo(
+        say(f"applied  {name}")
+    for name in report.mended:
+        say(f"made     {name}, which was gone")
+    say(
         f"database {report.database}: {len(report.applied)} migrations applied, "
         f"{len(report.already)} were there"
     )
+    lost = [name for name in report.mended if name in {table.name for table in TABLES}]
+    if lost:
+        say(f"fill from the log what was lost: runnerstream schema refill {' '.join(lost)}")
+
+
+@schema.command("refill")
+@click.argument("names", nargs=-1, required=True, metavar="TABLE...")
+@click.pass_obj
+def schema_refill(context: Context, names: tuple[str, ...]) -> None:
+    """Fill tables from what the topics still hold, after they were dropped and made again.
+
+    May run while sinks run, and twice: rows that are there already are replaced by themselves.
+    """
+    settings = context.settings
+    url = clickhouse_url(settings)
+    unknown = sorted(set(names) - {table.name for table in TABLES})
+    if unknown:
+        raise Failure(
+            f"no table of the sink: {', '.join(unknown)}",
+            f"one of {', '.join(table.name for table in TABLES)}",
+            USAGE,
+        )
+    require_clickhouse(settings)
+    try:
+        gone = sorted(set(names) & set(tables.absent(bounded(url))))
+    except (ClickHouseError, OSError, EOFError, ValueError) as error:
+        raise clickhouse_failure(settings, error) from None
+    if gone:
+        raise Failure(f"missing: {', '.join(gone)}", "make it with `runnerstream schema apply`")
+    with kafka_admin(settings):
+        pass
+    told = time.monotonic()
+
+    def progress(done: int, of: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 5:
+            told = time.monotonic()
+            click.echo(f"{done:,} of {of:,} offsets", err=True)
+
+    try:
+        filled = refill(settings.kafka_options(), url, names, progress)
+    except (RefillError, KafkaError) as error:
+        raise Failure(
+            f"not filled to the end: {error}", "begin it again: nothing is lost"
+        ) from None
+    for name, number in filled.rows.items():
+        say(f"filled   {name}: {number:,} rows")
+    say(f"{filled.records:,} records read, {filled.passed_over:,} of them gave no row")
 
 
 @schema.command("show")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.pass_obj
 def schema_show(context: Context, as_json: bool) -> None:
-    """Show migrations and tables. Exit code 1 while a migration is missing."""
+    """Show migrations and tables. Exit code 1 while a migration or a table is missing."""
     settings = context.settings
     url = clickhouse_url(settings)
+    require_clickhouse(settings)
     try:
-        pending = {migration.version for migration in tables.pending(url)}
+        pending = {migration.version for migration in tables.pending(bounded(url))}
+        gone: tuple[str, ...] = ()
+        if len(pending) < len(tables.migrations()):
+            gone = tables.absent(bounded(url))
     except tables.SchemaError as error:
         raise Failure(str(error)) from None
     except (ClickHouseError, OSError, EOFError, ValueError) as error:
@@ -152,21 +217,23 @@ def schema_show(context: Context, as_json: bool) -> None:
                     {"name": n, "engine": e, "rows": r, "bytes": b, "comment": c}
                     for n, e, r, b, c in sizes
                 ],
+                "missing": list(gone),
             }
         )
     else:
-        console = plain_console()
-        console.print(table(("migration", "state"), migrations))
+        print_table(("migration", "state"), migrations)
         if sizes:
             rows = [
                 (n, e, "" if e == "View" else f"{r:,}", "" if e == "View" else _size(b))
                 for n, e, r, b, _ in sizes
             ]
-            console.print()
-            console.print(table(("table", "engine", "rows", "on disk"), rows, right=(2, 3)))
-        if pending:
-            click.echo("\napply what is missing with `runnerstream schema apply`")
-    if pending:
+            say()
+            print_table(("table", "engine", "rows", "on disk"), rows, right=(2, 3))
+        if gone:
+            say(f"\nmissing: {', '.join(gone)}")
+        if pending or gone:
+            say("\napply what is missing with `runnerstream schema apply`")
+    if pending or gone:
         raise SystemExit(FAILED)
 
 
@@ -230,7 +297,7 @@ def local_up(
     except LocalError as error:
         raise Failure(str(error)) from None
     env_file = _write_env(directory, found)
-    click.echo(f"\nexport RUNNERSTREAM_CONFIG={env_file}")
+    say(f"\nexport RUNNERSTREAM_CONFIG={env_file}")
     click.echo(
         "\nThat line makes other commands use them: next `runnerstream topics apply`, "
         "`runnerstream schema apply`, `runnerstream worker`.",
@@ -246,7 +313,7 @@ def local_down(directory: Path) -> None:
         ended = down(directory)
     except LocalError as error:
         raise Failure(str(error)) from None
-    click.echo("stopped" if ended else "nothing was running")
+    say("stopped" if ended else "nothing was running")
 
 
 @local.command("status")
@@ -265,12 +332,12 @@ def local_status(directory: Path, as_json: bool) -> None:
         print_json(told)
     elif found.running:
         up_for = duration((time.time() - found.started_at) * 1000)
-        click.echo(f"running for {up_for} (process {found.pid}) in {found.data_dir}")
-        click.echo(f"  Kafka       {found.kafka_bootstrap}")
-        click.echo(f"  ClickHouse  {found.clickhouse_http_url} (HTTP)")
-        click.echo(f"  settings    {directory / 'env'} (with the password; mode 0600)")
+        say(f"running for {up_for} (process {found.pid}) in {found.data_dir}")
+        say(f"  Kafka       {found.kafka_bootstrap}")
+        say(f"  ClickHouse  {found.clickhouse_http_url} (HTTP)")
+        say(f"  settings    {directory / 'env'} (with the password; mode 0600)")
     else:
-        click.echo(f"nothing runs in {found.data_dir}; start it with `runnerstream local up`")
+        say(f"nothing runs in {found.data_dir}; start it with `runnerstream local up`")
     if not found.running:
         raise SystemExit(FAILED)
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 
@@ -32,8 +33,9 @@ from pipeline.commands.common import (
     Failure,
     place,
 )
-from pipeline.commands.reach import clickhouse_url, topics_plan
+from pipeline.commands.reach import clickhouse_url, local_url, topics_plan, worker_url
 from pipeline.settings import Settings
+from pipeline.text import version
 
 log = logging.getLogger(__name__)
 
@@ -101,13 +103,32 @@ def worker(
 def run_fold(settings: Settings, supervisor: SinkSupervisor | None = None) -> int:
     """Run the fold in this process, with the sink beside it; the exit code."""
     # Late: Faust takes half a second to import, which the other commands need not pay.
-    from pipeline.worker import Worker
+    from pipeline.commands.ready import tell_when_ready
+    from pipeline.faust_safe.app import logging_config
+    from pipeline.worker import Worker, is_fenced
 
+    logging.config.dictConfig(logging_config(settings))
+    views = worker_url(settings)
+    log.info(
+        "runnerstream %s, worker of group %s: Kafka %s, %d partitions, state in %s, views at %s/",
+        version(), settings.app_id, settings.kafka, settings.partitions,
+        "memory" if settings.store == "memory" else settings.data_dir, views,
+    )  # fmt: skip
+    fenced = is_fenced(settings)
+    if not fenced:
+        log.warning(
+            "the embedded broker has no working transactions: a worker that was replaced while it "
+            "slept is not refused. Use Apache Kafka for more than a trial"
+        )
     try:
-        made = Worker(settings)
+        made = Worker(settings, fenced=fenced)
         if supervisor is not None:
             supervisor.start()
-        return made.run()
+        over = tell_when_ready(local_url(settings.web_bind, settings.web_port), views)
+        try:
+            return made.run()
+        finally:
+            over.set()
     finally:
         if supervisor is not None:
             supervisor.stop()
@@ -138,12 +159,15 @@ def run_sink(settings: Settings) -> int:
     }
     sink = Sink(SinkConfig(kafka, url, group_id=sink_group(settings)))
     try:
-        health = HealthServer(sink, settings.web_bind, settings.sink_port)
+        health = HealthServer(
+            sink, settings.web_bind, settings.sink_port, about=deployment(settings)
+        )
     except OSError as error:
         raise _port_failure(settings.web_bind, settings.sink_port, "sink_port", error) from None
     log.info(
-        "sink %s: %s to ClickHouse at %s, health at http://%s:%d",
-        sink_group(settings), settings.kafka, place(url), settings.web_bind, health.port,
+        "runnerstream %s, sink of group %s: Kafka %s to ClickHouse %s, health at %s/readyz",
+        version(), sink_group(settings), settings.kafka, place(url),
+        local_url(settings.web_bind, health.port),
     )  # fmt: skip
     try:
         sink.run(stop)
@@ -157,6 +181,17 @@ def run_sink(settings: Settings) -> int:
 def sink_group(settings: Settings) -> str:
     """Consumer group of the sink."""
     return f"{settings.app_id}-sink"
+
+
+def deployment(settings: Settings) -> dict[str, str]:
+    """Whose sink it is, for who finds one at an address: group, Kafka, and the database."""
+    url = settings.clickhouse.get_secret_value()
+    database = urlsplit(url).path.strip("/")
+    return {
+        "group": sink_group(settings),
+        "kafka": ",".join(sorted(settings.bootstrap)),
+        "clickhouse": f"{place(url)}/{database}" if url else "",
+    }
 
 
 def require_topics(settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ import faust
 from faust.auth import SASLCredentials
 from faust.types.auth import SASLMechanism
 
+from pipeline.faust_safe.recovery import BatchRecovery
 from pipeline.faust_safe.table import SafeTable
 from pipeline.faust_safe.transport import SafeTransport
 from pipeline.settings import Settings
@@ -84,8 +86,14 @@ def create_app(settings: Settings, *, web_port: int) -> faust.App:
         worker_redirect_stdouts=False,
         logging_config=logging_config(settings),
     )
+    app.on_before_shutdown.connect(_stops, weak=False)
     app.transport = SafeTransport(app.conf.broker_consumer, app)
+    app.tables._recovery = BatchRecovery(app, app.tables, beacon=app.tables.beacon, loop=app.loop)
     return app
+
+
+def _stops(*args: Any, **kwargs: Any) -> None:
+    Calm.stopping = True
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
@@ -102,13 +110,41 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": formatter},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "filters": {"calm": {"()": "pipeline.faust_safe.app.Calm"}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": "line",
+                "filters": [] if settings.log_level == "DEBUG" else ["calm"],
+            }
+        },
         "root": {"level": settings.log_level, "handlers": ["stderr"]},
         "loggers": {
             name: {"level": "DEBUG" if settings.log_level == "DEBUG" else "WARNING"}
             for name in quiet
         },
     }
+
+
+class Calm(logging.Filter):
+    """Keeps back what Faust's parts say at every start and stop, and nobody can use; and, once
+    the worker stops, what aiokafka says of requests that its own end has cut short."""
+
+    #: Whether the worker of this process has begun to stop.
+    stopping = False
+
+    #: What its parts say of themselves begins so; what this program says does not.
+    _PART = re.compile(r"^\[\^-*[^\]]*\]: ")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is written."""
+        if record.name.startswith("aiokafka.") and (
+            # A new cluster makes the place of its groups when it is first asked for it. aiokafka
+            # asks again, and a coordinator that stays away is a reason in /readyz.
+            Calm.stopping or "GroupCoordinatorNotAvailableError" in record.getMessage()
+        ):
+            return False
+        return record.levelno > logging.INFO or not self._PART.match(record.getMessage())
 
 
 class JsonFormatter(logging.Formatter):

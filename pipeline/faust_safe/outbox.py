@@ -86,31 +86,35 @@ class Outbox:
             await self.start()
         producer = self._producer
         assert producer is not None
+        sent = await self.send(producer, outputs)
+        return await sent.offsets()
+
+    async def send(self, producer: AIOKafkaProducer, outputs: Iterable[Output]) -> Sent:
+        """Hand all outputs to a producer, without waiting for the broker."""
         by_partition: dict[tuple[str, int], list[Output]] = {}
         for output in outputs:
             partition = output.partition
             if partition is None:
                 partition = partition_of(output.key, self._partitions[output.topic])
             by_partition.setdefault((output.topic, partition), []).append(output)
-        offsets = await asyncio.gather(
-            *(
-                self._send(producer, topic, partition, records)
-                for (topic, partition), records in by_partition.items()
-            )
-        )
-        return dict(zip(by_partition, offsets, strict=True))
+        sent = Sent()
+        for (topic, partition), records in by_partition.items():
+            await self._send(producer, topic, partition, records, sent)
+        return sent
 
     async def _send(
-        self, producer: AIOKafkaProducer, topic: str, partition: int, outputs: list[Output]
-    ) -> int:
+        self,
+        producer: AIOKafkaProducer,
+        topic: str,
+        partition: int,
+        outputs: list[Output],
+        sent: Sent,
+    ) -> None:
         now = int(time.time() * 1000)
-        futures = []
-        in_last = 0
         builder = producer.create_batch()
         for output in outputs:
             if builder.append(key=output.key, value=output.value, timestamp=now) is None:
-                builder.close()
-                futures.append(await producer.send_batch(builder, topic, partition=partition))
+                await sent.batch(producer, builder, topic, partition)
                 builder = producer.create_batch()
                 if builder.append(key=output.key, value=output.value, timestamp=now) is None:
                     raise ValueError(
@@ -118,9 +122,33 @@ class Outbox:
                         f"into a batch of {self.MAX_BATCH} bytes"
                     )
         if builder.record_count():
-            in_last = builder.record_count()
-            builder.close()
-            futures.append(await producer.send_batch(builder, topic, partition=partition))
-        written = await asyncio.gather(*futures)
-        # A batch answers with the offset of its first record.
-        return int(written[-1].offset) + in_last - 1
+            await sent.batch(producer, builder, topic, partition)
+
+
+class Sent:
+    """Batches on their way, and where they end up."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[tuple[str, int], int, Any]] = []
+
+    async def batch(
+        self, producer: AIOKafkaProducer, builder: Any, topic: str, partition: int
+    ) -> None:
+        """Send one more."""
+        records = builder.record_count()
+        builder.close()
+        future = await producer.send_batch(builder, topic, partition=partition)
+        self._batches.append(((topic, partition), records, future))
+
+    async def offsets(self) -> dict[tuple[str, int], int]:
+        """Wait for all; the last offset written per (topic, partition). Raises the first error."""
+        answers = await asyncio.gather(
+            *(future for _, _, future in self._batches), return_exceptions=True
+        )
+        offsets = {}
+        for (where, records, _), answer in zip(self._batches, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            # A batch answers with the offset of its first record.
+            offsets[where] = int(answer.offset) + records - 1
+        return offsets

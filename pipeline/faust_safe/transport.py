@@ -2,8 +2,7 @@
 
 Source topics arrive as one Faust message per fetched partition batch (:class:`Batch`), so
 everything Faust does per message (flow control, queueing, tracking, acks) happens once per
-hundreds of records. Changelog records still arrive one by one, because Faust's recovery counts
-them.
+hundreds of records. Changelogs are not read here at all (:mod:`pipeline.faust_safe.recovery`).
 
 Remedies:
 
@@ -19,12 +18,20 @@ Remedies:
   active partitions is emptied while a fetch waits, and aiokafka takes an empty set for "all") was
   never read again: the first 50 records of a partition, with three workers starting under load.
   :meth:`SafeConsumer.perform_seek` seeks to the beginning there.
+* *Records of aborted transactions*: Faust reads them unless it writes transactions itself. Here
+  only what was committed is read.
+* *Lag that never ends*: Faust commits the last record plus one, which is not where the partition
+  ends when the end of a transaction or a compacted record follows. The position of the consumer is
+  committed instead (:attr:`Batch.next_offset`), also when nothing but such marks came.
+* *Holes*: offsets that were passed over are told to :attr:`SafeConsumer.on_hole`, because retention
+  may have removed their records before they were read.
 * *Four asyncio tasks per message*: ``wait_first`` is bypassed while nothing is suspended.
 * *A second of sleep whenever every partition is back-pressured*: the wait is short instead.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
@@ -32,20 +39,39 @@ from faust.serializers.schemas import Schema
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
 
+from pipeline.faust_safe import undecodable
+
+log = logging.getLogger(__name__)
+
+undecodable.install()
+
+
+#: Partition, first offset that was not read, first offset that was or will be. A suspicion: marks
+#: may be all that was in between, so whoever is told asks where the log begins.
+OnHole = Callable[[TP, int, int], None]
+
+
+def _ignore(tp: TP, first: int, end: int) -> None:
+    return None
+
 
 class Batch:
     """Consecutive records of one source partition, in offset order.
 
-    ``records`` are aiokafka ConsumerRecords (raw key and value). ``done`` is set by the agent
-    when every effect of the batch is durable; only then does acking it move the offset.
+    ``records`` are aiokafka ConsumerRecords (raw key and value). ``next_offset`` is where the
+    consumer goes on reading; marks of transactions may lie between it and the last record.
+    ``done`` is set by the agent when every effect of the batch is durable; only then does acking
+    it move the offset. ``committed`` says that the agent has committed ``next_offset`` itself.
     """
 
-    __slots__ = ("done", "records", "tp")
+    __slots__ = ("committed", "done", "next_offset", "records", "tp")
 
-    def __init__(self, tp: TP, records: list[Any]) -> None:
+    def __init__(self, tp: TP, records: list[Any], next_offset: int | None = None) -> None:
         self.tp = tp
         self.records = records
+        self.next_offset = records[-1].offset + 1 if next_offset is None else next_offset
         self.done = False
+        self.committed = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -68,46 +94,115 @@ class BatchSchema(Schema):
         return decode
 
 
+class SafeConsumerThread(driver.AIOKafkaConsumerThread):
+    """The thread in which aiokafka fetches, with what the consumer needs to know of it."""
+
+    #: What Faust says of its services is for debugging.
+    logger = logging.getLogger("faust.safe")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        #: Where each partition is read on, as of the last fetch.
+        self.positions: dict[TP, int] = {}
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+    async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Any:
+        records = await super()._fetch_records(consumer, *args, **kwargs)
+        subscription = consumer._subscription.subscription
+        assignment = None if subscription is None else subscription.assignment
+        if assignment is not None:
+            self.positions = {
+                TP(tp.topic, tp.partition): state.position
+                for tp in assignment.tps
+                if (state := assignment.state_value(tp)).has_valid_position
+            }
+        return records
+
+    async def rejoin(self) -> None:
+        """Have the group assign its partitions anew."""
+
+        async def request() -> None:
+            self._ensure_consumer()._coordinator.request_rejoin()
+
+        await self.call_thread(request)
+
+
 class SafeConsumer(driver.Consumer):
     """See the module docstring."""
+
+    #: What Faust says of its services is for debugging.
+    logger = logging.getLogger("faust.safe")
 
     #: Pause between looks at the fetcher while all partitions are back-pressured, in seconds.
     BACK_PRESSURE_WAIT = 0.05
 
+    on_hole: OnHole
+    log_topic: str
     _held_back: set[TP] | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.on_hole = self.transport.on_hole
+        self.log_topic = self.transport.log_topic
+        self._forget_positions()
+
+    def _new_consumer_thread(self) -> SafeConsumerThread:
+        return SafeConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def _forget_positions(self) -> None:
+        self._seeks = getattr(self, "_seeks", 0) + 1
+        #: Behind the last batch handed on, and behind the last one that was finished.
+        self._delivered: dict[TP, int] = {}
+        self._finished: dict[TP, int] = {}
+        #: Where partitions stand that had nothing to hand on.
+        self._passed: dict[TP, int] = {}
+        #: Partitions of which something was fetched and not handed on, until the next seek.
+        self._dropped: set[TP] = set()
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
-        """Yield one message per source partition batch, one per changelog record."""
+        """Yield one message per partition batch."""
         if not self._get_active_partitions() and self.flow_active and not self.should_stop:
             await self.sleep(self.BACK_PRESSURE_WAIT)
             return
+        seeks = self._seeks
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
+            self._dropped.update(records or ())
             return
+        left = {tp for tp, batch in records.items() if batch}
+        self._dropped |= left
         if not self.flow_active:
             try:
                 await self.perform_seek()
             except Exception as exc:
                 self.log.warning("seek while the flow is stopped failed: %r", exc)
             return
+        positions = self._thread.positions
+        if self._seeks == seeks:
+            # Else they are from before the seek, behind records that were dropped then: committing
+            # them lost the lifecycle events of 65 jobs in a trial with sleeping workers.
+            self._passed.update((tp, at) for tp, at in positions.items() if tp not in records)
         for tp, batch in records.items():
             wanted = active is None or tp in active or tp in self._buffered_partitions
             if not wanted or not batch:
                 continue
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-            for message in self._messages(tp, batch):
-                if not self.flow_active or self.app.consumer_generation_id != generation:
-                    return
-                yield tp, message
+            message = self._message(tp, batch, positions.get(tp, 0))
+            self._look_for_hole(tp, batch[0].offset)
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                return
+            self._dropped.discard(tp)
+            self._delivered[tp] = message.value.next_offset
+            yield tp, message
 
-    def _messages(self, tp: TP, records: list[Any]) -> Iterable[Any]:
-        if self._is_changelog_tp(tp):
-            for record in records:
-                yield self._to_message(tp, record)
-            return
+    def _message(self, tp: TP, records: list[Any], position: int) -> Any:
         last = records[-1]
-        yield ConsumerMessage(
+        return ConsumerMessage(
             last.topic,
             last.partition,
             last.offset,
@@ -115,7 +210,7 @@ class SafeConsumer(driver.Consumer):
             last.timestamp_type,
             (),
             None,
-            Batch(tp, records),
+            Batch(tp, records, max(position, last.offset + 1)),
             None,
             0,
             0,
@@ -123,23 +218,41 @@ class SafeConsumer(driver.Consumer):
             generation_id=self.app.consumer_generation_id,
         )
 
+    def _look_for_hole(self, tp: TP, offset: int) -> None:
+        expected = self._delivered.get(tp, self._committed_offset.get(tp) or 0)
+        if offset > expected > 0:
+            self.on_hole(tp, expected, offset)
+
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
         # A copy: Faust empties the set while the fetch waits for data.
         wanted = frozenset(active_partitions) if active_partitions is not None else None
         return await super()._getmany(wanted, timeout)
 
     async def perform_seek(self) -> None:
-        """Go back to the committed offsets; to the beginning where nothing was committed yet."""
+        """Go back to the committed offsets; to the beginning where nothing was committed yet, or
+        where the tables made of what was committed are gone."""
         await super().perform_seek()
-        never = [
-            tp
-            for tp in self.assignment()
-            if not self._is_changelog_tp(tp) and (self._committed_offset[tp] or -1) < 0
-        ]
+        blank: frozenset[int] = getattr(self.app.tables.recovery, "blank", frozenset())
+        never = []
+        for tp in self.assignment():
+            committed = self._committed_offset[tp] or -1
+            if self._is_changelog_tp(tp):
+                continue
+            if committed > 0 and tp.topic == self.log_topic and tp.partition in blank:
+                log.warning(
+                    "%s, partition %d, was folded up to offset %d and its tables hold nothing: "
+                    "folding it again from its beginning",
+                    tp.topic, tp.partition, committed,
+                )  # fmt: skip
+                self._committed_offset[tp] = None
+                committed = -1
+            if committed < 0:
+                never.append(tp)
         if never:
             await self._thread.seek_to_beginning(*map(driver.ensure_aiokafka_TP, never))
             for tp in never:
                 self._read_offset[tp] = None
+        self._forget_positions()
 
     def ack(self, message: Any) -> bool:
         """Record a finished batch. A batch that is not done leaves the offset where it is."""
@@ -151,7 +264,11 @@ class SafeConsumer(driver.Consumer):
         message.acked = True
         self._unacked_messages.discard(message)
         if batch.done and message.generation_id == self.app.consumer_generation_id:
-            self._acked[message.tp] = [message.offset]
+            self._finished[message.tp] = batch.next_offset
+            if batch.committed:
+                self._committed_offset[message.tp] = batch.next_offset
+            else:
+                self._acked[message.tp] = [batch.next_offset]
             self._n_acked += len(batch)
         waiting = self._waiting_for_ack
         if waiting is not None and not waiting.done():
@@ -161,15 +278,38 @@ class SafeConsumer(driver.Consumer):
     def _new_offset(self, tp: TP) -> int | None:
         # Batches of a partition are acked in order (one agent, one loop), so the last one says
         # it all. Faust's own search for gaps would see one between any two batches.
-        if self._is_changelog_tp(tp):
-            offset = super()._new_offset(tp)
-            return None if offset is None else int(offset)
         acked = self._acked.pop(tp, None)
-        return acked[-1] + 1 if acked else None
+        return acked[-1] if acked else None
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        if self._is_changelog_tp(tp):
-            await super()._add_gap(tp, offset_from, offset_to)
+        """Not kept: see :meth:`_new_offset`."""
+
+    async def force_commit(self, *args: Any, **kwargs: Any) -> bool:
+        """Commit what is finished, and where partitions stand that had only marks to pass."""
+        if self.flow_active and not self.should_stop and not self.app.rebalancing:
+            for tp, position in self._passed.items():
+                behind = self._committed_offset.get(tp) or 0
+                finished = self._delivered.get(tp, behind) == self._finished.get(tp, behind)
+                if finished and tp not in self._dropped and self._marks_only(tp, behind, position):
+                    self._acked.setdefault(tp, [position])
+                    # Or retention removed all that was left: no batch will tell of it.
+                    if behind:
+                        self.on_hole(tp, behind, position)
+        return bool(await super().force_commit(*args, **kwargs))
+
+    def _marks_only(self, tp: TP, committed: int, position: int) -> bool:
+        # What agents commit themselves is committed with the next tick.
+        return position > committed and tp.topic != self.log_topic and not self._is_changelog_tp(tp)
+
+    def positions(self) -> dict[TP, int]:
+        """Where each owned source partition is read on: lag is what lies behind that."""
+        return {
+            tp: at for tp, at in self._thread.positions.items() if not self._is_changelog_tp(tp)
+        }
+
+    async def rejoin(self) -> None:
+        """Have the group assign its partitions anew: ours may have been taken over."""
+        await self._thread.rejoin()
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
         """Resume fetching, but source partitions only after the seek that ends recovery."""
@@ -198,6 +338,7 @@ class SafeConsumer(driver.Consumer):
         """A rebalance begins. What an interrupted one held back must not be released by this one:
         its tables would not be recovered yet."""
         self._held_back = None
+        self._forget_positions()
         await super().on_partitions_revoked(revoked)
 
     async def wait_first(self, *coros: Any, timeout: Any = None) -> Any:
@@ -221,3 +362,8 @@ class SafeTransport(driver.Transport):
     """The aiokafka transport with :class:`SafeConsumer`."""
 
     Consumer = SafeConsumer
+
+    #: Told of records that were gone before they were read. Set before the app starts.
+    on_hole: OnHole = staticmethod(_ignore)
+    #: The topic whose agents commit its offsets themselves and whose tables recovery makes.
+    log_topic = ""

@@ -46,6 +46,28 @@ def free_port() -> int:
         return port
 
 
+def resident_mib(pid: int | None) -> int:
+    """How much memory a process holds, in MiB; 0 when that cannot be told."""
+    if pid is None:
+        return 0
+    try:
+        told = subprocess.run(
+            ["ps", "-o", "rss=", "-p", str(pid)],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+        return int(told.stdout) // 1024
+    except (OSError, ValueError, subprocess.SubprocessError):
+        pass
+    try:  # a container without ps
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def require_free_port(port: int, server: str, remedy: str, patience: float = 0.0) -> None:
     """Raise `PortTaken` when `port` is still in use after `patience` seconds.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from clickhouse_driver import Client
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from pipeline.simulate import Truth
 from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
@@ -22,7 +22,10 @@ from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
 
 def consumer(bootstrap: str) -> Any:
     return KafkaConsumer(
-        bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest"
+        bootstrap_servers=bootstrap,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
     )
 
 
@@ -70,6 +73,36 @@ def lag(bootstrap: str, group: str, topics: list[str]) -> int:
         return total
     finally:
         client.close()
+
+
+def committed(bootstrap: str, group: str, tp: Any) -> int | None:
+    """The group's committed offset of a partition."""
+    client = KafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    try:
+        offset: int | None = client.committed(TopicPartition(tp.topic, tp.partition))
+        return offset
+    finally:
+        client.close()
+
+
+def ends(bootstrap: str, tps: list[Any]) -> dict[Any, int]:
+    """Where the partitions end, marks of transactions included."""
+    client = KafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    try:
+        wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
+        found: dict[Any, int] = client.end_offsets(wanted)
+        return found
+    finally:
+        client.close()
+
+
+def delete(bootstrap: str, topic: str) -> None:
+    """Delete a topic."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    try:
+        admin.delete_topics([topic])
+    finally:
+        admin.close()
 
 
 def wait_drained(bootstrap: str, group: str, topics: list[str], timeout: float) -> None:
@@ -154,6 +187,32 @@ def differences(got: dict[Any, Any], want: dict[Any, Any]) -> list[str]:
         for key in sorted(got.keys() | want.keys(), key=repr)
         if got.get(key) != want.get(key)
     ]
+
+
+def older_after_newer(bootstrap: str, app_id: str = "runnerstream") -> list[str]:
+    """Records that know less than one before them under the same key: a former owner wrote them.
+
+    A job's ``rev`` only grows, and so does a pane's fence, until the key is deleted.
+    """
+    wrong = []
+    for topic, version in (
+        (f"{app_id}-jobs-changelog", "rev"),
+        (f"{app_id}-windows-changelog", "fence"),
+        (JOB_STATES, "rev"),
+    ):
+        last: dict[bytes, int] = {}
+        for record in read_topic(bootstrap, topic):
+            if record.value is None:
+                last.pop(record.key, None)
+                continue
+            now = msgspec.json.decode(record.value).get(version, 0)
+            if now < last.get(record.key, 0):
+                wrong.append(
+                    f"{topic} {record.partition}@{record.offset} {record.key!r}: "
+                    f"{version} {now} after {last[record.key]}"
+                )
+            last[record.key] = max(now, last.get(record.key, 0))
+    return wrong
 
 
 def check_topics(bootstrap: str, truth: Truth, app_id: str = "runnerstream") -> dict[str, int]:

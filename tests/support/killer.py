@@ -2,8 +2,10 @@
 
 ``TEST_KILL_AT`` names the step (``folded``, ``outputs``, ``windows``, ``states``, ``visible``,
 ``acked``), ``TEST_KILL_AFTER`` how many transactions pass first, ``TEST_STEPS`` the order of the
-durable steps (for the control that swaps two of them). It dies by SIGKILL: no handler, no flush,
-no commit; ``TEST_KILL_BY=raise`` raises in the agent instead. ``TEST_BREAK=n`` gives it a bug that
+durable steps and ``TEST_FENCED=0`` that they are no Kafka transaction (for the control that swaps
+two of them). It dies by SIGKILL: no handler, no flush,
+no commit; ``TEST_KILL_BY=raise`` raises in the agent instead, ``TEST_KILL_BY=stop`` stops the
+process there by SIGSTOP, once, until somebody continues it. ``TEST_BREAK=n`` gives it a bug that
 refuses one in n deliveries.
 """
 
@@ -17,7 +19,7 @@ from typing import Any
 from pipeline.agents.transaction import STEPS
 from pipeline.providers import github
 from pipeline.settings import load
-from pipeline.worker import Worker
+from pipeline.worker import Worker, is_fenced
 from topics.models import Delivery
 
 
@@ -32,12 +34,18 @@ def main() -> int:
             left -= 1
             if left < 0 and os.environ.get("TEST_KILL_BY") == "raise":
                 raise RuntimeError(f"told to fail at {step}")
-            if left < 0:
+            if os.environ.get("TEST_KILL_BY") == "stop":
+                if left == -1:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+            elif left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     if os.environ.get("TEST_BREAK"):
         break_the_provider(int(os.environ["TEST_BREAK"]))
-    return Worker(load(), observer=observer, steps=steps).run()
+    settings = load()
+    fenced = os.environ.get("TEST_FENCED", "1") == "1"
+    fenced = fenced and is_fenced(settings)
+    return Worker(settings, observer=observer, steps=steps, fenced=fenced).run()
 
 
 def break_the_provider(every: int) -> None:
