@@ -12,7 +12,7 @@ from faust.types.tuples import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.agents.letters import dead_letter as published
+from pipeline.agents.letters import bury
 from pipeline.agents.normalise import Normalise
 from pipeline.faust_safe import Batch
 from pipeline.ledger import Note
@@ -80,10 +80,11 @@ def test_every_record_has_a_letter_that_can_be_read(
 
 @given(record, reason)
 def test_the_worker_publishes_the_same_letter(record: Consumed, why: Unreadable) -> None:
-    output = published("fold", record, why)
+    output, counted = bury("fold", record, why)
     letter = read(DEAD_LETTER, output.value)
     assert (output.topic, output.key) == (DEAD_LETTERS, letter.id.encode())
     assert letter.stage == "fold"
+    assert counted == Note("dead_letters", ("fold", why.reason.value))
     assert letter.record_headers == back(record, why).record_headers
 
 
