@@ -2,7 +2,8 @@
 
 Labels are enums and ``fleet`` only; fleets beyond ``max_fleet_labels`` share ``other``. Ids live
 in ClickHouse. A labelled child exists, at 0, from the start where its labels are an enum, and
-from the first sight of a fleet otherwise.
+from the first sight of a fleet otherwise; but how long claims took to start is exported only for
+fleets whose jobs are claimed.
 
 **Several workers.** A worker counts and gauges only the partitions it owns, and a partition has
 one owner, so nothing is counted twice: ``sum by (fleet)`` over workers for counters, histograms
@@ -13,15 +14,17 @@ transitions and timings (a job already knows its facts).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pipeline.agents.transaction import Done
 from pipeline.ledger import LIVE, Note
+from pipeline.providers.github import ODD_FIELDS, ODD_REASONS
+from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
 
 #: 50 ms to 24 h: GitHub fails a job that waited for a self-hosted runner for 24 h.
@@ -40,18 +43,39 @@ BATCH_RECORDS: Final = (1, 5, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10000)
 
 OTHER: Final = "other"
 
+#: Fleets with labels of their own unless told. Some 90 series each: 0.8 MB of text.
+MAX_FLEETS: Final = 100
+#: Samples written, and fleets looked at, before the event loop is let go.
+SAMPLES_SLICE: Final = 500
+
+#: (fleet, live status, jobs, age of the oldest in ms or None) of each.
+JobsSource = Callable[[], Iterator[tuple[str, str, int, int | None]]]
+
 
 class Metrics:
     """The worker's metrics, in a registry of their own."""
 
-    def __init__(self, max_fleets: int = 200) -> None:
+    def __init__(self, max_fleets: int = MAX_FLEETS) -> None:
         self.registry = registry = CollectorRegistry()
         self._fleets: set[str] = set()
         self._max_fleets = max_fleets
         self._timings: dict[tuple[str, str], Histogram] = {}
+        self._jobs: _Jobs | None = None
         p = "runnerstream_"
         self.webhooks = Counter(
             p + "webhooks", "Webhook deliveries understood.", ["event"], registry=registry
+        )
+        self.ignored_webhooks = Counter(
+            p + "webhooks_ignored",
+            "Authentic deliveries that say nothing about jobs: GitHub's ping, or another event.",
+            ["event"],
+            registry=registry,
+        )
+        self.odd_fields = Counter(
+            p + "odd_fields",
+            "Optional fields with a value that cannot be, treated as missing. The event counts.",
+            ["field", "reason"],
+            registry=registry,
         )
         self.lifecycle_events = Counter(
             p + "lifecycle_events", "Lifecycle events understood.", ["kind"], registry=registry
@@ -119,6 +143,24 @@ class Metrics:
             "Facts older than the status their job had reached.",
             registry=registry,
         )
+        self.crowded_facts = Counter(
+            p + "crowded_facts",
+            "Facts of jobs that know 1,000 already: merged, their number is an estimate.",
+            registry=registry,
+        )
+        self.future_times = Counter(
+            p + "future_times",
+            "Facts with a time that lies more than a day ahead: not believed, dated by arrival.",
+            registry=registry,
+        )
+        self.refused_ticks = Counter(
+            p + "ticks_refused", "Ticks that were not believed.", ["reason"], registry=registry
+        )
+        self.healed_clocks = Counter(
+            p + "clocks_healed",
+            "Partition clocks that stood in the future and were taken back.",
+            registry=registry,
+        )
         self.expired_facts = Counter(
             p + "expired_facts", "Facts about jobs forgotten long ago.", registry=registry
         )
@@ -129,9 +171,16 @@ class Metrics:
             p + "windows_closed", "Windows that closed.", ["size_s"], registry=registry
         )
         self.offset_gaps = Counter(
-            p + "offset_gaps", "Batches whose first offset was not the expected one.",
+            p + "offset_gaps",
+            "Times that records were removed from a topic before they were read.",
             registry=registry,
-        )  # fmt: skip
+        )
+        self.records_missed = Counter(
+            p + "records_missed",
+            "Records that were removed from a topic before they were read.",
+            ["topic"],
+            registry=registry,
+        )
         self.dead_letters = Counter(
             p + "dead_letters", "Records put aside.", ["stage", "reason"], registry=registry
         )
@@ -158,7 +207,7 @@ class Metrics:
         )
         self.consumer_lag = Gauge(
             p + "consumer_lag_records",
-            "Records not yet committed by the worker's group, owned partitions.",
+            "Records that the worker's group has not done yet, owned partitions.",
             ["topic"],
             registry=registry,
         )
@@ -166,8 +215,14 @@ class Metrics:
         self._prepare()
 
     def _prepare(self) -> None:
-        for event in ("workflow_job", "workflow_run"):
+        for event in ("workflow_job", "workflow_run", "api_job"):
             self.webhooks.labels(event)
+        self.refused_ticks.labels("future")
+        for event in ("ping", "other"):
+            self.ignored_webhooks.labels(event)
+        for name in ODD_FIELDS:
+            for reason in ODD_REASONS:
+                self.odd_fields.labels(name, reason)
         for kind in LifecycleKind:
             self.lifecycle_events.labels(kind.value)
         for family in Family:
@@ -179,6 +234,8 @@ class Metrics:
         self.late_samples.labels("conclusion")
         for status in Status:
             self.expired_jobs.labels(status.value)
+        for topic in (WEBHOOKS, LIFECYCLE, JOBS):
+            self.records_missed.labels(topic)
         for size_s in ("60", "300", "3600"):
             self.closed_windows.labels(size_s)
         for stage in ("normalise", "fold"):
@@ -196,8 +253,9 @@ class Metrics:
         if len(self._fleets) >= self._max_fleets:
             return OTHER
         self._fleets.add(name)
-        for family in self.timings.values():
-            family.labels(name)
+        for family, histogram in self.timings.items():
+            if family != Family.CLAIM_TO_START:
+                histogram.labels(name)
         for status in Status:
             self.transitions.labels(name, status.value)
         for conclusion in Conclusion:
@@ -217,8 +275,11 @@ class Metrics:
                     self._timings[family, fleet] = child
                 child.observe(value)
             elif name in ("transitions", "completions"):
+                fleet = self.fleet(labels[0])
                 counter: Counter = getattr(self, name)
-                counter.labels(self.fleet(labels[0]), labels[1]).inc(value)
+                counter.labels(fleet, labels[1]).inc(value)
+                if labels[1] == Status.CLAIMED:
+                    self.timings[Family.CLAIM_TO_START].labels(fleet)
             elif name == "webhook_lag":
                 self.webhook_lag.observe(value)
             else:
@@ -232,38 +293,93 @@ class Metrics:
         self.batch_seconds.labels(done.stage).observe(done.seconds)
         self.fold_seconds.labels(done.stage).observe(done.fold_seconds)
 
-    def watch_jobs(self, source: Callable[[], Iterator[tuple[str, str, int, int | None]]]) -> None:
-        """Export depth and oldest age from ``source`` at each scrape.
+    def missed(self, topic: str, records: int) -> None:
+        """Count records that were removed before they were read."""
+        self.offset_gaps.inc()
+        self.records_missed.labels(topic).inc(records)
 
-        ``source`` yields (fleet, live status, jobs, age of the oldest in ms or None).
+    def watch_jobs(self, source: JobsSource) -> None:
+        """Export depth and oldest age from ``source`` at each scrape."""
+        self._jobs = _Jobs(self, source)
+        self.registry.register(self._jobs)
+
+    async def exposition(self, pause: Callable[[], Awaitable[None]]) -> bytes:
+        """Everything in Prometheus' text format, made in slices with a ``pause`` between them.
+
+        Without the time at which each child was made: a fifth of the text that nobody reads.
         """
-        self.registry.register(_Jobs(self, source))
+        if self._jobs is not None:
+            await self._jobs.look(pause)
+        text = []
+        for metric in self.registry.collect():
+            samples = [s for s in metric.samples if not s.name.endswith("_created")]
+            for start in range(0, max(1, len(samples)), SAMPLES_SLICE):
+                await pause()
+                some = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+                some.samples = samples[start : start + SAMPLES_SLICE]
+                said = generate_latest(_Only(some))
+                if start:
+                    # Name and type stand above the first slice.
+                    lines = said.splitlines(keepends=True)
+                    said = b"".join(line for line in lines if not line.startswith(b"#"))
+                text.append(said)
+        return b"".join(text)
+
+
+class _Only(Collector):
+    """One metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._metric,)
 
 
 MISSING_REASONS: Final = (
-    "not_started", "pending", "no_queued", "no_claim", "gate_unknown", "negative", "copied",
+    "not_started", "pending", "no_queued", "no_started", "no_completed", "no_claim",
+    "gate_unknown", "negative", "copied",
 )  # fmt: skip
 
 
 class _Jobs(Collector):
-    def __init__(
-        self,
-        metrics: Metrics,
-        source: Callable[[], Iterator[tuple[str, str, int, int | None]]],
-    ) -> None:
+    """Depth and oldest age by fleet and status."""
+
+    def __init__(self, metrics: Metrics, source: JobsSource) -> None:
         self._metrics = metrics
         self._source = source
+        self._seen: dict[tuple[str, str], tuple[int, float]] | None = None
+
+    async def look(self, pause: Callable[[], Awaitable[None]]) -> None:
+        """Take what :meth:`collect` tells from now on."""
+        seen: dict[tuple[str, str], tuple[int, float]] = {}
+        for number, one in enumerate(self._source()):
+            if number % SAMPLES_SLICE == 0:
+                await pause()
+            self._add(seen, *one)
+        self._seen = seen
+
+    def _add(
+        self,
+        seen: dict[tuple[str, str], tuple[int, float]],
+        fleet: str,
+        status: str,
+        count: int,
+        age_ms: int | None,
+    ) -> None:
+        label = self._metrics.fleet(fleet)
+        if (label, status) not in seen:
+            for known in LIVE:
+                seen.setdefault((label, known), (0, 0.0))
+        jobs, oldest = seen[label, status]
+        seen[label, status] = (jobs + count, max(oldest, (age_ms or 0) / 1000))
 
     def collect(self) -> Iterable[Metric]:
-        jobs: dict[tuple[str, str], int] = {}
-        oldest: dict[tuple[str, str], float] = {}
-        for fleet, status, count, age_ms in self._source():
-            label = self._metrics.fleet(fleet)
-            for known in LIVE:
-                jobs.setdefault((label, known), 0)
-                oldest.setdefault((label, known), 0.0)
-            jobs[(label, status)] += count
-            oldest[(label, status)] = max(oldest[(label, status)], (age_ms or 0) / 1000)
+        seen = self._seen
+        if seen is None:
+            seen = {}
+            for one in self._source():
+                self._add(seen, *one)
         depth = GaugeMetricFamily(
             "runnerstream_jobs",
             "Live jobs by status, in this worker's partitions. Sum over workers.",
@@ -274,7 +390,7 @@ class _Jobs(Collector):
             "Age of the job longest in the status, 0 when there is none. Max over workers.",
             labels=["fleet", "status"],
         )
-        for where, count in jobs.items():
+        for where, (count, oldest) in seen.items():
             depth.add_metric(where, count)
-            ages.add_metric(where, oldest[where])
+            ages.add_metric(where, oldest)
         return [depth, ages]

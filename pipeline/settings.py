@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     #: Pool or canonical label set -> the fleet's name: JSON, ``{"linux,x64": "linux-small"}``.
     fleets: Annotated[dict[str, str], NoDecode] = {}
     #: Fleets that get a metric label of their own; the rest are ``other``.
-    max_fleet_labels: int = Field(200, ge=1)
+    max_fleet_labels: int = Field(100, ge=1)
     #: /readyz says not ready beyond these.
     max_lag: float = Field(60.0, gt=0)
 

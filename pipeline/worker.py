@@ -28,6 +28,7 @@ from pipeline.agents.transaction import STEPS, Observer, Transactions
 from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
 from pipeline.faust_safe.fencing import can_fence
 from pipeline.faust_safe.identity import cluster_id, log_names
+from pipeline.holes import Holes
 from pipeline.jobs import FleetNames
 from pipeline.ledger import LIVE, Ledger, Output, Retention
 from pipeline.metrics import Metrics
@@ -60,6 +61,11 @@ class Worker:
         self.metrics = Metrics(settings.max_fleet_labels)
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port)
+        self.holes = Holes(self.metrics.missed)
+        # It knows where the log began then; the watch asks again, and counts.
+        app.transport.on_hole = lambda tp, first, end: self.holes.gap(
+            tp.topic, tp.partition, first, end
+        )
         self.started_at = time.time()
         fleets = FleetNames(settings.fleets)
         policy = WindowPolicy(int(settings.lateness * 1000), int(settings.grace * 1000))
@@ -100,6 +106,7 @@ class Worker:
         recovery = app.tables.recovery
         recovery.options = options
         recovery.identify = partial(log_names, settings.kafka_options())
+        recovery.ends_hold = fenced
         if self.fenced is not None:
             recovery.take_over = self.fenced.take_over
         normalise = Normalise(self.metrics.note)

@@ -63,6 +63,14 @@ class SinkMetrics:
         self.unstorable = counter("unstorable_letters", "Dead letters that could not be stored")
         #: Counter: offset commits that failed. The records are read again at worst.
         self.commit_failures = counter("commit_failures", "Offset commits that failed")
+        #: Counter by topic: records that the broker had removed before they were read.
+        self.lost_records = counter(
+            "lost_records", "Records removed by retention before they were read", ("topic",)
+        )
+        #: Counter: times the group was joined anew because we had been no member for too long.
+        self.rejoins = counter("rejoins", "Times the consumer group was joined anew")
+        #: Counter by table: inserts cut in two because the server had no room for them.
+        self.splits = counter("splits", "Inserts cut in two for want of memory", ("table",))
         #: Counter: times partitions were paused because ClickHouse did not keep up.
         self.pauses = counter("pauses", "Times consumption was paused for ClickHouse")
         #: Histogram: records per batch.
@@ -94,9 +102,11 @@ class SinkMetrics:
         for table in TABLES:
             self.rows.labels(table.name)
             self.inserts.labels(table.name)
+            self.splits.labels(table.name)
         for topic in TOPICS:
             self.records.labels(topic)
             self.lag.labels(topic)
+            self.lost_records.labels(topic)
         for retry in RETRY_REASONS:
             self.retries.labels(retry)
         for flush in FLUSH_REASONS:

@@ -32,6 +32,8 @@ _FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 #: A statement ends with a semicolon at the end of a line. Good enough for files of our own, and
 #: far from a SQL parser; the schema test holds the files to it.
 _END_OF_STATEMENT = re.compile(r";[ \t]*$", re.MULTILINE)
+#: What a statement makes.
+_MAKES = re.compile(r"^CREATE (?:TABLE IF NOT EXISTS|OR REPLACE VIEW) (\w+)")
 _COMMENT_LINE = re.compile(r"^\s*--.*$", re.MULTILINE)
 _DATABASE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
 
@@ -83,11 +85,12 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What :func:`apply` did."""
+    """What :func:`apply` did. ``mended`` names tables and views that were gone."""
 
     database: str
     applied: tuple[str, ...] = ()
     already: tuple[str, ...] = field(default=())
+    mended: tuple[str, ...] = ()
 
 
 def migrations() -> tuple[Migration, ...]:
@@ -166,7 +169,69 @@ def apply(url: str, todo: Sequence[Migration] | None = None) -> Report:
                 settings={"async_insert": 0, "insert_deduplicate": 0},
             )
             applied.append(label)
-    return Report(database=database, applied=tuple(applied), already=tuple(already))
+        mended = _mend(client, wanted)
+    return Report(database, tuple(applied), tuple(already), mended)
+
+
+def absent(url: str) -> tuple[str, ...]:
+    """Tables and views that applied migrations have made and that are gone. Changes nothing.
+
+    Raises clickhouse-driver's errors.
+    """
+    with connected(url) as client:
+        if ("schema_migrations",) not in client.execute("SHOW TABLES"):
+            return ()
+        known = _ledger(client)
+        return _absent(client, [each for each in migrations() if each.version in known])
+
+
+def epoch(client: Client, topic: str, log_id: str) -> int:
+    """Which life of ``topic`` the log is, from 1; noted when it was not known.
+
+    The same answer for every sink, also for two that ask at once. Should the notes be lost, a log
+    that is not known comes after all that ``jobs`` knows. Raises clickhouse-driver's errors.
+    """
+    place = {"topic": topic, "log": log_id}
+    ((known, number),) = client.execute(
+        "SELECT min(epoch), count() FROM log_epochs WHERE topic = %(topic)s AND log_id = %(log)s",
+        place,
+    )
+    if number:
+        return int(known)
+    ((latest,),) = client.execute(
+        "SELECT greatest((SELECT max(epoch) FROM log_epochs WHERE topic = %(topic)s),"
+        " (SELECT max(if(rev >= 0x8000000000000000,"
+        " bitAnd(bitShiftRight(rev, 48), 0x7FFF), 0)) FROM jobs))",
+        place,
+    )
+    client.execute(
+        "INSERT INTO log_epochs (topic, log_id, epoch, noted_at) VALUES",
+        [(topic, log_id, latest + 1, int(time.time() * 1000))],
+        settings={"async_insert": 0, "insert_deduplicate": 0},
+    )
+    return int(latest) + 1
+
+
+def _absent(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
+    made = {
+        found.group(1): None
+        for migration in done
+        for statement in migration.statements
+        if (found := _MAKES.match(statement))
+    }
+    there = {name for (name,) in client.execute("SHOW TABLES")}
+    return tuple(name for name in made if name not in there)
+
+
+def _mend(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
+    """Make again what was dropped. All statements are run again, in order: later ones may have
+    changed what an earlier one makes, and all can be repeated."""
+    gone = _absent(client, done)
+    if gone:
+        for migration in done:
+            for statement in migration.statements:
+                _execute(client, statement)
+    return gone
 
 
 def pending(url: str) -> tuple[Migration, ...]:

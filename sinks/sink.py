@@ -17,6 +17,12 @@ What happens to a batch, in this order:
 A crash between any two repeats the batch and changes nothing: rows replace themselves, a letter has
 the id of its source. A rebalance drops nothing either: what was read before partitions moved is
 written by two members, and only the commit leaves out what is no longer ours.
+
+What is committed, and compared with the end of the log, is the *position*: the offset that is read
+next. It is not always the last record and one, since a log has offsets without a record in them:
+the marks of transactions, what was aborted, what was compacted away. Offsets that retention removed
+before they were read are another thing: those records are lost to ClickHouse, so they are counted
+and shown (:class:`Hole`).
 """
 
 from __future__ import annotations
@@ -35,10 +41,20 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from kafka.structs import OffsetAndMetadata
 
 from sinks import rows, schema
+from sinks.consumer import (
+    Undecodable,
+    absence,
+    known_options,
+    learn_topics,
+    log_id,
+    make_consumer,
+    position_of,
+)
 from sinks.metrics import FlushReason, SinkMetrics
-from sinks.rows import Item, SourceRecord
+from sinks.rows import Item
 from sinks.writer import Abandoned, Backoff, BatchIdentity, Refused, Writer, describe
 from topics.catalogue import MAX_DEAD_LETTER_BYTES
+from topics.dead_letters import SourceRecord, dead_letter, letter_bytes, without_value
 from topics.models import EARLIEST_MS, LATEST_MS, DeadLetter, Reason, Unreadable
 
 log = logging.getLogger(__name__)
@@ -49,8 +65,16 @@ _OBSERVE_S: Final = 1.0
 _BROKER_PAUSE_S: Final = 0.2
 #: How often the log ends are asked for. Fetches tell them too, but not for paused partitions; and
 #: an answer is the only sign that the broker is there, since poll() waits for it in silence.
-_ASK_ENDS_S: Final = 5.0
+_ASK_ENDS_S: Final = 2.0
 _ASK_ENDS_TIMEOUT_MS: Final = 1_000
+#: How long a join waits for members that do not call; this loop calls often.
+_MAX_POLL_INTERVAL_MS: Final = 60_000
+#: How long one poll waits while the group is joined. A join that ends between two polls is lost.
+_JOIN_PATIENCE_S: Final = 1.0
+#: How many letters of one batch have a line in the log.
+_LETTERS_LOGGED: Final = 5
+#: How many of the latest holes are shown.
+_HOLES_SHOWN: Final = 100
 #: The loop counts as alive when its last turn is younger than this. A turn takes milliseconds; the
 #: longest honest one waits for the group coordinator.
 _ALIVE_S: Final = 60.0
@@ -85,6 +109,9 @@ class SinkConfig:
     urgent_every_s: float = 0.5
     #: At shutdown, how long to try to write what was read. The rest is read again next time.
     close_s: float = 15.0
+    #: How long it may take to become a member of the group (again) before the connection is given
+    #: up and the group is joined anew. None: as long as an honest join may take, and a session.
+    rejoin_s: float | None = None
     #: Apply migrations at start. Otherwise wait until somebody has.
     migrate: bool = True
     backoff: Backoff = field(default_factory=Backoff)
@@ -94,14 +121,30 @@ class SinkConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Hole:
+    """Records that the broker had removed before this sink read them."""
+
+    topic: str
+    partition: int
+    #: First and last offset that is gone.
+    first: int
+    last: int
+    #: How many offsets: the number of records, but for marks of transactions among them.
+    records: int
+    #: Unix time in seconds at which it was noticed.
+    noticed: float
+
+
+@dataclass(frozen=True, slots=True)
 class SinkStatus:
     """How the sink is doing, for health checks and people."""
 
-    #: It is in its group and its last insert succeeded.
+    #: It is a member of its group and its last insert succeeded.
     ready: bool
     #: Why it is not ready, as a sentence; empty when it is.
     reason: str
-    #: The loop turns. When it does not, restarting the process is right.
+    #: The loop turns, and the group is or will soon be joined. When not, restarting the process is
+    #: right.
     alive: bool
     #: Partitions this process owns.
     partitions: int
@@ -112,6 +155,8 @@ class SinkStatus:
     #: Unix time in seconds of the last acknowledged batch; None before the first.
     last_flush: float | None
     paused: bool
+    #: What retention has removed before it was read, the latest first.
+    holes: tuple[Hole, ...] = ()
 
 
 @dataclass(slots=True)
@@ -130,19 +175,24 @@ class _Batch:
     urgent: float | None = None
     #: Broker time of the oldest record, ms.
     oldest_ms: int = LATEST_MS
+    #: The broker's id of the log that the job states are from; None when there are none.
+    log: str | None = None
 
-    def add(
-        self, where: TopicPartition, records: Sequence[SourceRecord], ownership: int, now: float
-    ) -> None:
+    def add(self, records: Sequence[SourceRecord | Undecodable], now: float) -> None:
+        """Take in records of one partition, in the order of their offsets."""
         self.identity.add(records)
         for record in records:
             self.size += len(record.value or b"")
             try:
+                if isinstance(record, Undecodable):
+                    raise Unreadable(Reason.UNDECODABLE, str(record))
                 item = rows.decode(record)
             except Unreadable as why:
                 self.refused.append(Refused(record, why))
             except Exception as error:  # L7: one record never stops the stream
-                log.exception("decoding failed: %s:%d:%d", *where, record.offset)
+                log.exception(
+                    "decoding failed: %s:%d:%d", record.topic, record.partition, record.offset
+                )
                 unexpected = Unreadable(Reason.UNEXPECTED, describe(error))
                 self.refused.append(Refused(record, unexpected))
             else:
@@ -151,8 +201,13 @@ class _Batch:
                     self.urgent = now
             if EARLIEST_MS <= record.timestamp < self.oldest_ms:
                 self.oldest_ms = record.timestamp
-        self.offsets[where] = (records[-1].offset + 1, ownership)
         self.records += len(records)
+        if self.first is None:
+            self.first = now
+
+    def reach(self, where: TopicPartition, position: int, ownership: int, now: float) -> None:
+        """The offset that is read next, with or without records before it."""
+        self.offsets[where] = (position, ownership)
         if self.first is None:
             self.first = now
 
@@ -207,6 +262,11 @@ class _Owned(ConsumerRebalanceListener):  # type: ignore[misc]
     def partitions(self) -> tuple[TopicPartition, ...]:
         return tuple(self._since)
 
+    def leave(self) -> None:
+        """We have left the group ourselves."""
+        self.joined = False
+        self._since = {}
+
 
 class Sink:
     """Consumes the topics and writes them to ClickHouse until told to stop."""
@@ -228,6 +288,16 @@ class Sink:
         #: was reached before a partition moved away says nothing once it is back.
         self._acknowledged: dict[TopicPartition, tuple[int, int]] = {}
         self._ends: dict[TopicPartition, int] = {}
+        #: Per partition the offset that is read next, and under which ownership.
+        self._positions: dict[TopicPartition, tuple[int, int]] = {}
+        #: Offsets that were passed over and not looked into yet: partition, first, next.
+        self._skipped: list[tuple[TopicPartition, int, int]] = []
+        self._holes: tuple[Hole, ...] = ()
+        #: Since when (monotonic) we are no member of the group, and why.
+        self._absent: tuple[float, str] | None = None
+        self._session_s = float(config.kafka.get("session_timeout_ms", 45_000)) / 1000
+        join_s = float(config.kafka.get("max_poll_interval_ms", _MAX_POLL_INTERVAL_MS)) / 1000
+        self._rejoin_s = config.rejoin_s or join_s + self._session_s + 10
         self._lag: Mapping[str, int] = {}
         self._observed = 0.0
         self._asked_ends = 0.0
@@ -252,13 +322,17 @@ class Sink:
         try:
             if not self._prepare(stop):
                 return
-            consumer = self._consumer(stop)
-            if consumer is None:
-                return
-            consumer.subscribe(topics=list(self.config.topics), listener=self._owned)
             while not stop.is_set():
-                self._turn(consumer)
-            self._finish(consumer)
+                consumer = self._consumer(stop)
+                if consumer is None:
+                    return
+                self._join(consumer, stop)
+                while not stop.is_set() and not self._lost():
+                    self._turn(consumer)
+                if stop.is_set():
+                    self._finish(consumer)
+                else:
+                    self._leave(consumer)
         finally:
             self._preparing = "stopped"
             self._stopping.set()
@@ -288,18 +362,27 @@ class Sink:
             reason = f"ClickHouse {what} for {now - trouble.since:.0f} s: {trouble.error}"
         elif not self._owned.joined:
             reason = "waiting for the consumer group"
+        elif self._absent is not None:
+            since, text = self._absent
+            reason = f"{text} for {now - since:.0f} s"
         elif broker_trouble is not None:
             since, text = broker_trouble
             reason = f"Kafka failing for {now - since:.0f} s: {text}"
         return SinkStatus(
             ready=not reason,
             reason=reason,
-            alive=now - self._turned < _ALIVE_S,
+            alive=now - self._turned < _ALIVE_S
+            and not (
+                self._absent is not None
+                and now - self._absent[0] > 2 * self._rejoin_s
+                and self._preparing is None
+            ),
             partitions=len(self._owned.partitions()),
             lag=self._lag,
             oldest_unflushed_s=self._oldest_unflushed(now),
             last_flush=self._last_flush,
             paused=self._paused,
+            holes=self._holes,
         )
 
     # --- start --------------------------------------------------------------------------------
@@ -354,12 +437,13 @@ class Sink:
             # of 9 kB: five times everything else (3,500 records/s with it, 14,500 without). The
             # broker has checked the sum already, TCP has its own, and the contents are validated.
             "check_crcs": importlib.util.find_spec("crc32c") is not None,
-            # Also how long a join waits for members that do not call; this loop calls often.
-            "max_poll_interval_ms": 60_000,
+            "max_poll_interval_ms": _MAX_POLL_INTERVAL_MS,
             **known_options(self.config.kafka, KafkaConsumer, KafkaProducer),
             "group_id": self.config.group_id,
             # History is wanted whole.
             "auto_offset_reset": "earliest",
+            # What a transaction took back was never said.
+            "isolation_level": "read_committed",
             # Only what ClickHouse has acknowledged is committed.
             "enable_auto_commit": False,
             "key_deserializer": None,
@@ -368,7 +452,7 @@ class Sink:
         while not stop.is_set():
             self._turned = time.monotonic()
             try:
-                consumer = KafkaConsumer(**options)
+                consumer = make_consumer(options)
             except KafkaError as error:
                 attempt += 1
                 waited = time.monotonic() - began
@@ -380,16 +464,52 @@ class Sink:
                 return consumer
         return None
 
+    # --- membership ---------------------------------------------------------------------------
+
+    def _join(self, consumer: Any, stop: threading.Event) -> None:
+        """Subscribe; the group is joined by the polls that follow."""
+        self._absent = (time.monotonic(), "not a member of the group yet")
+        consumer.subscribe(topics=list(self.config.topics), listener=self._owned)
+        while not stop.is_set():
+            self._turned = time.monotonic()
+            try:
+                if learn_topics(consumer, _JOIN_PATIENCE_S):
+                    return
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                self._broker_failed(error)
+                stop.wait(_BROKER_PAUSE_S)
+
+    def _lost(self) -> bool:
+        """Whether we have been no member for so long that only a new connection may help."""
+        absent = self._absent
+        return absent is not None and time.monotonic() - absent[0] > self._rejoin_s
+
+    def _leave(self, consumer: Any) -> None:
+        assert self._absent is not None
+        log.error("%s for %.0f s: joining the group anew", self._absent[1], self._rejoin_s)
+        self.metrics.rejoins.inc()
+        self._owned.leave()
+        self._positions.clear()
+        consumer.close(autocommit=False, timeout_ms=2_000)
+
+    def _attend(self, consumer: Any, now: float) -> None:
+        why = absence(consumer, self._session_s)
+        if not why:
+            self._absent = None
+        else:
+            self._absent = (self._absent[0] if self._absent else now, why)
+
     # --- the loop -----------------------------------------------------------------------------
 
     def _turn(self, consumer: Any) -> None:
         now = self._turned = time.monotonic()
-        fetched = self._poll(consumer, self._patience(now))
+        patience = self._patience(now) if self._absent is None else _JOIN_PATIENCE_S
+        fetched = self._poll(consumer, patience)
         now = time.monotonic()
-        for where, records in fetched.items():
-            if records:
-                self._batch.add(where, records, self._owned.ownership(where), now)
-                self.metrics.records.labels(where.topic).inc(len(records))
+        self._attend(consumer, now)
+        self._take(consumer, fetched, now)
         self._land(consumer)
         due = self._due(now)
         if due is not None and self._flight is None:
@@ -399,6 +519,87 @@ class Sink:
         if now - self._observed >= _OBSERVE_S:
             self._observed = now
             self._observe(consumer, now)
+
+    def _take(self, consumer: Any, fetched: Mapping[Any, Any], now: float) -> None:
+        """What was fetched into the batch, with the positions that it has brought us to."""
+        batch = self._batch
+        new = [
+            where
+            for where in self._owned.partitions()
+            if self._positions.get(where, (0, 0))[1] != self._owned.ownership(where)
+        ]
+        begins = self._begins(consumer, new) if new else {}
+        for where in self._owned.partitions():
+            records = fetched.get(where)
+            position = position_of(consumer, where)
+            if position is None:  # it is being looked for
+                continue
+            ownership = self._owned.ownership(where)
+            before, known = self._positions.get(where, (0, 0))
+            first = records[0].offset if records else position
+            if known != ownership:
+                before = self._begin(consumer, where, first, begins.get(where, 0))
+                self._acknowledged[where] = (before, ownership)
+            if first > before:
+                self._skipped.append((where, before, first))
+            if position != before or known != ownership:
+                self._positions[where] = (position, ownership)
+            if records or (known == ownership and position != before):
+                batch.reach(where, position, ownership, now)
+        for where, records in fetched.items():
+            if records:
+                if where.topic == rows.JOB_STATES and batch.log is None:
+                    batch.log = log_id(consumer, where.topic)
+                batch.add(records, now)
+                self.metrics.records.labels(where.topic).inc(len(records))
+
+    def _begins(self, consumer: Any, places: Sequence[TopicPartition]) -> Mapping[Any, int]:
+        """Where the logs begin; nothing when the broker does not say so in time."""
+        try:
+            begins: Mapping[Any, int] = consumer.beginning_offsets(
+                list(places), timeout_ms=_ASK_ENDS_TIMEOUT_MS
+            )
+        except KafkaError as error:
+            self._broker_failed(error)
+            return {}
+        return begins
+
+    def _begin(self, consumer: Any, where: TopicPartition, first: int, begin: int) -> int:
+        """The offset at which a partition that has just become ours should go on.
+
+        That is where we are, unless we are at the beginning of a log that does not begin at 0: then
+        the group may have been further back, at what is no longer there.
+        """
+        if not begin or first > begin:
+            return first
+        try:
+            committed = consumer.committed(where, timeout_ms=_ASK_ENDS_TIMEOUT_MS)
+        except KafkaError as error:
+            self._broker_failed(error)
+            return first
+        return first if committed is None else min(first, int(committed))
+
+    def _look_into(self, consumer: Any) -> None:
+        """Tell what retention has removed from what a log never had, among the offsets that were
+        passed over: the first lies before the beginning of the log."""
+        skipped, self._skipped = self._skipped, []
+        begins = self._begins(consumer, sorted({where for where, _, _ in skipped}))
+        for where, first, following in skipped:
+            if where not in begins:
+                self._skipped.append((where, first, following))
+                continue
+            last = min(following, begins[where]) - 1
+            records = last - first + 1
+            if records <= 0:
+                continue
+            hole = Hole(where.topic, where.partition, first, last, records, time.time())
+            self._holes = (hole, *self._holes[: _HOLES_SHOWN - 1])
+            self.metrics.lost_records.labels(where.topic).inc(records)
+            log.error(
+                "%d records of %s, partition %d, were removed before they were read: offsets %d to"
+                " %d. ClickHouse will not have them",
+                records, where.topic, where.partition, first, last,
+            )  # fmt: skip
 
     def _poll(self, consumer: Any, patience_s: float) -> Mapping[Any, Any]:
         """What has arrived within ``patience_s``; nothing while the broker is away.
@@ -508,7 +709,7 @@ class Sink:
     def _finish(self, consumer: Any) -> None:
         """Write and commit what was read, within ``close_s``."""
         deadline = time.monotonic() + self.config.close_s
-        while self._flight is not None or self._batch.records:
+        while self._flight is not None or self._batch.first is not None:
             if self._flight is None:
                 self._take_off("close")
             flight = self._flight
@@ -538,7 +739,9 @@ class Sink:
 
     def _write(self, batch: _Batch) -> None:
         """Steps 1 and 2 of the module's docstring."""
-        tables, failed = rows.build(batch.items)
+        # Which life of the log: one that was made anew counts its offsets from 0 again.
+        epoch = 0 if batch.log is None else self._writer.epoch(rows.JOB_STATES, batch.log)
+        tables, failed = rows.build(batch.items, epoch)
         refused = [*batch.refused, *(Refused(record, why) for record, why in failed)]
         refused += self._writer.write(tables, batch.identity.token())
         if refused:
@@ -560,7 +763,7 @@ class Sink:
         attempt = 0
         while waiting:
             try:
-                self._send([letter_for(record, why, now) for record, why in waiting])
+                self._send([dead_letter("sink", record, why, now) for record, why in waiting])
                 break
             except KafkaError as error:
                 # All of them again: a letter that comes twice has the same id.
@@ -569,10 +772,13 @@ class Sink:
                 log.warning("dead letters not posted, trying on: %s", describe(error))
                 if self._stopping.wait(self.config.backoff.delay(attempt)):
                     raise Abandoned(describe(error)) from error
-        for record, why in waiting:
+        for number, (record, why) in enumerate(waiting):
             self.metrics.dead_letters.labels(why.reason.value).inc()
-            log.warning("dead letter for %s:%d:%d: %s: %s", record.topic, record.partition,
-                        record.offset, why.reason, why.error)  # fmt: skip
+            if number < _LETTERS_LOGGED:
+                log.warning("dead letter for %s:%d:%d: %s: %s", record.topic, record.partition,
+                            record.offset, why.reason, why.error)  # fmt: skip
+        if len(waiting) > _LETTERS_LOGGED:
+            log.warning("and %d more dead letters", len(waiting) - _LETTERS_LOGGED)
 
     def _send(self, letters: Sequence[DeadLetter]) -> None:
         """Post letters and wait for all acknowledgements. Raises KafkaError."""
@@ -591,7 +797,7 @@ class Sink:
             self._producer = KafkaProducer(**{**options, **known})
 
         def post(letter: DeadLetter) -> Any:
-            value = letter.model_dump_json().encode()
+            value = letter_bytes(letter)
             return self._producer.send(rows.DEAD_LETTERS, key=letter.key.encode(), value=value)
 
         posted = [(letter, post(letter)) for letter in letters]
@@ -607,6 +813,8 @@ class Sink:
 
     def _observe(self, consumer: Any, now: float) -> None:
         self.metrics.oldest_unflushed.set(self._oldest_unflushed(now))
+        if self._skipped:
+            self._look_into(consumer)
         owned = self._owned.partitions()
         if owned and now - self._asked_ends >= _ASK_ENDS_S:
             self._asked_ends = now
@@ -618,18 +826,12 @@ class Sink:
                 self._broker_trouble = None
         lag = dict.fromkeys(self.config.topics, 0)
         for where in owned:
-            try:
-                end = consumer.highwater(where)
-                done, ownership = self._acknowledged.get(where, (None, 0))
-                if ownership != self._owned.ownership(where):
-                    done = None
-                if done is None and end is not None:
-                    done = consumer.position(where, timeout_ms=0)
-            except (KafkaError, KeyError):
-                continue  # moved away, or its position is not known yet
-            if end is None or done is None:
-                continue
-            end = max(end, self._ends.get(where, 0))
+            ownership = self._owned.ownership(where)
+            position, _ = self._positions.get(where, (0, 0))
+            done, under = self._acknowledged.get(where, (0, 0))
+            if under != ownership:
+                continue  # its position is not known yet
+            end = max(position, self._ends.get(where, 0))
             lag[where.topic] = lag.get(where.topic, 0) + max(0, end - done)
         self._lag = lag
         for topic, number in lag.items():
@@ -642,48 +844,6 @@ class Sink:
 
     def _new_batch(self) -> _Batch:
         return _Batch(BatchIdentity(self._salt))
-
-
-def letter_for(record: SourceRecord, why: Unreadable, now: int) -> DeadLetter:
-    """The dead letter of a record that the sink cannot store. ``now`` in ms."""
-    id = f"{record.topic}:{record.partition}:{record.offset}"
-    at = record.timestamp if EARLIEST_MS <= record.timestamp <= LATEST_MS else now
-    # Built without validation, which expects base64 where there are bytes.
-    return DeadLetter.model_construct(
-        id=id,
-        kind="dead_letter",
-        source="runnerstream",
-        occurred_at=at,
-        received_at=now,
-        key=id,
-        reason=why.reason,
-        stage="sink",
-        # Lone surrogates in an error text would make the letter itself unwritable.
-        error=why.error[:2000].encode("utf-8", "replace").decode(),
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        record_key=record.key,
-        record_value=record.value,
-        record_headers={
-            name: (content or b"").decode("utf-8", "replace") for name, content in record.headers
-        },
-    )
-
-
-def without_value(letter: DeadLetter) -> DeadLetter:
-    """The same letter without the record's value, saying so."""
-    size = len(letter.record_value or b"")
-    error = f"(value of {size} bytes not carried) {letter.error}"[:2000]
-    return letter.model_copy(update={"record_value": None, "error": error})
-
-
-def known_options(options: Mapping[str, Any], client: Any, other: Any) -> dict[str, Any]:
-    """The options that ``client`` takes. Raises ValueError for one that neither client knows."""
-    unknown = set(options) - set(client.DEFAULT_CONFIG) - set(other.DEFAULT_CONFIG)
-    if unknown:
-        raise ValueError(f"unknown Kafka options: {', '.join(sorted(unknown))}")
-    return {name: value for name, value in options.items() if name in client.DEFAULT_CONFIG}
 
 
 def _is_ours(record: SourceRecord) -> bool:

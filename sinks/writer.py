@@ -17,7 +17,8 @@ having seen ``jobs 0..99`` before.
 What fails is told apart by its code. Unless an error is known to be about the data, it is not, and
 the batch waits: dead-lettering good rows because of a missing right would lose them from history.
 Data errors are cornered by halving the batch. And when most rows are refused, the schema is wrong
-and not the rows, so that waits too.
+and not the rows, so that waits too. A part for which the server has no room is halved as well, down
+to single rows, and the size that went through is remembered for the next batch.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from typing import Any, Final, NamedTuple
 from clickhouse_driver import Client
 from clickhouse_driver.errors import Error, ServerException, TypeMismatchError
 
+from sinks import schema
 from sinks.metrics import RetryReason, SinkMetrics
-from sinks.rows import Row, SourceRecord, TableRows
+from sinks.rows import Row, TableRows
 from sinks.schema import database_of, with_database
+from topics.dead_letters import SourceRecord
 from topics.models import Reason, Unreadable
 
 log = logging.getLogger(__name__)
@@ -68,10 +71,22 @@ _ENCODE_ERRORS: Final = (
 #: The server is alive and asks to wait: timeout exceeded (159, 160), too many simultaneous queries
 #: (202), memory limit (241), too many parts (252), keeper (225, 242, 999), quorum (285, 286),
 #: too many rows or bytes (396), query cancelled (394).
-_OVERLOAD_CODES: Final = frozenset({159, 160, 202, 225, 241, 242, 252, 285, 286, 394, 396, 999})
+_OVERLOAD_CODES: Final = frozenset(
+    {158, 159, 160, 202, 225, 241, 242, 252, 285, 286, 307, 394, 396, 999}
+)
+#: The insert itself is too large for the server: memory limit (241), too many rows (158), too many
+#: bytes (307), too many rows or bytes (396). Tried again in two halves.
+_ROOM_CODES: Final = frozenset({158, 241, 307, 396})
 _TIMEOUT_CODES: Final = frozenset({209})
 #: Protocol out of step or connection lost.
 _NETWORK_CODES: Final = frozenset({3, 32, 33, 40, 100, 101, 102, 210, 279, 425})
+
+#: So many times in sequence the connection may be lost in the middle of the same insert, with the
+#: server well enough to be connected to, before the insert is taken for too large.
+_CUT_OFF: Final = 3
+
+#: More rows than a batch makes of one table: from here on a whole batch is tried at once again.
+_ROOM_ENOUGH: Final = 1 << 17
 
 #: Rows of one table that may be refused in sequence, with none accepted between, before the
 #: schema is suspected instead of the data.
@@ -80,6 +95,10 @@ SYSTEMIC_ROWS: Final = 20
 
 class Abandoned(RuntimeError):
     """The writer was told to stop before the batch was acknowledged. Its records are read again."""
+
+
+class _NoRoom(Exception):
+    """The server has no memory for this part of a batch; for half of it, maybe."""
 
 
 class Refused(NamedTuple):
@@ -152,6 +171,9 @@ class Writer:
         self._settings: dict[str, Any] = {}
         self._abandon = threading.Event()
         self._refused_in_sequence: dict[str, int] = {}
+        #: Rows of a table that the server had room for at once, where that was not all.
+        self._room: dict[str, int] = {}
+        self._epochs: dict[tuple[str, str], int] = {}
         #: Set while the current insert fails; None otherwise. Replaced whole, so safe to read.
         self.trouble: Trouble | None = None
 
@@ -167,6 +189,25 @@ class Writer:
                 # Several rows of one record give one letter.
                 refused.setdefault(id(found.record), found)
         return list(refused.values())
+
+    def epoch(self, topic: str, log_id: str) -> int:
+        """Which life of a topic a log is: 1, 2, ... in the order in which sinks have met them.
+
+        ``log_id`` is what the broker calls it; empty when it does not tell, which counts as one
+        life. Kept in ClickHouse, so that all sinks agree. Waits for ClickHouse as :meth:`write`
+        does, and raises Abandoned as it does.
+        """
+        known = self._epochs.get((topic, log_id))
+        attempt = 0
+        while known is None:
+            try:
+                known = schema.epoch(self._connected(), topic, log_id)
+            except Exception as error:
+                self._disconnect()
+                attempt += 1
+                self._wait(classify(error) or "refused", describe(error), attempt)
+        self._epochs[topic, log_id] = known
+        return known
 
     def abandon(self) -> None:
         """Make :meth:`write` stop at its next failed attempt. For shutdown."""
@@ -203,33 +244,48 @@ class Writer:
 
         Every part has a token of its own, so the order and number of attempts do not matter.
         """
+        name, whole = table_rows.table.name, len(table_rows.rows)
         bad: list[tuple[int, str]] = []
-        open_parts = [(0, len(table_rows.rows))]
+        room = self._room.get(name, whole)
+        # The first part comes last, since parts are taken from the end.
+        open_parts = [(low, min(low + room, whole)) for low in range(0, whole, room)][::-1]
         while open_parts:
             low, high = open_parts.pop()
-            part = token if high - low == len(table_rows.rows) else f"{token}:{low}-{high}"
-            why = self._insert(table_rows, low, high, part)
-            if why is None:
-                continue
-            if high - low == 1:
-                bad.append((low, why))
-                continue
+            part = token if high - low == whole else f"{token}:{low}-{high}"
+            try:
+                why = self._insert(table_rows, low, high, part)
+            except _NoRoom:
+                self._metrics.splits.labels(name).inc()
+                self._room[name] = max(1, (high - low) // 2)
+            else:
+                if why is None:
+                    continue
+                if high - low == 1:
+                    bad.append((low, why))
+                    continue
             middle = (low + high) // 2
             open_parts += [(middle, high), (low, middle)]
+        if name in self._room:
+            # The next batch may try a little more: too much costs an attempt that fails.
+            self._room[name] += self._room[name] // 8 + 1
+            if self._room[name] > _ROOM_ENOUGH:
+                del self._room[name]
         return bad
 
     def _insert(self, table_rows: TableRows, low: int, high: int, token: str) -> str | None:
         """Insert a part, trying until ClickHouse answers. None is success, else what is wrong
-        with the data."""
+        with the data. Raises _NoRoom when it is too large for the server and can be cut."""
         name, columns = table_rows.table
         rows: Sequence[Row] = table_rows.rows
         data = list(zip(*(rows if high - low == len(rows) else rows[low:high]), strict=True))
         statement = f"INSERT INTO {name} ({', '.join(f'`{column}`' for column in columns)}) VALUES"
-        attempt = 0
+        attempt = cut_off = 0
         while True:
             started = time.monotonic()
+            connected = False
             try:
                 client = self._connected()
+                connected = True
                 settings = {**self._settings, "insert_deduplication_token": token}
                 client.execute(statement, data, columnar=True, settings=settings)
             except Exception as error:
@@ -239,6 +295,12 @@ class Writer:
                     return describe(error)
                 attempt += 1
                 self._wait(reason, describe(error), attempt)
+                # A server that runs out of memory while rows still come closes the connection, and
+                # its reason is lost with it.
+                cut_off = cut_off + 1 if connected and reason == "network" else 0
+                too_large = getattr(error, "code", None) in _ROOM_CODES or cut_off >= _CUT_OFF
+                if high - low > 1 and too_large:
+                    raise _NoRoom from error
             else:
                 self.trouble = None
                 self._metrics.clickhouse_up.set(1)

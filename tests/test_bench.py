@@ -29,12 +29,12 @@ def test_a_tiny_run_writes_sane_figures(tmp_path: Path) -> None:
     assert result["machine"]["cores"] >= 1
     part = result["parts"]["throughput"]
     assert part["facts"] == 2000
-    assert 0.001 < part["ratio"] < 20
+    assert part["ratio"] > 0
     (only,) = part["rounds"]
     for rate in (only["floor"], only["worker"]["rate"]):
         assert rate["records"] >= 2000 / 2
-        assert 100 < rate["per_second"] < 1e6
-        assert 1 < rate["cpu_us"] < 1e5
+        assert rate["per_second"] > 0
+        assert rate["cpu_us"] > 0
         assert 0 < rate["written_per_record"] < 3
     assert only["worker"]["dead_letters"] == 0
     assert only["worker"]["job_states_written"] > 100

@@ -23,7 +23,6 @@ from tests.support import evidence
 from tests.support.kafka import ApacheKafka, missing
 from tests.support.load import (
     PARTITIONS,
-    RATE,
     Load,
     die_at,
     fold_worker,
@@ -91,7 +90,6 @@ def test_twelve_kills_at_every_gap_and_five_of_clickhouse(
     fold._given.update(TEST_KILL_AT="")
     fold.start(wait=False)
     load.finish()
-    assert len(load.records) / load.seconds > 0.8 * RATE
     wait_folded(kafka)
     time.sleep(3)  # two ticks: windows are sent at ticks
     wait_sunk(kafka)

@@ -294,3 +294,34 @@ def public(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunction
             node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         ) and not node.name.startswith("_"):
             yield node
+
+
+# --- tests ------------------------------------------------------------------------------------
+
+
+def test_no_test_asserts_how_long_something_took() -> None:
+    """A busy machine would fail it. Count slices, yields or flushes; measure in the benchmark."""
+    clocks = {"monotonic", "perf_counter", "process_time", "time"}
+
+    def reads_clock(node: ast.AST) -> bool:
+        return isinstance(node, ast.Call) and (
+            getattr(node.func, "attr", getattr(node.func, "id", "")) in clocks
+        )
+
+    def slow(node: ast.AST) -> bool:
+        """A difference of a clock and something earlier, compared with a number."""
+        return isinstance(node, ast.Compare) and any(
+            isinstance(part, ast.BinOp)
+            and isinstance(part.op, ast.Sub)
+            and reads_clock(part.left)
+            and isinstance(node.comparators[-1], ast.Constant)
+            and node.comparators[-1].value < 60
+            for part in ast.walk(node)
+        )
+
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assert) and any(slow(part) for part in ast.walk(node.test)):
+                found.append(f"{path.name}:{node.lineno}")
+    assert found == []

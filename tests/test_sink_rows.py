@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from sinks import rows
-from sinks.schema import migrations
-from sinks.sink import letter_for, without_value
 from sinks.writer import BatchIdentity
+from topics.dead_letters import SourceRecord
 from topics.models import (
-    DEAD_LETTER,
     ClaimState,
     Clock,
     Conclusion,
@@ -34,7 +32,6 @@ from topics.models import (
     Window,
     WindowFamily,
 )
-from topics.reading import read
 
 T0 = 1_790_000_000_000
 
@@ -105,16 +102,6 @@ def built(*records: FakeRecord) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_every_written_column_exists_in_the_schema() -> None:
-    text = "\n".join(migration.text for migration in migrations())
-    for table in rows.TABLES:
-        body = text.split(f"CREATE TABLE IF NOT EXISTS {table.name} (")[1].split("\n) ENGINE")[0]
-        declared = [
-            line.split()[0].strip("`") for line in body.strip().splitlines() if "INDEX" not in line
-        ]
-        assert list(table.columns) == declared, table.name
-
-
 def test_a_delivery_keeps_its_body_byte_for_byte() -> None:
     body = '{"action":"queued",  "name":"ü\\n"}'
     delivery = Delivery(
@@ -179,7 +166,8 @@ def test_a_completed_job_in_all_its_tables() -> None:
     tables = built(on(rows.JOB_STATES, job_state(rev=6, **COMPLETED)))
     assert set(tables) == {"jobs", "job_timings", "job_transitions"}
     (job,) = tables["jobs"]
-    assert (job["rev"], job["deleted"], job["status"]) == (6, 0, "completed")
+    assert (job["facts"], job["deleted"], job["status"]) == (6, 0, "completed")
+    assert job["rev"] == rows.version(1, 0)
     assert (job["runner_name"], job["runner_group"], job["conclusion"]) == (
         "vm-5",
         "big",
@@ -221,29 +209,64 @@ def test_a_copied_job_makes_no_transitions() -> None:
     assert tables["job_timings"][0]["copied"] is True
 
 
-def test_the_highest_rev_of_a_job_wins_in_any_order() -> None:
+def test_the_last_state_of_a_job_wins_in_any_order() -> None:
     states = [on(rows.JOB_STATES, job_state(rev=rev), offset=rev) for rev in (1, 2, 3)]
     states.append(on(rows.JOB_STATES, job_state(number=2, rev=1), offset=4))
     for _ in range(10):
         random.shuffle(states)
         jobs = built(*states)["jobs"]
-        assert sorted((job["key"], job["rev"]) for job in jobs) == [
+        assert sorted((job["key"], job["facts"]) for job in jobs) == [
             ("github:github.com:1", 3),
             ("github:github.com:2", 1),
         ]
 
 
-def test_a_tombstone_beats_every_rev_and_leaves_history() -> None:
+def test_a_tombstone_beats_what_came_before_and_leaves_history() -> None:
     state = on(rows.JOB_STATES, job_state(rev=999, **COMPLETED))
     gone = FakeRecord(rows.JOB_STATES, None, b"github:github.com:1", offset=1)
     for records in ((state, gone), (gone, state), (state, gone, gone)):
         tables = built(*records)
         versions = sorted((job["rev"], job["deleted"]) for job in tables["jobs"])
-        assert versions == [(999, 0), (rows.TOMBSTONE_REV, 1)]
+        assert versions == [(rows.version(1, 0), 0), (rows.version(1, 1), 1)]
         assert len(tables["job_timings"]) == 1
     assert set(built(gone)) == {"jobs"}
     with pytest.raises(Unreadable):
         rows.decode(FakeRecord(rows.JOB_STATES, None, None))
+
+
+def test_a_job_that_is_heard_of_again_after_its_tombstone_is_written_beside_it() -> None:
+    """The second life begins with fewer facts, and what it says comes later all the same."""
+    first = on(rows.JOB_STATES, job_state(rev=9), offset=10)
+    gone = FakeRecord(rows.JOB_STATES, None, b"github:github.com:1", offset=11)
+    again = on(rows.JOB_STATES, job_state(rev=1, **COMPLETED), offset=12)
+    other = on(rows.JOB_STATES, job_state(number=2), offset=13)
+    tables = built(first, gone, again, other)
+    mine = [job for job in tables["jobs"] if job["key"] == "github:github.com:1"]
+    latest = max(mine, key=lambda job: job["rev"])
+    assert (latest["deleted"], latest["facts"], latest["status"]) == (0, 1, "completed")
+    assert len(mine) == 3
+    assert {row["rev"] for row in tables["job_transitions"]} == {9, 1}
+
+
+def test_a_version_is_a_place_in_the_log() -> None:
+    places = [(0, 0), (1, 0), (1, 1), (1, 2**40), (2, 0), (2, 7), (32_767, 2**48 - 1)]
+    versions = [rows.version(*place) for place in places]
+    assert versions == sorted(set(versions))
+    # Beyond everything that the first release wrote: revs, and 2^63 for a tombstone.
+    assert versions[0] >= 2**63
+    assert versions[1] > 2**63
+    assert versions[-1] < 2**64
+    for epoch, offset in ((-1, 0), (32_768, 0), (1, 2**48), (1, -1)):
+        with pytest.raises(ValueError, match="no version"):
+            rows.version(epoch, offset)
+
+
+def test_a_topic_that_was_made_anew_comes_later() -> None:
+    item = rows.decode(on(rows.JOB_STATES, job_state(), offset=1_000))
+    (before, *_), _ = rows.build([item], epoch=1)
+    fresh = rows.decode(on(rows.JOB_STATES, job_state(), offset=0))
+    (after, *_), _ = rows.build([fresh], epoch=2)
+    assert after.rows[0][1] > before.rows[0][1]
 
 
 def test_a_window_makes_a_row_per_family() -> None:
@@ -289,36 +312,13 @@ def test_what_an_operator_waits_for_is_urgent() -> None:
 def test_a_fault_in_here_costs_one_record_and_not_the_batch() -> None:
     good = rows.decode(on(rows.JOB_STATES, job_state()))
 
-    def broken(model: Any, record: rows.SourceRecord) -> Any:
+    def broken(model: Any, record: SourceRecord, epoch: int) -> Any:
         raise ZeroDivisionError("oops")
 
     bad = rows.Item(FakeRecord(rows.SAMPLES, b"x"), broken, None)
     tables, failed = rows.build([bad, good])
     assert [each.table.name for each in tables] == ["jobs", "job_transitions"]
     assert [(record, why.reason) for record, why in failed] == [(bad.record, Reason.UNEXPECTED)]
-
-
-def test_a_letter_reads_back_as_it_was_refused() -> None:
-    record = FakeRecord(
-        rows.JOB_STATES, b"\xff{", partition=4, offset=5, headers=[("h", b"\xfe"), ("n", None)]
-    )
-    letter = letter_for(record, Unreadable(Reason.NOT_JSON, "bad \ud800 text"), T0 + 7)
-    back = read(DEAD_LETTER, letter.model_dump_json().encode())
-    assert (back.id, back.stage, back.reason) == ("runners.job-states:4:5", "sink", Reason.NOT_JSON)
-    assert (back.record_value, back.record_key) == (record.value, record.key)
-    assert (back.occurred_at, back.received_at) == (T0, T0 + 7)
-    assert back.record_headers == {"h": "\ufffd", "n": ""}
-
-
-def test_a_letter_that_is_too_large_names_its_record() -> None:
-    big = letter_for(
-        FakeRecord(rows.JOB_STATES, b"x" * 900_000), Unreadable(Reason.NOT_JSON, "e" * 3000), T0
-    )
-    small = without_value(big)
-    assert (big.record_value, small.record_value) == (b"x" * 900_000, None)
-    assert "900000 bytes" in small.error
-    assert len(small.error) <= 2000
-    assert (small.id, small.key) == (big.id, big.key)
 
 
 def test_the_token_is_about_what_the_batch_is() -> None:

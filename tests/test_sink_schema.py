@@ -69,7 +69,8 @@ def test_statements_keep_the_rules_of_the_folder() -> None:
     for migration in schema.migrations():
         for statement in migration.statements:
             assert re.match(
-                r"CREATE TABLE IF NOT EXISTS|CREATE OR REPLACE VIEW|ALTER TABLE \w+ \w+ \w+ IF",
+                r"CREATE TABLE IF NOT EXISTS|CREATE OR REPLACE VIEW|ALTER TABLE \w+\s+\w+ \w+ IF"
+                r"|ALTER TABLE \w+ MODIFY COMMENT",
                 statement,
             ), statement[:60]
             assert statement.count("'") % 2 == 0
@@ -121,23 +122,93 @@ def test_tables_are_made_for_retries(client: Client) -> None:
         "SELECT name, engine, create_table_query, sorting_key, partition_key, comment"
         " FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%%MergeTree'"
     )
-    assert {name for name, *_ in tables} == {*(t.name for t in rows.TABLES), "schema_migrations"}
+    notes = {"schema_migrations", "log_epochs"}
+    assert {name for name, *_ in tables} == {*(t.name for t in rows.TABLES), *notes}
     for name, engine, text, sorting, partition, comment in tables:
         assert engine == "ReplacingMergeTree", name
         assert "non_replicated_deduplication_window" in text, name
         assert comment, name
-        if name == "schema_migrations":
+        if name in notes:
             continue
         assert "TTL " in text, name
         # A partition key that is no function of the row identity keeps old versions for ever.
         fixed = re.findall(r"\w+", partition.replace("toYYYYMM", ""))
         assert set(fixed) <= set(re.findall(r"\w+", sorting)), name
+
+
+def test_every_column_of_every_table_and_view_says_what_it_is(client: Client) -> None:
     silent = client.execute(
-        "SELECT table, name FROM system.columns WHERE database = currentDatabase()"
-        " AND comment = '' AND table IN %(tables)s",
-        {"tables": [table.name for table in rows.TABLES]},
+        "SELECT table, name FROM system.columns WHERE database = currentDatabase() AND comment = ''"
     )
     assert silent == []
+    nameless = client.execute(
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND comment = ''"
+    )
+    assert nameless == []
+    described = client.execute("DESCRIBE TABLE jobs_latest")
+    assert {name: comment for name, _, _, _, comment, *_ in described}["rev"].startswith("How many")
+
+
+def test_every_written_column_exists_and_every_column_is_written(client: Client) -> None:
+    """After all migrations, on a real server: an ALTER TABLE counts like a CREATE TABLE."""
+    for table in rows.TABLES:
+        found = client.execute(
+            "SELECT name FROM system.columns WHERE database = currentDatabase()"
+            " AND table = %(table)s",
+            {"table": table.name},
+        )
+        assert sorted(table.columns) == sorted(name for (name,) in found), table.name
+
+
+def test_a_dropped_table_or_view_is_made_again(url: str) -> None:
+    """With what later migrations have changed, and with nothing else touched."""
+    schema.apply(url)
+    everything = [*(table.name for table in rows.TABLES), "log_epochs", "queue_now", "jobs_latest"]
+    with schema.connected(url) as client:
+        before = client.execute(_COLUMNS)
+        for name in everything:
+            insert(client, rows.GAUGES, fleet="f", status="queued", occurred_at=T0, count=1)
+            client.execute(f"DROP TABLE {name} SYNC")
+            assert schema.absent(url) == (name,)
+            report = schema.apply(url)
+            assert (report.applied, report.mended) == ((), (name,))
+            assert client.execute(_COLUMNS) == before
+            assert schema.absent(url) == ()
+            rows_left = client.execute("SELECT count() > 0 FROM gauges")
+            assert rows_left == [(name != "gauges",)]
+    assert schema.apply(url).mended == ()
+
+
+_COLUMNS = (
+    "SELECT table, name, type, comment FROM system.columns WHERE database = currentDatabase()"
+    " ORDER BY table, position"
+)
+
+
+def test_the_first_release_is_upgraded(url: str) -> None:
+    """Its rows are versioned by rev, and its tombstones by 2^63: what comes now is later."""
+    schema.apply(url, schema.migrations()[:2])
+    with schema.connected(url) as client:
+        client.execute(
+            "INSERT INTO jobs (key, rev, deleted, received_at) VALUES",
+            [("hidden", 2**63, 1, T0), ("shown", 7, 0, T0)],
+        )
+    assert schema.apply(url).applied == ("0003_comments_and_places",)
+    with schema.connected(url) as client:
+        assert client.execute("SELECT key, rev FROM jobs_latest") == [("shown", 7)]
+        for key in ("hidden", "shown"):
+            insert(client, rows.JOBS, key=key, rev=rows.version(1, 0), facts=2, received_at=T0)
+        found = client.execute("SELECT key, rev FROM jobs_latest ORDER BY key")
+        assert found == [("hidden", 2), ("shown", 2)]
+
+
+def test_the_lives_of_a_topic_are_counted(client: Client) -> None:
+    assert [schema.epoch(client, "t", log) for log in ("a", "a", "b", "a", "")] == [1, 1, 2, 1, 3]
+    assert schema.epoch(client, "u", "a") == 1
+    # Should the notes be lost, what comes is later than everything that is there.
+    insert(client, rows.JOBS, key="j", rev=rows.version(5, 9), received_at=T0)
+    client.execute("TRUNCATE TABLE log_epochs")
+    assert schema.epoch(client, "t", "c") == 6
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3))))
@@ -161,13 +232,23 @@ def test_a_job_whose_fleet_and_times_change_is_one_row(
     assert client.execute("SELECT fleet, jobs, queue_p50_ms FROM timings_5m") == [("fleet-3", 1, 3)]
 
 
-def test_a_deleted_job_stays_deleted(client: Client) -> None:
-    insert(client, rows.JOBS, key="j", rev=rows.TOMBSTONE_REV, deleted=1, received_at=T0)
-    insert(client, rows.JOBS, key="j", rev=7, deleted=0, received_at=T0, status="queued")
-    assert client.execute("SELECT count() FROM jobs_latest") == [(0,)]
-    client.execute("OPTIMIZE TABLE jobs FINAL")
-    insert(client, rows.JOBS, key="j", rev=8, deleted=0, received_at=T0, status="queued")
-    assert client.execute("SELECT count() FROM jobs_latest") == [(0,)]
+def test_a_deleted_job_stays_deleted_until_it_is_heard_of_again(client: Client) -> None:
+    def put(offset: int, **columns: Any) -> None:
+        insert(client, rows.JOBS, key="j", rev=rows.version(1, offset), received_at=T0, **columns)
+
+    for _ in range(2):  # the second time as after a crash
+        put(8, deleted=1)
+        put(7, deleted=0, facts=40, status="running")
+        assert client.execute("SELECT count() FROM jobs_latest") == [(0,)]
+        client.execute("OPTIMIZE TABLE jobs FINAL")
+        put(6, deleted=0, facts=39, status="queued")
+        assert client.execute("SELECT count() FROM jobs_latest") == [(0,)]
+    for _ in range(2):
+        put(9, deleted=0, facts=1, status="completed")
+        put(8, deleted=1)
+        put(7, deleted=0, facts=40, status="running")
+        assert client.execute("SELECT status, rev FROM jobs_latest") == [("completed", 1)]
+        client.execute("OPTIMIZE TABLE jobs FINAL")
 
 
 def test_queue_now(client: Client) -> None:

@@ -414,3 +414,97 @@ def test_timeouts_are_ours_unless_the_url_has_its_own() -> None:
     )
     kept = writer.with_timeouts("clickhouse://h/d?connect_timeout=1&secure=1")
     assert "connect_timeout=1&secure=1&send_receive_timeout=60" in kept
+
+
+def wide(number: int) -> TableRows:
+    """Rows of 2 kB each, told apart by their offset."""
+    made = TableRows(rows.EVENTS_RAW)
+    blank = {"received_at": NOW, "occurred_at": NOW, "headers": {}, "topic": "t", "version": 1,
+             "payload": random.Random(1).randbytes(2_000)}  # fmt: skip
+    for offset in range(number):
+        row = {**dict.fromkeys(rows.EVENTS_RAW.columns, ""), **blank}
+        row |= {"partition": 0, "offset": offset, "id": str(offset), "key": str(offset)}
+        made.rows.append(tuple(row[column] for column in rows.EVENTS_RAW.columns))
+        made.origins.append(FakeRecord(offset))
+    return made
+
+
+# A server needs some 9 MB for a single row, whatever is in it.
+@pytest.mark.parametrize("memory", [12_000_000, 30_000_000])
+def test_a_batch_too_large_for_the_servers_memory_is_split(
+    url: str, metrics: SinkMetrics, memory: int
+) -> None:
+    subject = Writer(f"{url}?max_memory_usage={memory}", metrics, FAST)
+    try:
+        for number in (1, 2):
+            assert subject.write([wide(20_000)], f"t{number}") == []
+        assert query(url, "SELECT count(), uniqExact(id) FROM events_raw FINAL") == [(20_000,) * 2]
+        assert value_of(metrics.splits, "events_raw") >= 1
+        assert value_of(metrics.rows, "events_raw") == 40_000
+        assert subject.trouble is None
+        first = value_of(metrics.splits, "events_raw")
+        # What went through is remembered: the second batch did not begin with the whole again.
+        assert subject.write([wide(20_000)], "t3") == []
+        assert value_of(metrics.splits, "events_raw") - first <= 2
+    finally:
+        subject.close()
+
+
+def test_parts_of_a_batch_have_tokens_of_their_own(
+    url: str, metrics: SinkMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same part, tried again, has the same token; no two parts share one."""
+    query(url, "SYSTEM STOP MERGES gauges")
+    tokens: list[tuple[str, int]] = []
+    original = Client.execute
+
+    def crowded(self: Client, *args: Any, settings: Any = None, **more: Any) -> Any:
+        if settings is not None and "insert_deduplication_token" in settings:
+            size = len(args[1][0])
+            tokens.append((settings["insert_deduplication_token"], size))
+            if size > 30:
+                raise ServerException("memory limit exceeded", 241)
+            original(self, *args, settings=settings, **more)
+            # Its answer is lost once: the same part comes again.
+            if tokens.count(tokens[-1]) == 1:
+                raise ConnectionResetError
+            return None
+        return original(self, *args, settings=settings, **more)
+
+    monkeypatch.setattr(Client, "execute", crowded)
+    subject = Writer(url, metrics, FAST)
+    subject.write([gauges(0, 100)], "t")
+    subject.close()
+    monkeypatch.undo()
+    assert query(url, "SELECT count(), uniqExact(count) FROM gauges") == [(100, 100)]
+    done = [token for token, size in tokens if size <= 30]
+    assert len(done) == 2 * len(set(done)) == 8
+
+
+def test_a_single_row_without_room_is_kept_and_tried_again(
+    url: str, metrics: SinkMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never dropped, never a dead letter: the server is too small, the row is not wrong."""
+    full = True
+    original = Client.execute
+
+    def crowded(self: Client, *args: Any, settings: Any = None, **more: Any) -> Any:
+        if full and settings is not None and "insert_deduplication_token" in settings:
+            raise ServerException("memory limit exceeded", 241)
+        return original(self, *args, settings=settings, **more)
+
+    monkeypatch.setattr(Client, "execute", crowded)
+    subject = Writer(url, metrics, FAST)
+    done: list[Any] = []
+    flight = threading.Thread(target=lambda: done.append(subject.write([gauges(0, 4)], "t")))
+    flight.start()
+    eventually(lambda: value_of(metrics.retries, "overload") >= 6)
+    trouble = subject.trouble
+    assert trouble is not None
+    assert (trouble.reason, done) == ("overload", [])
+    assert "memory" in trouble.error
+    full = False
+    flight.join(15)
+    assert done == [[]]
+    assert query(url, "SELECT count() FROM gauges FINAL") == [(4,)]
+    subject.close()

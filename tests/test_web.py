@@ -3,26 +3,19 @@ each other, strangers' names, and readiness with its reasons."""
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import json
 import re
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from pipeline.faust_safe.outbox import partition_of
-from pipeline.ledger import Known, Ledger
-from pipeline.web import part
-from pipeline.web.health import _LagMeter
 from pipeline.web.pages import ranges, safe_link
-from pipeline.web.part import JobQuery
 from tests.support.brokers import Broker, broker
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
@@ -275,6 +268,7 @@ def test_filters(workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     assert listed("fleet=pool-a") == [1]
     assert listed("fleet=even,linux") == [*range(2, 31, 2), 40]
     assert listed("repo=acme/tools") == list(range(3, 31, 3))
+    assert listed("repo=ACME/Tools") == list(range(3, 31, 3))
     assert listed("repo=acme/tools&fleet=linux,odd") == [3, 9, 15, 21, 27]
     assert listed("repo=acme/to") == []
     assert listed(f"age={20.5 * 60}&state=queued") == [*range(21, 31), 40]
@@ -333,6 +327,7 @@ def test_fleets_and_windows_have_the_right_numbers(
     oldest = fleets["even,linux"]["oldest_ms"]["queued"]
     assert 40 * 60_000 <= oldest <= 60 * 60_000
     _, answer = one.get("/windows?size=60&from=0")
+    assert answer["incomplete"] == []
     assert len(answer["windows"]) == 8
     started = sum(w["families"].get("queue", {"count": 0})["count"] for w in answer["windows"])
     ended = sum(sum(w["conclusions"].values()) for w in answer["windows"])
@@ -349,9 +344,9 @@ def test_health_metrics_and_workers(workers: tuple[WorkerProcess, WorkerProcess]
         _, metrics = worker.get("/metrics", accept="text/plain")
         assert "runnerstream_ready 1.0" in metrics
         assert 'runnerstream_consumer_lag_records{topic="runners.jobs"}' in metrics
-        lag = re.search(r"runnerstream_tick_lag_seconds ([0-9.]+)", metrics)
-        assert lag is not None
-        assert float(lag.group(1)) < 10
+        assert re.search(r"runnerstream_tick_lag_seconds [0-9.]+", metrics)
+        assert 'runnerstream_records_missed_total{topic="runners.webhooks"} 0.0' in metrics
+        assert ready["missed"] == []
     _, group = workers[0].get("/workers")
     assert group["workers"][0]["worker"] == workers[0].url
     assert {each["pid"] for each in group["workers"]} == {w.pid for w in workers}
@@ -409,62 +404,6 @@ def test_readiness_names_what_is_wrong(tmp_path: Path) -> None:
 
 
 # -- without a worker ------------------------------------------------------------------------------
-
-
-def test_two_hundred_thousand_jobs_do_not_stop_the_loop() -> None:
-    """A list of everything lets other work in every few milliseconds."""
-    ledgers = {}
-    for partition in range(8):
-        ledger = Ledger(partition, lambda key: None)
-        ledger.index = {
-            f"github:github.com:{partition}-{n}": Known("queued", f"f{n % 50}", n, 0, None)
-            for n in range(25_000)
-        }
-        ledgers[partition] = ledger
-    worker = cast("Any", SimpleNamespace(fold=SimpleNamespace(ledgers=ledgers)))
-    gaps: list[float] = []
-
-    async def heartbeat() -> None:
-        last = time.perf_counter()
-        while True:
-            await asyncio.sleep(0)
-            now = time.perf_counter()
-            gaps.append(now - last)
-            last = now
-
-    async def look() -> dict[str, Any]:
-        beating = asyncio.create_task(heartbeat())
-        await asyncio.sleep(0)
-        answer = await part.jobs(worker, range(8), JobQuery(limit=1_000))
-        beating.cancel()
-        return answer
-
-    # A full garbage collection over so large a heap takes 120 ms whoever triggers it.
-    gc.disable()
-    try:
-        answer = asyncio.run(look())
-    finally:
-        gc.enable()
-    assert answer["matched"] == 200_000
-    # The two longest may be the machine's doing.
-    assert sorted(gaps)[-3] < 0.02
-
-
-def test_lag_is_measured_in_records_and_seconds() -> None:
-    meter = _LagMeter()
-    where = cast("Any", ("t", 0))
-    assert meter.measure(0.0, {where: 5}, {where: 5}).total == 0
-    lag = meter.measure(10.0, {where: 5}, {where: 8})
-    assert (lag.total, lag.seconds, lag.still) == (3, 0.0, 0.0)
-    lag = meter.measure(20.0, {where: 5}, {where: 12})
-    assert (lag.total, lag.seconds) == (7, 10.0)
-    assert lag.still == 10.0
-    # Commits move: not still any more, and the next record waits since 20.
-    lag = meter.measure(30.0, {where: 9}, {where: 12})
-    assert (lag.total, lag.seconds, lag.still) == (3, 10.0, 0.0)
-    assert meter.measure(40.0, {where: 12}, {where: 12}).seconds == 0.0
-    # A log end that seems to be behind what is committed is no lag.
-    assert meter.measure(50.0, {where: 14}, {where: 12}).total == 0
 
 
 def test_only_web_addresses_become_links() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -119,8 +119,7 @@ def _windows(check: Check, truth: Truth, url: str, first: int) -> None:
     samples: dict[Any, Any] = {}
     conclusions: dict[Any, Any] = {}
     for size_s in (60, 300, 3600):
-        query = {"size": size_s, "from": first, "to": 1 << 52}
-        for window in ask(url, "/windows", query, 30.0).get("windows", ()):
+        for window in _all_windows(url, size_s, first):
             for family, found in window["families"].items():
                 where = (window["fleet"], family, size_s, window["start"])
                 samples[where] = (found["count"], found["sum_ms"])
@@ -128,6 +127,16 @@ def _windows(check: Check, truth: Truth, url: str, first: int) -> None:
                 conclusions[window["fleet"], conclusion, size_s, window["start"]] = n
     check.of("views", "windows: samples and sums", truth.windows, samples)
     check.of("views", "windows: conclusions", truth.conclusions, conclusions)
+
+
+def _all_windows(url: str, size_s: int, first: int) -> Iterator[Any]:
+    query = {"size": size_s, "from": first, "to": 1 << 52, "limit": 1_000}
+    while True:
+        page = ask(url, "/windows", query, 30.0)
+        yield from page.get("windows", ())
+        if not page.get("next"):
+            return
+        query["cursor"] = page["next"]
 
 
 def _stored(check: Check, truth: Truth, client: Client, first: int) -> None:

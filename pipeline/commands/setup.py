@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 from clickhouse_driver.errors import Error as ClickHouseError
+from kafka.errors import KafkaError
 
 from pipeline.commands.common import (
     FAILED,
+    USAGE,
     Context,
     Failure,
     print_json,
@@ -32,6 +34,8 @@ from pipeline.local import LocalError, StackStatus, default_data_dir, down, stat
 from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PORT
 from pipeline.text import duration
 from sinks import schema as tables
+from sinks.refill import RefillError, refill
+from sinks.rows import TABLES
 from topics.apply import TopicsError, apply
 
 
@@ -106,7 +110,10 @@ def schema() -> None:
 @schema.command("apply")
 @click.pass_obj
 def schema_apply(context: Context) -> None:
-    """Create the database and apply missing migrations. Applying twice changes nothing."""
+    """Create the database, apply missing migrations, and make again what was dropped.
+
+    Applying twice changes nothing.
+    """
     settings = context.settings
     url = clickhouse_url(settings)
     require_clickhouse(settings)
@@ -118,22 +125,75 @@ def schema_apply(context: Context) -> None:
         raise clickhouse_failure(settings, error) from None
     for name in report.applied:
         say(f"applied  {name}")
-    click.echo(
+    for name in report.mended:
+        say(f"made     {name}, which was gone")
+    say(
         f"database {report.database}: {len(report.applied)} migrations applied, "
         f"{len(report.already)} were there"
     )
+    lost = [name for name in report.mended if name in {table.name for table in TABLES}]
+    if lost:
+        say(f"fill from the log what was lost: runnerstream schema refill {' '.join(lost)}")
+
+
+@schema.command("refill")
+@click.argument("names", nargs=-1, required=True, metavar="TABLE...")
+@click.pass_obj
+def schema_refill(context: Context, names: tuple[str, ...]) -> None:
+    """Fill tables from what the topics still hold, after they were dropped and made again.
+
+    May run while sinks run, and twice: rows that are there already are replaced by themselves.
+    """
+    settings = context.settings
+    url = clickhouse_url(settings)
+    unknown = sorted(set(names) - {table.name for table in TABLES})
+    if unknown:
+        raise Failure(
+            f"no table of the sink: {', '.join(unknown)}",
+            f"one of {', '.join(table.name for table in TABLES)}",
+            USAGE,
+        )
+    require_clickhouse(settings)
+    try:
+        gone = sorted(set(names) & set(tables.absent(bounded(url))))
+    except (ClickHouseError, OSError, EOFError, ValueError) as error:
+        raise clickhouse_failure(settings, error) from None
+    if gone:
+        raise Failure(f"missing: {', '.join(gone)}", "make it with `runnerstream schema apply`")
+    with kafka_admin(settings):
+        pass
+    told = time.monotonic()
+
+    def progress(done: int, of: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 5:
+            told = time.monotonic()
+            click.echo(f"{done:,} of {of:,} offsets", err=True)
+
+    try:
+        filled = refill(settings.kafka_options(), url, names, progress)
+    except (RefillError, KafkaError) as error:
+        raise Failure(
+            f"not filled to the end: {error}", "begin it again: nothing is lost"
+        ) from None
+    for name, number in filled.rows.items():
+        say(f"filled   {name}: {number:,} rows")
+    say(f"{filled.records:,} records read, {filled.passed_over:,} of them gave no row")
 
 
 @schema.command("show")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.pass_obj
 def schema_show(context: Context, as_json: bool) -> None:
-    """Show migrations and tables. Exit code 1 while a migration is missing."""
+    """Show migrations and tables. Exit code 1 while a migration or a table is missing."""
     settings = context.settings
     url = clickhouse_url(settings)
     require_clickhouse(settings)
     try:
         pending = {migration.version for migration in tables.pending(bounded(url))}
+        gone: tuple[str, ...] = ()
+        if len(pending) < len(tables.migrations()):
+            gone = tables.absent(bounded(url))
     except tables.SchemaError as error:
         raise Failure(str(error)) from None
     except (ClickHouseError, OSError, EOFError, ValueError) as error:
@@ -157,6 +217,7 @@ def schema_show(context: Context, as_json: bool) -> None:
                     {"name": n, "engine": e, "rows": r, "bytes": b, "comment": c}
                     for n, e, r, b, c in sizes
                 ],
+                "missing": list(gone),
             }
         )
     else:
@@ -168,9 +229,11 @@ def schema_show(context: Context, as_json: bool) -> None:
             ]
             say()
             print_table(("table", "engine", "rows", "on disk"), rows, right=(2, 3))
-        if pending:
+        if gone:
+            say(f"\nmissing: {', '.join(gone)}")
+        if pending or gone:
             say("\napply what is missing with `runnerstream schema apply`")
-    if pending:
+    if pending or gone:
         raise SystemExit(FAILED)
 
 

@@ -23,8 +23,8 @@ Remedies:
 * *Lag that never ends*: Faust commits the last record plus one, which is not where the partition
   ends when the end of a transaction or a compacted record follows. The position of the consumer is
   committed instead (:attr:`Batch.next_offset`), also when nothing but such marks came.
-* *Holes*: records that retention removed before they were read are told to
-  :attr:`SafeConsumer.on_hole`.
+* *Holes*: offsets that were passed over are told to :attr:`SafeConsumer.on_hole`, because retention
+  may have removed their records before they were read.
 * *Four asyncio tasks per message*: ``wait_first`` is bypassed while nothing is suspended.
 * *A second of sleep whenever every partition is back-pressured*: the wait is short instead.
 """
@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 undecodable.install()
 
 
-#: Partition, first offset that was missed, first offset that is there.
+#: Partition, first offset that was not read, first offset that was or will be. A suspicion: marks
+#: may be all that was in between, so whoever is told asks where the log begins.
 OnHole = Callable[[TP, int, int], None]
 
 
@@ -192,7 +193,7 @@ class SafeConsumer(driver.Consumer):
                 continue
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             message = self._message(tp, batch, positions.get(tp, 0))
-            await self._look_for_hole(tp, batch[0].offset)
+            self._look_for_hole(tp, batch[0].offset)
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return
             self._dropped.discard(tp)
@@ -217,14 +218,10 @@ class SafeConsumer(driver.Consumer):
             generation_id=self.app.consumer_generation_id,
         )
 
-    async def _look_for_hole(self, tp: TP, offset: int) -> None:
-        """Tell of records that retention removed before ``offset``. Aborted transactions leave
-        offsets out as well, so the broker is asked where the log begins."""
+    def _look_for_hole(self, tp: TP, offset: int) -> None:
         expected = self._delivered.get(tp, self._committed_offset.get(tp) or 0)
         if offset > expected > 0:
-            begins = (await self.earliest_offsets(tp)).get(tp) or 0
-            if begins > expected:
-                self.on_hole(tp, expected, min(begins, offset))
+            self.on_hole(tp, expected, offset)
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
         # A copy: Faust empties the set while the fetch waits for data.
@@ -295,6 +292,9 @@ class SafeConsumer(driver.Consumer):
                 finished = self._delivered.get(tp, behind) == self._finished.get(tp, behind)
                 if finished and tp not in self._dropped and self._marks_only(tp, behind, position):
                     self._acked.setdefault(tp, [position])
+                    # Or retention removed all that was left: no batch will tell of it.
+                    if behind:
+                        self.on_hole(tp, behind, position)
         return bool(await super().force_commit(*args, **kwargs))
 
     def _marks_only(self, tp: TP, committed: int, position: int) -> bool:

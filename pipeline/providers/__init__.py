@@ -7,7 +7,7 @@ merge in ``pipeline.jobs`` decides.
 
 from __future__ import annotations
 
-from pipeline.providers.github import canonical_labels, facts, guid_time_ms
+from pipeline.providers.github import canonical_labels, facts, guid_time_ms, understand
 from pipeline.providers.lifecycle import lifecycle_fact
 
-__all__ = ["canonical_labels", "facts", "guid_time_ms", "lifecycle_fact"]
+__all__ = ["canonical_labels", "facts", "guid_time_ms", "lifecycle_fact", "understand"]

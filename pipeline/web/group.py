@@ -22,10 +22,14 @@ from pipeline.faust_safe.outbox import partition_of
 if TYPE_CHECKING:
     from pipeline.worker import Worker
 
-#: How long a peer may take. Seconds.
-PEER_TIMEOUT_S: Final = 3.0
-#: Most bytes taken from a peer.
+#: How long a peer may be silent, and how long its whole answer may take. Seconds.
+PEER_SILENT_S: Final = 3.0
+PEER_TIMEOUT_S: Final = 10.0
+#: Most bytes taken from a peer. A page of 1,000 jobs or windows is some megabytes.
 PEER_BYTES: Final = 64 << 20
+#: Connections to all peers together, and to one.
+CONNECTIONS: Final = 32
+PER_PEER: Final = 4
 
 Local = Callable[[list[int]], Awaitable[dict[str, Any]]]
 
@@ -73,8 +77,11 @@ class Group:
                 return partition, url
         return partition, None
 
-    async def gather(self, path: str, query: Mapping[str, str], local: Local) -> Gathered:
-        """Ask every worker for its part. ``local`` answers for this one."""
+    async def gather(
+        self, path: str, query: Mapping[str, str], local: Local, body: Any = None
+    ) -> Gathered:
+        """Ask every worker for its part. ``local`` answers for this one. What is too long for a
+        URL goes into ``body``."""
         result = Gathered()
         members = self.members()
 
@@ -84,7 +91,7 @@ class Group:
                     part = await local(partitions)
                 else:
                     asked = {**query, "partitions": ",".join(map(str, partitions))}
-                    part = await self.ask(url, path, asked)
+                    part = await self.ask(url, path, asked, body)
                     part = part if isinstance(part.get("partitions"), list) else {"partitions": []}
             except PeerError as error:
                 result.incomplete.append(_gap(str(error), partitions, url))
@@ -104,21 +111,30 @@ class Group:
             result.incomplete.append(_gap(why, orphaned, None))
         return result
 
-    async def ask(self, url: str, path: str, query: Mapping[str, str]) -> dict[str, Any]:
-        """GET a part from a peer. Raises PeerError."""
+    async def ask(
+        self, url: str, path: str, query: Mapping[str, str], body: Any = None
+    ) -> dict[str, Any]:
+        """A part from a peer: GET, or POST with a body. Raises PeerError."""
         if self._session is None or self._session.closed:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=PEER_TIMEOUT_S), trust_env=False
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS, limit_per_host=PER_PEER),
+                timeout=aiohttp.ClientTimeout(
+                    total=PEER_TIMEOUT_S, sock_connect=PEER_SILENT_S, sock_read=PEER_SILENT_S
+                ),
+                trust_env=False,
             )
         began = time.monotonic()
         try:
-            async with self._session.get(
-                url + path, params=query, allow_redirects=False
+            async with self._session.request(
+                "GET" if body is None else "POST",
+                url + path,
+                params=query,
+                data=None if body is None else msgspec.json.encode(body),
+                allow_redirects=False,
             ) as response:
-                body = await response.content.read(PEER_BYTES)
                 if response.status not in (200, 404, 503):
                     raise PeerError(f"worker {url} answered {response.status}")
-                answer = msgspec.json.decode(body)
+                answer = msgspec.json.decode(await _whole(response, url))
         except TimeoutError:
             waited = time.monotonic() - began
             raise PeerError(f"worker {url} did not answer within {waited:.1f} s") from None
@@ -134,6 +150,16 @@ class Group:
         """Close connections to peers."""
         if self._session is not None:
             await self._session.close()
+
+
+async def _whole(response: aiohttp.ClientResponse, url: str) -> bytes:
+    """The whole body. A read of so many bytes would return the first ones that have come."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > PEER_BYTES:
+            raise PeerError(f"worker {url} answered with more than {PEER_BYTES >> 20} MiB")
+    return bytes(body)
 
 
 def _gap(reason: str, partitions: list[int], worker: str | None) -> dict[str, Any]:

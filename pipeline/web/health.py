@@ -9,6 +9,16 @@ The sink belongs to the answer wherever a ClickHouse is configured, also when th
 the fold only: rows that do not arrive are somebody's missing data. ``/readyz?part=fold`` leaves
 it out, for load balancers that should keep sending people to the views meanwhile. With the
 setting ``clickhouse`` empty there is no sink to wait for.
+
+**Lag is what is left to read,** not a difference of offsets. Behind the last record there may be
+markers of transactions, aborted records, or nothing at all where compaction or retention was: a
+consumer at rest need not ever commit beyond them. So where a group has stood still for a while,
+we read from its position ourselves; when nothing comes up to the end, nothing is left.
+
+**Positions.** What the worker has done is told by its commits. A worker may tell more, with a
+method ``positions()`` that returns for each owned source partition the offset from which it goes
+on once everything before is done: ``{("runners.jobs", 3): 1_234}``. It is called from the watch's
+thread, so it may neither wait nor ask the broker.
 """
 
 from __future__ import annotations
@@ -17,15 +27,17 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from clickhouse_driver import Client
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
 
+from pipeline.holes import Hole
 from sinks.rows import TOPICS as SINK_TOPICS
-from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS
+from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
 
 if TYPE_CHECKING:
     from pipeline.worker import Worker
@@ -41,6 +53,13 @@ TIMEOUT_S: Final = 5.0
 STUCK_S: Final = 10.0
 #: Evidence older than this is none. Seconds.
 STALE_S: Final = 45.0
+#: Records of the worker that wait for this long without one being done: it is stuck. A batch takes
+#: a second or so. Seconds.
+WORKER_STUCK_S: Final = 30.0
+#: The same, and for so long that only a restart can help. Seconds.
+WEDGED_S: Final = 300.0
+#: Between two looks at how many partitions there are. Seconds.
+PARTITIONS_S: Final = 15.0
 
 Offsets = dict[TopicPartition, int]
 
@@ -100,6 +119,8 @@ class Evidence:
     sink: Lag | None = None
     #: Members of the sink's group, ``None`` when the broker does not tell.
     sink_members: int | None = None
+    #: Topics of which we read some partitions only, with how many they have.
+    more_partitions: Mapping[str, int] = field(default_factory=dict)
 
 
 class _LagMeter:
@@ -110,6 +131,17 @@ class _LagMeter:
     def __init__(self) -> None:
         self._ends: dict[TopicPartition, deque[tuple[float, int]]] = {}
         self._moved: dict[TopicPartition, tuple[float, int]] = {}
+
+    def still(self, now: float, committed: Offsets, ends: Offsets) -> list[TopicPartition]:
+        """The partitions that are behind and have not moved for a while."""
+        return [
+            where
+            for where, end in ends.items()
+            if end > committed.get(where, 0)
+            and (before := self._moved.get(where)) is not None
+            and before[1] == committed.get(where, 0)
+            and now - before[0] >= EVERY_S
+        ]
 
     def measure(self, now: float, committed: Offsets, ends: Offsets) -> Lag:
         """The lag now, ``now`` on the monotonic clock."""
@@ -140,6 +172,36 @@ class _LagMeter:
         return Lag(records, oldest, still)
 
 
+class Remains:
+    """Is there anything left to read between an offset and the end of a partition?
+
+    Asks by reading, one record at most, and remembers the answer.
+
+    Args:
+        first_record: the offset of the first record of a partition at or behind an offset that
+            may be read, ``None`` when there is none up to the end. Asks the broker.
+    """
+
+    def __init__(self, first_record: Callable[[TopicPartition, int, int], int | None]) -> None:
+        self._first_record = first_record
+        #: Where nothing is: from, to, and whether a record is known to be at its end.
+        self._empty: dict[TopicPartition, tuple[int, int, bool]] = {}
+
+    def next(self, where: TopicPartition, done: int, end: int, *, ask: bool) -> int:
+        """The offset from which something may be left to read: ``done`` or behind it.
+
+        ``ask`` the broker, unless the answer is known.
+        """
+        start, stop, occupied = self._empty.get(where, (done, done, False))
+        if not start <= done <= stop:
+            start, stop, occupied = done, done, False
+        if stop < end and ask and not occupied:
+            found = self._first_record(where, stop, end)
+            stop, occupied = (end, False) if found is None else (found, True)
+            self._empty[where] = (start, stop, occupied)
+        return max(done, min(stop, end))
+
+
 class Watch:
     """The checks in a thread of their own. ``evidence`` is the last round's."""
 
@@ -155,6 +217,20 @@ class Watch:
         self._client: Client | None = None
         self._mine = _LagMeter()
         self._sinks = _LagMeter()
+        self._reader: KafkaConsumer | None = None
+        self._remains = {
+            group: Remains(self._first_record) for group in (self._group, self._sink_group)
+        }
+        self._holes = worker.holes
+        #: Where each partition of ours stood when its log was first seen to begin behind it.
+        self._behind_start: Offsets = {}
+        self._specs = {
+            spec.name: spec.partitions
+            for spec in catalogue(partitions=self._settings.partitions, app_id=self._group)
+            if spec.name in SOURCES or spec.name.startswith(f"{self._group}-")
+        }
+        self._counted_at = -PARTITIONS_S
+        self._more: Mapping[str, int] = {}
         self.evidence: Evidence | None = None
 
     def start(self) -> None:
@@ -188,7 +264,7 @@ class Watch:
             except Exception as error:
                 self._disconnect()
                 clickhouse = _trouble(before.clickhouse, error)
-        return Evidence(time.monotonic(), broker, clickhouse, mine, sink, members)
+        return Evidence(time.monotonic(), broker, clickhouse, mine, sink, members, self._more)
 
     def _ask_broker(self) -> tuple[Lag, Lag | None, int | None]:
         if self._admin is None:
@@ -198,9 +274,14 @@ class Watch:
                 bootstrap_timeout_ms=int(TIMEOUT_S * 1000),
                 request_timeout_ms=int(TIMEOUT_S * 1000),
             )
+        self._count_partitions()
         owned = set(self._worker.owned()) if self._worker.settled else set()
         mine = self._lag(
-            self._mine, self._group, [TopicPartition(t, p) for t in SOURCES for p in owned]
+            self._mine,
+            self._group,
+            [TopicPartition(t, p) for t in SOURCES for p in owned],
+            self._positions(),
+            ours=True,
         )
         if not self._url:
             return mine, None, None
@@ -212,21 +293,100 @@ class Watch:
         )
         return mine, sink, self._members()
 
-    def _lag(self, meter: _LagMeter, group: str, wanted: list[TopicPartition]) -> Lag:
+    def _positions(self) -> Mapping[tuple[str, int], int]:
+        told = getattr(self._worker, "positions", None)
+        return {} if told is None else dict(told())
+
+    def _count_partitions(self) -> None:
+        if time.monotonic() - self._counted_at < PARTITIONS_S:
+            return
+        self._more = more_partitions(self._specs, self._admin.describe_topics(list(self._specs)))
+        self._counted_at = time.monotonic()
+
+    def _lag(
+        self,
+        meter: _LagMeter,
+        group: str,
+        wanted: list[TopicPartition],
+        positions: Mapping[tuple[str, int], int] | None = None,
+        *,
+        ours: bool = False,
+    ) -> Lag:
         if not wanted:
             return meter.measure(time.monotonic(), {}, {})
         # Commits first: a log that grows in between makes the lag larger, never negative.
         found = self._admin.list_group_offsets({group: wanted}).get(group, {})
-        committed = {where: at.offset for where, at in found.items() if at.offset >= 0}
-        unknown = [where for where in wanted if where not in committed]
-        if unknown:
-            # Nothing committed yet: the group starts at the beginning.
-            first = self._admin.list_partition_offsets(dict.fromkeys(unknown, OffsetSpec.EARLIEST))
-            committed |= {where: at.offset for where, at in first.items()}
-        ends = self._admin.list_partition_offsets(dict.fromkeys(wanted, OffsetSpec.LATEST))
-        return meter.measure(
-            time.monotonic(), committed, {where: at.offset for where, at in ends.items()}
+        done = {where: at.offset for where, at in found.items() if at.offset >= 0}
+        for (topic, partition), position in (positions or {}).items():
+            where = TopicPartition(topic, partition)
+            if where in done:
+                done[where] = max(done[where], position)
+        starts = self._edges(wanted, OffsetSpec.EARLIEST)
+        if ours:
+            self._look_for_holes(done, starts)
+        # Nothing committed yet: the group starts at the beginning. What was removed is not left.
+        done = {where: max(done.get(where, 0), starts[where]) for where in wanted}
+        ends = self._edges(wanted, OffsetSpec.LATEST)
+        now = time.monotonic()
+        remains = self._remains[group]
+        done = {where: remains.next(where, done[where], ends[where], ask=False) for where in wanted}
+        for where in meter.still(now, done, ends):
+            done[where] = remains.next(where, done[where], ends[where], ask=True)
+        return meter.measure(now, done, ends)
+
+    def _edges(self, wanted: Iterable[TopicPartition], which: Any) -> Offsets:
+        # Committed: what belongs to a transaction that is still open cannot be read yet.
+        found = self._admin.list_partition_offsets(
+            dict.fromkeys(wanted, which), isolation_level="read_committed"
         )
+        return {where: at.offset for where, at in found.items()}
+
+    def _look_for_holes(self, done: Offsets, starts: Offsets) -> None:
+        """Records of ours that are gone: told by whoever met the gap, or seen from here."""
+        for where, at in done.items():
+            start = starts.get(where, 0)
+            if at >= start:
+                self._behind_start.pop(where, None)
+            elif self._behind_start.get(where) == at:
+                # Seen twice, so it is not that a commit was under way.
+                self._holes.gap(where.topic, where.partition, at, start)
+            else:
+                self._behind_start[where] = at
+        suspected = {TopicPartition(*where) for where in self._holes.suspected()}
+        known = dict(starts)
+        if suspected - known.keys():
+            known |= self._edges(suspected - known.keys(), OffsetSpec.EARLIEST)
+        for hole in self._holes.settle({(w.topic, w.partition): at for w, at in known.items()}):
+            log.error("lost: %s, offsets %d to %d, were removed before they were read; "
+                      "retention is too short or the worker was away too long",
+                      hole, hole.first, hole.end - 1)  # fmt: skip
+
+    def _first_record(self, where: TopicPartition, start: int, end: int) -> int | None:
+        if self._reader is None:
+            self._reader = KafkaConsumer(
+                **self._settings.kafka_options(),
+                client_id=f"{self._group}-watch",
+                group_id=None,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                max_poll_records=1,
+                max_partition_fetch_bytes=65_536,
+                fetch_max_wait_ms=100,
+                allow_auto_create_topics=False,
+                request_timeout_ms=int(TIMEOUT_S * 1000),
+                bootstrap_timeout_ms=int(TIMEOUT_S * 1000),
+            )
+        reader = self._reader
+        reader.assign([where])
+        reader.seek(where, start)
+        until = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < until:
+            for record in reader.poll(500).get(where, ()):
+                return None if record.offset >= end else int(record.offset)
+            if reader.position(where, timeout_ms=500) >= end:
+                return None
+        raise TimeoutError(f"nothing read of {where.topic}, partition {where.partition}")
 
     def _members(self) -> int | None:
         try:
@@ -250,12 +410,27 @@ class Watch:
             client.disconnect()
 
     def _close_admin(self) -> None:
-        admin, self._admin = self._admin, None
-        if admin is not None:
-            try:
-                admin.close()
-            except Exception as error:
-                log.debug("closing the admin client: %r", error)
+        clients = (self._admin, self._reader)
+        self._admin = self._reader = None
+        for client in clients:
+            if client is not None:
+                try:
+                    client.close()
+                except Exception as error:
+                    log.debug("closing a client of the watch: %r", error)
+
+
+def more_partitions(
+    expected: Mapping[str, int], described: Iterable[Mapping[str, Any]]
+) -> dict[str, int]:
+    """Topics with more partitions than are read, and how many they have.
+
+    Args:
+        expected: partitions of each topic as the settings have it.
+        described: topics as Kafka's metadata tells.
+    """
+    found = {topic["name"]: len(topic["partitions"]) for topic in described}
+    return {name: found[name] for name, wanted in expected.items() if found.get(name, 0) > wanted}
 
 
 class Health:
@@ -270,10 +445,16 @@ class Health:
         # A member that gets no partition is a member all the same, and generations of some
         # brokers begin at 0: only the assignment itself tells.
         self._joined = False
+        #: What it is doing instead of working, how much of it is left, and since when that is so.
+        self._doing: tuple[str, int] | None = None
+        self._doing_since = time.monotonic()
         worker.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
 
     def refresh(self) -> list[Reason]:
         """All reasons not to be ready, and the gauges brought up to date. Cheap."""
+        doing = self._preparing()
+        if doing != self._doing:
+            self._doing, self._doing_since = doing, time.monotonic()
         reasons = self._own() + self._seen()
         metrics, evidence = self._worker.metrics, self.watch.evidence
         metrics.ready.set(0 if reasons else 1)
@@ -301,22 +482,33 @@ class Health:
             worst = max(worst, late)
         return worst
 
+    def _preparing(self) -> tuple[str, int] | None:
+        """What the worker does before it works, as a reason's code, and how much is left of it."""
+        app = self._worker.app
+        if not self._joined:
+            return "starting", 0
+        if app.rebalancing:
+            return "rebalancing", 0
+        if app.in_recovery:
+            return "recovering", int(app.tables.recovery.active_remaining_total())
+        return None
+
     async def _on_assigned(self, app: Any, assigned: Any, **kwargs: Any) -> None:
         self._joined = True
 
     def _own(self) -> list[Reason]:
-        worker, app = self._worker, self._worker.app
-        if not self._joined:
+        worker = self._worker
+        doing = self._preparing()
+        if doing is not None:
             self._settled_since = None
+            code, left = doing
+            if code == "rebalancing":
+                return [Reason("rebalancing", "partitions are being moved between workers")]
+            if code == "recovering":
+                text = f"reading back the tables, {left:,} records to go"
+                return [Reason("recovering", text)]
             up = time.time() - worker.started_at
             return [Reason("starting", f"joining the consumer group for {up:.0f} s")]
-        if app.rebalancing:
-            self._settled_since = None
-            return [Reason("rebalancing", "partitions are being moved between workers")]
-        if app.in_recovery:
-            self._settled_since = None
-            left = app.tables.recovery.active_remaining_total()
-            return [Reason("recovering", f"reading back the tables, {left:,} records to go")]
         reasons = []
         late = self.tick_lag()
         if late > self._settings.max_lag:
@@ -341,9 +533,23 @@ class Health:
             t = evidence.broker
             text = f"Kafka at {self._settings.kafka} unreachable for {t.seconds:.0f} s: {t.error}"
             reasons.append(Reason("broker", text))
+        elif evidence.worker.total and evidence.worker.still > WORKER_STUCK_S:
+            waiting = ", ".join(
+                f"{n:,} of {where.topic} partition {where.partition}"
+                for where, n in sorted(evidence.worker.records.items())
+                if n
+            )
+            text = f"records wait ({waiting}) and none was done for"
+            reasons.append(Reason("stuck", f"{text} {evidence.worker.still:.0f} s"))
         elif evidence.worker.seconds > limit:
             behind = f"{evidence.worker.total:,} records and {evidence.worker.seconds:.0f} s"
             reasons.append(Reason("lagging", f"the worker is {behind} behind its topics"))
+        if evidence.more_partitions and evidence.broker is None:
+            have = self._settings.partitions
+            topics = ", ".join(f"{name} has {n}" for name, n in evidence.more_partitions.items())
+            text = f"{topics} partitions, and the setting partitions is {have}: records on the "
+            text += "others are not read. `runnerstream doctor` says how to go on"
+            reasons.append(Reason("partitions", text))
         if evidence.clickhouse is not None:
             t = evidence.clickhouse
             text = f"ClickHouse unreachable for {t.seconds:.0f} s: {t.error}"
@@ -361,6 +567,32 @@ class Health:
                 reasons.append(Reason("sink", text))
         return reasons
 
+    def wedged(self) -> str | None:
+        """Why only a restart can help; ``None`` while there is hope.
+
+        The broker answers, and for minutes no record that waits was done, or joining or reading
+        back got no further. Not for a broker or a ClickHouse that is away: a restart would not
+        bring it back.
+        """
+        evidence = self.watch.evidence
+        if evidence is None or evidence.broker is not None:
+            return None
+        if time.monotonic() - evidence.at > STALE_S:
+            return None
+        if self._doing is not None:
+            stood = time.monotonic() - self._doing_since
+            if stood <= WEDGED_S:
+                return None
+            return f"{self._doing[0]} without progress for {stood:.0f} s"
+        lag = evidence.worker
+        if not lag.total or lag.still <= WEDGED_S:
+            return None
+        return f"{lag.total:,} records wait and none was done for {lag.still:.0f} s"
+
+    def missed(self) -> list[dict[str, Any]]:
+        """Records that were removed before they were read, by partition, the latest first."""
+        return [hole_data(hole) for hole in self._worker.holes.found()]
+
     def facts(self) -> dict[str, Any]:
         """What /workers and /readyz show beside the reasons."""
         evidence = self.watch.evidence
@@ -376,6 +608,7 @@ class Health:
                 "members": evidence.sink_members,
             },
             "clickhouse": self._clickhouse(evidence),
+            "missed": self.missed(),
         }
 
     def _clickhouse(self, evidence: Evidence | None) -> str:
@@ -384,6 +617,20 @@ class Health:
         if evidence is None:
             return "unknown"
         return "unreachable" if evidence.clickhouse else "reachable"
+
+
+def hole_data(hole: Hole) -> dict[str, Any]:
+    """A hole as the views show it. Offsets from ``first`` to ``last`` were passed, all or in part;
+    ``records`` counts those that are lost."""
+    return {
+        "topic": hole.topic,
+        "partition": hole.partition,
+        "records": hole.records,
+        "first": hole.first,
+        "last": hole.end - 1,
+        "since": hole.since,
+        "latest": hole.latest,
+    }
 
 
 #: Codes of reasons that are about the way to ClickHouse, not about the fold.

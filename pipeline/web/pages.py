@@ -3,6 +3,7 @@ strangers."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -21,6 +22,14 @@ MISSING: Final = {
     "negative": "the clocks contradict each other",
     "copied": "copied from an earlier attempt",
 }
+
+
+#: Pieces of a page (some words each) that are made before the event loop is let go.
+SLICE: Final = 1_000
+
+#: How a conclusion is shown: what is neither good nor bad is plain.
+GOOD: Final = frozenset({"success"})
+BAD: Final = frozenset({"failure", "timed_out", "startup_failure", "action_required"})
 
 
 class Pages:
@@ -44,11 +53,19 @@ class Pages:
             missing=lambda reason: MISSING.get(reason, reason),
             number=lambda n: "–" if n is None else f"{n:,}",
             ranges=ranges,
+            verdict=verdict,
         )
 
-    def render(self, template: str, **values: Any) -> str:
-        """The page."""
-        return self._env.get_template(template).render(**values)
+    async def render(
+        self, template: str, pause: Callable[[], Awaitable[None]], **values: Any
+    ) -> bytes:
+        """The page, made in slices with a ``pause`` between them."""
+        page = []
+        for number, piece in enumerate(self._env.get_template(template).generate(**values)):
+            if number % SLICE == SLICE - 1:
+                await pause()
+            page.append(piece)
+        return "".join(page).encode(errors="replace")
 
 
 def moment(ms: int | None) -> str:
@@ -62,8 +79,15 @@ def moment(ms: int | None) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S.") + f"{ms % 1000:03d}"
 
 
+def verdict(conclusion: str | None) -> str:
+    """``good``, ``bad`` or ``plain``: the class of a conclusion."""
+    return "good" if conclusion in GOOD else "bad" if conclusion in BAD else "plain"
+
+
 def clock(ms: int) -> str:
     """Time of day, UTC, to the minute."""
+    if not 0 <= ms < 253_402_300_800_000:
+        return str(ms)
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%H:%M")
 
 

@@ -1,19 +1,22 @@
 """What this worker knows about its own partitions, as plain data that can travel to a peer.
 
 Everything is read from the ledgers. Long lists are walked in slices with the event loop let go
-between them, so that 200,000 jobs do not stop the fold. A list is a moment's view: jobs may move
-while it is made.
+between them (:mod:`pipeline.web.turns`), so that 200,000 jobs do not stop the fold. A list is a
+moment's view: jobs may move while it is made.
+
+Answers are pages. Each worker gives the first so many entries behind the cursor, and one more,
+which tells that there is another page. What is among the first of all is among the first of
+whoever has it, so pages put together from all workers are whole.
 """
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 from msgspec.structs import asdict
@@ -21,47 +24,98 @@ from msgspec.structs import asdict
 from pipeline.jobs import Job, View
 from pipeline.ledger import LIVE, Known, Ledger
 from pipeline.text import version
+from pipeline.web.turns import Turn
 from pipeline.windows import SIZES_S, Pane, Sketch, start_of
 from topics.models import Status
 
 if TYPE_CHECKING:
     from pipeline.worker import Worker
 
-#: Index entries looked at, and jobs decoded, before the loop is let go. A millisecond or two.
+#: Index entries looked at, stored jobs searched, and jobs decoded, before the loop is let go. A
+#: millisecond or two each.
 SLICE: Final = 2_000
+SEARCH_SLICE: Final = 500
 DECODE_SLICE: Final = 25
 
-#: Most rows on a page of jobs, and most windows in an answer.
+#: Most rows on a page.
 MAX_LIMIT: Final = 1_000
-MAX_WINDOWS: Final = 5_000
 
 STATUSES: Final = tuple(status.value for status in Status)
+
+#: Where an entry stands in a list.
+Order = tuple[Any, ...]
+
+
+T = TypeVar("T")
+
+
+class First(Generic[T]):
+    """The entries that come first in order, of any number, in little memory."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        # The last of them on top.
+        self._heap: list[tuple[_Reversed, T]] = []
+
+    def add(self, order: Order, entry: T) -> None:
+        """Take an entry. No two have the same order."""
+        if len(self._heap) < self._most:
+            heapq.heappush(self._heap, (_Reversed(order), entry))
+        elif order < self._heap[0][0].order:
+            heapq.heapreplace(self._heap, (_Reversed(order), entry))
+
+    def __iter__(self) -> Iterator[tuple[Order, T]]:
+        return ((at.order, entry) for at, entry in sorted(self._heap, reverse=True))
+
+
+class _Reversed:
+    """An order that sorts the other way round."""
+
+    __slots__ = ("order",)
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+
+    def __lt__(self, other: _Reversed) -> bool:
+        return self.order > other.order
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Reversed) and self.order == other.order
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
 class JobQuery:
-    """Which jobs to list, and from where. Oldest first: by when they entered their state."""
+    """Which jobs to list, and from where.
+
+    Live jobs come first, the one longest in its state first of all; then completed ones, the
+    latest first.
+    """
 
     states: tuple[str, ...] = LIVE
     fleet: str | None = None
+    #: In any case: providers do not tell ``Acme/App`` from ``acme/app``.
     repo: str | None = None
     #: Least time in the state, ms. A job of which no fact tells since when does not match.
     min_age_ms: int = 0
-    #: The last (time, key) of the page before.
-    after: tuple[int, str] | None = None
+    #: The order of the last job of the page before: (0 live or 1 completed, time, key). The time
+    #: of a completed one is negative.
+    after: Order | None = None
     limit: int = 100
 
 
-async def jobs(worker: Worker, partitions: Iterable[int], query: JobQuery) -> dict[str, Any]:
+async def jobs(
+    worker: Worker, partitions: Iterable[int], query: JobQuery, turn: Turn
+) -> dict[str, Any]:
     """One page of matching jobs of the given partitions, and how many match in all."""
     now = int(time.time() * 1000)
     states = frozenset(query.states)
-    needle = None if query.repo is None else b'"repo":' + msgspec.json.encode(query.repo)
-    # A heap of the smallest (time, key) so far, its largest on top. Times are negated for that;
-    # keys break ties, so they are compared the other way round through _Reversed.
-    page: list[tuple[int, _Reversed, Ledger]] = []
+    wanted = None if query.repo is None else query.repo.casefold()
+    page: First[Ledger] = First(query.limit + 1)
     matched = unknown_age = looked = 0
     answered = []
+    every = SLICE if wanted is None else SEARCH_SLICE
     for partition in partitions:
         ledger = worker.fold.ledgers.get(partition)
         if ledger is None:
@@ -69,8 +123,8 @@ async def jobs(worker: Worker, partitions: Iterable[int], query: JobQuery) -> di
         answered.append(partition)
         for key, known in list(ledger.index.items()):
             looked += 1
-            if looked % SLICE == 0:
-                await asyncio.sleep(0)
+            if looked % every == 0:
+                await turn.next()
             if known.status not in states:
                 continue
             if query.fleet is not None and known.fleet != query.fleet:
@@ -80,26 +134,19 @@ async def jobs(worker: Worker, partitions: Iterable[int], query: JobQuery) -> di
                 continue
             if query.min_age_ms and now - (known.since or 0) < query.min_age_ms:
                 continue
-            if needle is not None and not _says(ledger, key, needle):
+            if wanted is not None and _repo(ledger, key).casefold() != wanted:
                 continue
             matched += 1
-            at = _order(known)
-            if query.after is not None and (at, key) <= query.after:
-                continue
-            entry = (-at, _Reversed(key), ledger)
-            # One more than the page holds: it tells that there is another page.
-            if len(page) <= query.limit:
-                heapq.heappush(page, entry)
-            elif entry[:2] > page[0][:2]:
-                heapq.heapreplace(page, entry)
-    page.sort(key=lambda entry: entry[:2], reverse=True)
+            order = _order(key, known)
+            if query.after is None or order > query.after:
+                page.add(order, ledger)
     rows = []
-    for number, (minus_at, key_, ledger) in enumerate(page):
+    for number, (order, ledger) in enumerate(page):
         if number % DECODE_SLICE == 0:
-            await asyncio.sleep(0)
-        found = ledger.job(key_.key)
+            await turn.next()
+        found = ledger.job(order[-1])
         if found is not None:
-            rows.append(_row(*found, now) | {"order": [-minus_at, key_.key]})
+            rows.append(_row(*found, now) | {"order": order})
     return {
         "partitions": answered,
         "jobs": rows,
@@ -108,33 +155,30 @@ async def jobs(worker: Worker, partitions: Iterable[int], query: JobQuery) -> di
     }
 
 
-class _Reversed:
-    """A key that sorts the other way round."""
-
-    __slots__ = ("key",)
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def __lt__(self, other: _Reversed) -> bool:
-        return self.key > other.key
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Reversed) and self.key == other.key
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _order(known: Known) -> int:
+def _order(key: str, known: Known) -> Order:
     # Where no fact tells since when, since we first heard of it is the earliest we can say.
-    return known.first_seen if known.since is None else known.since
+    at = known.first_seen if known.since is None else known.since
+    return (1, -at, key) if known.status == Status.COMPLETED else (0, at, key)
 
 
-def _says(ledger: Ledger, key: str, needle: bytes) -> bool:
+def _repo(ledger: Ledger, key: str) -> str:
     # The stored bytes are searched instead of decoded, which is a hundred times as fast. Quotes
     # inside strings are escaped there, so only the field itself can match.
     value = ledger.stored(key)
-    return value is not None and needle in value
+    if value is None:
+        return ""
+    start = value.find(b'"repo":"')
+    if start < 0:
+        return ""
+    start += len(b'"repo":')
+    end = value.find(b'"', start + 1)
+    while value[end - 1] == 0x5C:
+        # An escaped quote, or the end behind an escaped backslash, which a name never has.
+        end = value.find(b'"', end + 1)
+        if end < 0:
+            return ""
+    repo: str = msgspec.json.decode(value[start : end + 1])
+    return repo
 
 
 def _row(job: Job, view: View, now: int) -> dict[str, Any]:
@@ -179,7 +223,9 @@ def job(worker: Worker, partition: int, key: str) -> dict[str, Any] | None:
     now = int(time.time() * 1000)
     row = _row(known, view, now)
     at, a = view.at, known.attributes
-    provider, host, job_id = known.key.split(":", 2)
+    # A host may have a port.
+    provider, _, rest = known.key.partition(":")
+    host, _, job_id = rest.rpartition(":")
     return row | {
         "provider": provider,
         "host": host,
@@ -259,11 +305,40 @@ def _timeline(known: Job, view: View) -> list[dict[str, Any]]:
     ]
 
 
-async def fleets(worker: Worker, partitions: Iterable[int], span_s: int) -> dict[str, Any]:
-    """Jobs by fleet and status, the oldest of each, and the timings of the last ``span_s``."""
-    since = start_of(int(time.time() * 1000), SIZES_S[0]) - span_s * 1000 + SIZES_S[0] * 1000
-    found: dict[str, dict[str, Any]] = {}
-    merged: dict[str, Pane] = {}
+async def totals(worker: Worker, partitions: Iterable[int], turn: Turn) -> dict[str, Any]:
+    """Jobs by status, and since when the oldest live one is in it."""
+    jobs = dict.fromkeys(STATUSES, 0)
+    oldest: dict[str, int] = {}
+    answered = []
+    for partition in partitions:
+        ledger = worker.fold.ledgers.get(partition)
+        if ledger is None:
+            continue
+        answered.append(partition)
+        for number, ((fleet, status), count) in enumerate(ledger.counts().items()):
+            if number % SEARCH_SLICE == 0:
+                await turn.next()
+            jobs[status] += count
+            since = ledger.oldest(fleet, status) if count and status in LIVE else None
+            if since is not None:
+                oldest[status] = min(since, oldest.get(status, since))
+    return {"partitions": answered, "jobs": jobs, "oldest": oldest}
+
+
+def span_start(now: int, span_s: int) -> int:
+    """The first minute of the last ``span_s`` seconds. Unix milliseconds."""
+    return start_of(now, SIZES_S[0]) - span_s * 1000 + SIZES_S[0] * 1000
+
+
+async def fleets(
+    worker: Worker, partitions: Iterable[int], since: int, turn: Turn
+) -> dict[str, Any]:
+    """Every fleet with jobs, or with samples from ``since`` on: few numbers each.
+
+    Per fleet the jobs by status, in the order of ``STATUSES``, and since when the oldest is in
+    each live one. The timings of those that are shown are asked for next: :func:`panes`.
+    """
+    found: dict[str, tuple[list[int], list[int | None]]] = {}
     answered = []
     looked = 0
     for partition in partitions:
@@ -272,37 +347,89 @@ async def fleets(worker: Worker, partitions: Iterable[int], span_s: int) -> dict
             continue
         answered.append(partition)
         for (fleet, status), count in ledger.counts().items():
-            one = found.setdefault(fleet, {"jobs": {}, "oldest": {}})
-            one["jobs"][status] = one["jobs"].get(status, 0) + count
-            oldest = ledger.oldest(fleet, status) if status in LIVE else None
-            if oldest is not None:
-                one["oldest"][status] = min(oldest, one["oldest"].get(status, oldest))
+            looked += 1
+            if looked % SEARCH_SLICE == 0:
+                await turn.next()
+            # A fleet whose jobs are all known under another name by now has nothing to show.
+            if not count:
+                continue
+            jobs, oldest = found.setdefault(fleet, _nothing())
+            jobs[STATUSES.index(status)] += count
+            at = ledger.oldest(fleet, status) if status in LIVE else None
+            if at is not None:
+                where = LIVE.index(status)
+                known = oldest[where]
+                oldest[where] = at if known is None else min(at, known)
         for (fleet, start), pane in list(ledger.panes.items()):
             looked += 1
             if looked % SLICE == 0:
-                await asyncio.sleep(0)
-            if start >= since:
+                await turn.next()
+            if start >= since and fleet not in found and _sampled(pane):
+                found[fleet] = _nothing()
+    return {"partitions": answered, "fleets": found}
+
+
+def _nothing() -> tuple[list[int], list[int | None]]:
+    return [0] * len(STATUSES), [None] * len(LIVE)
+
+
+def _sampled(pane: Pane) -> bool:
+    return any(sketch.count > 0 for sketch in pane.families.values())
+
+
+async def panes(
+    worker: Worker, partitions: Iterable[int], fleets: Iterable[str], since: int, turn: Turn
+) -> dict[str, Any]:
+    """The timings of the named fleets from ``since`` on."""
+    merged: dict[str, Pane] = {}
+    wanted = frozenset(fleets)
+    answered = []
+    left = SLICE
+    for partition in partitions:
+        ledger = worker.fold.ledgers.get(partition)
+        if ledger is None:
+            continue
+        answered.append(partition)
+        for (fleet, start), pane in list(ledger.panes.items()):
+            left -= 1
+            if left <= 0:
+                await turn.next()
+                left = SLICE
+            if start >= since and fleet in wanted:
                 merged.setdefault(fleet, Pane()).merge(pane)
-    for fleet, pane in merged.items():
-        found.setdefault(fleet, {"jobs": {}, "oldest": {}})["pane"] = pane_data(pane)
-    return {"partitions": answered, "fleets": found, "since": since}
+                # A merge costs as much as looking at many that are not wanted.
+                left -= 20
+    return {
+        "partitions": answered,
+        "panes": {fleet: pane_data(pane) for fleet, pane in merged.items()},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class WindowQuery:
+    """Which windows to list: of one size, those that start in ``[since, until)``, newest first."""
+
+    size_s: int
+    since: int
+    until: int
+    fleet: str | None = None
+    #: The order of the last window of the page before: (minus its start, its fleet).
+    after: Order | None = None
+    limit: int = 500
 
 
 async def windows(
-    worker: Worker,
-    partitions: Iterable[int],
-    fleet: str | None,
-    size_s: int,
-    since: int,
-    until: int,
+    worker: Worker, partitions: Iterable[int], query: WindowQuery, turn: Turn
 ) -> dict[str, Any]:
-    """The windows of a size that start in ``[since, until)``, made of the panes still kept.
+    """One page of windows, made of the panes still kept.
 
     Panes go once their hour is closed and the grace is over, all of an hour together, so a
     window is there whole or not at all.
     """
-    merged: dict[tuple[str, int], Pane] = {}
-    still_open: set[tuple[str, int]] = set()
+    size_s = query.size_s
+    seen: set[Order] = set()
+    page: First[None] = First(query.limit + 1)
+    ledgers = []
     answered = []
     looked = 0
     for partition in partitions:
@@ -310,30 +437,39 @@ async def windows(
         if ledger is None:
             continue
         answered.append(partition)
-        for (name, pane_at), pane in list(ledger.panes.items()):
+        ledgers.append(ledger)
+        for name, pane_at in list(ledger.panes):
             looked += 1
-            if looked % (SLICE // 10) == 0:
-                await asyncio.sleep(0)
+            if looked % SLICE == 0:
+                await turn.next()
             start = start_of(pane_at, size_s)
-            if not since <= start < until or (fleet is not None and name != fleet):
+            if not query.since <= start < query.until:
                 continue
-            merged.setdefault((name, start), Pane()).merge(pane)
-            if ledger.policy.closes_at(start, size_s) > ledger.clock:
-                still_open.add((name, start))
-    newest = sorted(merged, key=lambda where: (-where[1], where[0]))[:MAX_WINDOWS]
-    return {
-        "partitions": answered,
-        "truncated": len(merged) - len(newest),
-        "windows": [
-            {
-                "fleet": name,
-                "start": start,
-                "open": (name, start) in still_open,
-                "pane": pane_data(merged[(name, start)]),
-            }
-            for name, start in newest
-        ],
-    }
+            order = (-start, name)
+            if order in seen or (query.fleet is not None and name != query.fleet):
+                continue
+            seen.add(order)
+            if query.after is None or order > query.after:
+                page.add(order, None)
+    found = []
+    for (minus_start, name), _ in page:
+        merged, is_open = Pane(), False
+        for ledger in ledgers:
+            looked += 1
+            if looked % DECODE_SLICE == 0:
+                await turn.next()
+            here = False
+            for at in range(-minus_start, -minus_start + size_s * 1000, SIZES_S[0] * 1000):
+                pane = ledger.panes.get((name, at))
+                if pane is not None:
+                    here = True
+                    merged.merge(pane)
+            if here and ledger.policy.closes_at(-minus_start, size_s) > ledger.clock:
+                is_open = True
+        found.append(
+            {"fleet": name, "start": -minus_start, "open": is_open, "pane": pane_data(merged)}
+        )
+    return {"partitions": answered, "windows": found}
 
 
 def about(worker: Worker) -> dict[str, Any]:
@@ -386,8 +522,8 @@ def summary(pane: Pane) -> dict[str, Any]:
                 "max_ms": sketch.max_ms,
             }
             for family, sketch in sorted(pane.families.items())
-            # Samples that a later fact moved elsewhere leave an empty sketch behind.
+            # Samples that a later fact moved elsewhere leave an empty place behind.
             if sketch.count > 0
         },
-        "conclusions": dict(sorted(pane.conclusions.items())),
+        "conclusions": {name: n for name, n in sorted(pane.conclusions.items()) if n > 0},
     }
