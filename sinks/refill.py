@@ -28,8 +28,9 @@ from sinks.consumer import (
     position_of,
 )
 from sinks.metrics import SinkMetrics
-from sinks.rows import Item, SourceRecord
+from sinks.rows import Item
 from sinks.writer import Abandoned, BatchIdentity, Writer, describe
+from topics.dead_letters import SourceRecord
 from topics.models import Unreadable
 
 log = logging.getLogger(__name__)

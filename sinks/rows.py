@@ -32,13 +32,14 @@ runners.dead-letters   dead_letters
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from pydantic import TypeAdapter
 
 from topics import catalogue
+from topics.dead_letters import SourceRecord
 from topics.models import (
     DEAD_LETTER,
     DELIVERY,
@@ -86,25 +87,6 @@ def version(epoch: int, offset: int) -> int:
     if not (0 <= epoch < 1 << _EPOCH_BITS and 0 <= offset < 1 << _OFFSET_BITS):
         raise ValueError(f"no version for epoch {epoch}, offset {offset}")
     return _PLACES | epoch << _OFFSET_BITS | offset
-
-
-class SourceRecord(Protocol):
-    """What is needed of a consumed record. kafka-python's ConsumerRecord has it all."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def partition(self) -> int: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def key(self) -> bytes | None: ...
-    @property
-    def value(self) -> bytes | None: ...
-    @property
-    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
 
 
 class Table(NamedTuple):

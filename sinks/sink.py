@@ -51,9 +51,10 @@ from sinks.consumer import (
     position_of,
 )
 from sinks.metrics import FlushReason, SinkMetrics
-from sinks.rows import Item, SourceRecord
+from sinks.rows import Item
 from sinks.writer import Abandoned, Backoff, BatchIdentity, Refused, Writer, describe
 from topics.catalogue import MAX_DEAD_LETTER_BYTES
+from topics.dead_letters import SourceRecord, dead_letter, letter_bytes, without_value
 from topics.models import EARLIEST_MS, LATEST_MS, DeadLetter, Reason, Unreadable
 
 log = logging.getLogger(__name__)
@@ -762,7 +763,7 @@ class Sink:
         attempt = 0
         while waiting:
             try:
-                self._send([letter_for(record, why, now) for record, why in waiting])
+                self._send([dead_letter("sink", record, why, now) for record, why in waiting])
                 break
             except KafkaError as error:
                 # All of them again: a letter that comes twice has the same id.
@@ -796,7 +797,7 @@ class Sink:
             self._producer = KafkaProducer(**{**options, **known})
 
         def post(letter: DeadLetter) -> Any:
-            value = letter.model_dump_json().encode()
+            value = letter_bytes(letter)
             return self._producer.send(rows.DEAD_LETTERS, key=letter.key.encode(), value=value)
 
         posted = [(letter, post(letter)) for letter in letters]
@@ -843,40 +844,6 @@ class Sink:
 
     def _new_batch(self) -> _Batch:
         return _Batch(BatchIdentity(self._salt))
-
-
-def letter_for(record: SourceRecord, why: Unreadable, now: int) -> DeadLetter:
-    """The dead letter of a record that the sink cannot store. ``now`` in ms."""
-    id = f"{record.topic}:{record.partition}:{record.offset}"
-    at = record.timestamp if EARLIEST_MS <= record.timestamp <= LATEST_MS else now
-    # Built without validation, which expects base64 where there are bytes.
-    return DeadLetter.model_construct(
-        id=id,
-        kind="dead_letter",
-        source="runnerstream",
-        occurred_at=at,
-        received_at=now,
-        key=id,
-        reason=why.reason,
-        stage="sink",
-        # Lone surrogates in an error text would make the letter itself unwritable.
-        error=why.error[:2000].encode("utf-8", "replace").decode(),
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        record_key=record.key,
-        record_value=record.value,
-        record_headers={
-            name: (content or b"").decode("utf-8", "replace") for name, content in record.headers
-        },
-    )
-
-
-def without_value(letter: DeadLetter) -> DeadLetter:
-    """The same letter without the record's value, saying so."""
-    size = len(letter.record_value or b"")
-    error = f"(value of {size} bytes not carried) {letter.error}"[:2000]
-    return letter.model_copy(update={"record_value": None, "error": error})
 
 
 def _is_ours(record: SourceRecord) -> bool:

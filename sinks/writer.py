@@ -38,8 +38,9 @@ from clickhouse_driver.errors import Error, ServerException, TypeMismatchError
 
 from sinks import schema
 from sinks.metrics import RetryReason, SinkMetrics
-from sinks.rows import Row, SourceRecord, TableRows
+from sinks.rows import Row, TableRows
 from sinks.schema import database_of, with_database
+from topics.dead_letters import SourceRecord
 from topics.models import Reason, Unreadable
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from sinks import rows
-from sinks.sink import letter_for, without_value
 from sinks.writer import BatchIdentity
+from topics.dead_letters import SourceRecord
 from topics.models import (
-    DEAD_LETTER,
     ClaimState,
     Clock,
     Conclusion,
@@ -33,7 +32,6 @@ from topics.models import (
     Window,
     WindowFamily,
 )
-from topics.reading import read
 
 T0 = 1_790_000_000_000
 
@@ -314,36 +312,13 @@ def test_what_an_operator_waits_for_is_urgent() -> None:
 def test_a_fault_in_here_costs_one_record_and_not_the_batch() -> None:
     good = rows.decode(on(rows.JOB_STATES, job_state()))
 
-    def broken(model: Any, record: rows.SourceRecord, epoch: int) -> Any:
+    def broken(model: Any, record: SourceRecord, epoch: int) -> Any:
         raise ZeroDivisionError("oops")
 
     bad = rows.Item(FakeRecord(rows.SAMPLES, b"x"), broken, None)
     tables, failed = rows.build([bad, good])
     assert [each.table.name for each in tables] == ["jobs", "job_transitions"]
     assert [(record, why.reason) for record, why in failed] == [(bad.record, Reason.UNEXPECTED)]
-
-
-def test_a_letter_reads_back_as_it_was_refused() -> None:
-    record = FakeRecord(
-        rows.JOB_STATES, b"\xff{", partition=4, offset=5, headers=[("h", b"\xfe"), ("n", None)]
-    )
-    letter = letter_for(record, Unreadable(Reason.NOT_JSON, "bad \ud800 text"), T0 + 7)
-    back = read(DEAD_LETTER, letter.model_dump_json().encode())
-    assert (back.id, back.stage, back.reason) == ("runners.job-states:4:5", "sink", Reason.NOT_JSON)
-    assert (back.record_value, back.record_key) == (record.value, record.key)
-    assert (back.occurred_at, back.received_at) == (T0, T0 + 7)
-    assert back.record_headers == {"h": "\ufffd", "n": ""}
-
-
-def test_a_letter_that_is_too_large_names_its_record() -> None:
-    big = letter_for(
-        FakeRecord(rows.JOB_STATES, b"x" * 900_000), Unreadable(Reason.NOT_JSON, "e" * 3000), T0
-    )
-    small = without_value(big)
-    assert (big.record_value, small.record_value) == (b"x" * 900_000, None)
-    assert "900000 bytes" in small.error
-    assert len(small.error) <= 2000
-    assert (small.id, small.key) == (big.id, big.key)
 
 
 def test_the_token_is_about_what_the_batch_is() -> None:
