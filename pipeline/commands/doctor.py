@@ -298,7 +298,7 @@ def _clickhouse(settings: Settings) -> Iterator[Finding]:
     yield _skew("clock of ClickHouse", theirs.timestamp() - (began + ended) / 2)
     try:
         pending = schema.pending(bounded(url))
-        gone = schema.absent(bounded(url)) if not pending else ()
+        gone = () if pending else schema.absent(bounded(url))
     except schema.SchemaError as error:
         yield Finding("tables", "bad", str(error), "run the release that made them, or a newer one")
         return
