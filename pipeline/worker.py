@@ -74,7 +74,14 @@ class Worker:
         )
 
         def new_ledger(partition: int, value_of: Callable[[bytes], bytes | None]) -> Ledger:
-            return Ledger(partition, value_of, fleets=fleets, windows=policy, retention=retention)
+            return Ledger(
+                partition,
+                value_of,
+                fleets=fleets,
+                windows=policy,
+                retention=retention,
+                max_fleets=settings.max_fleet_labels,
+            )
 
         self.jobs_table = app.Table(
             "jobs",

@@ -428,6 +428,19 @@ def test_a_repository_is_found_in_any_case(house: House) -> None:
     assert numbers(house.get("/jobs?repo=acme/ap")[1]) == []
 
 
+def test_a_host_with_a_port_is_told_from_the_job_and_found_in_any_case() -> None:
+    key = "github:ghe.corp.example:8443:99"
+    known = fact(99, queued=NOW - MINUTE).model_copy(update={"key": key})
+    with House({0: ledger_of([known])}) as one:
+        for asked in (key, "github:GHE.Corp.example:8443:99"):
+            status, job = one.get(f"/jobs/{asked}")
+            assert status == 200
+            job = job.get("job", job)
+            assert (job["provider"], job["host"], job["job_id"]) == (
+                "github", "ghe.corp.example:8443", "99",
+            )  # fmt: skip
+
+
 def test_run_time_and_verdict_are_shown(house: House) -> None:
     _, page = house.get("/jobs?state=completed&limit=1", accept="text/html")
     assert '<th class="n">Ran</th>' in page

@@ -26,6 +26,7 @@ from pipeline.ledger import LIVE, Known, Ledger
 from pipeline.text import version
 from pipeline.web.turns import Turn
 from pipeline.windows import SIZES_S, Pane, Sketch, start_of
+from topics.keys import parse_job_key
 from topics.models import Status
 
 if TYPE_CHECKING:
@@ -223,9 +224,7 @@ def job(worker: Worker, partition: int, key: str) -> dict[str, Any] | None:
     now = int(time.time() * 1000)
     row = _row(known, view, now)
     at, a = view.at, known.attributes
-    # A host may have a port.
-    provider, _, rest = known.key.partition(":")
-    host, _, job_id = rest.rpartition(":")
+    provider, host, job_id = parse_job_key(known.key)
     return row | {
         "provider": provider,
         "host": host,

@@ -47,6 +47,7 @@ from pipeline.web.query import Query, cursor, refuse, wants_html
 from pipeline.web.server import GuardedWeb
 from pipeline.web.turns import Busy, Places, Turn, Turns
 from pipeline.windows import SIZES_S, Pane
+from topics.keys import canonical_key
 
 if TYPE_CHECKING:
     from pipeline.worker import Worker
@@ -185,11 +186,15 @@ class Views:
         """One job, from whoever owns its key."""
         Query(request)
         key = request.match_info["key"]
-        if key.count(":") < 2 or not _is_text(key):
+        try:
+            if not _is_text(key):
+                raise ValueError(key)
+            key = canonical_key(key)
+        except ValueError:
             raise web.HTTPBadRequest(
                 text=f"{_encodable(key)!r} is not a job key: provider:host:job_id, "
                 "for example github:github.com:4567"
-            )
+            ) from None
         partition, url = self.group.owner(key)
         if url is None:
             raise web.HTTPServiceUnavailable(
