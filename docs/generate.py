@@ -63,20 +63,24 @@ SETTINGS_SAID: Final = {
 
 #: What a reason of a dead letter means for who posts.
 REASONS_SAID: Final = {
-    "not_json": "The value is not UTF-8 JSON, or there is none. Mend the producer.",
-    "bad_envelope": "A field of the envelope is missing or of the wrong type; the letter names it.",
-    "unknown_kind": "No such `kind`. Upgrade the workers, or mend the producer.",
+    "not_json": "The value or the body in it is not UTF-8 JSON, or there is none. Usually it was "
+    "cut short. Mend the producer.",
+    "bad_envelope": "A field that identifies is missing or of the wrong type; the letter names it.",
+    "unknown_kind": "No such `kind`, and no event of GitHub's either. Upgrade the workers, or mend "
+    "the producer.",
     "newer_version": "`version` is higher than this release knows. Upgrade, then replay.",
-    "bad_payload": "The envelope is fine, but what it carries is not: a broken webhook body, names "
-    "too long for a key.",
-    "no_job": "The body has `workflow_job: null` or none at all.",
+    "bad_payload": "The envelope is fine, but what it carries is not: a body that is no object or "
+    "has no usable id, names that make no key.",
+    "no_job": "The body of a `workflow_job` delivery has `workflow_job: null` or none at all. Look "
+    "whether the receiver files other events under this kind.",
     "bad_time": "A time is no integer of milliseconds, or lies outside 2015 to 2100. Usually "
     "seconds were sent, or a zero time.",
     "missing_claim": "A claim kind without a claim handle: nothing tells it from the next claim.",
     "too_large": "The record does not fit where it has to go. The letter names it without it.",
-    "too_many_facts": "One job has more distinct facts than any honest job: a loop in a producer.",
+    "too_many_facts": "Only in letters of earlier releases, which refused facts of one job beyond "
+    "1,000. Replay them.",
     "undecodable": "A whole batch: unknown codec, broken compression, wrong checksum. The letter "
-    "names its offsets and carries no content.",
+    "names its offsets; the worker's carries the batch's bytes.",
     "unexpected": "A fault of ours. Please report it with the letter.",
 }
 
@@ -343,11 +347,13 @@ def part_limits() -> str:
         "MiB, which leaves room for escaping. Refuse larger ones where they come in.",
         "Records on the other topics follow your brokers' `message.max.bytes`, 1 MB "
         "unless changed.",
-        f"A job has at most {facts.MAX_FACTS:,} distinct facts, {facts.MAX_CLAIMS} claims and "
-        f"{facts.MAX_MARKS} moments of queueing and waiting; a run tells {runs.MAX_JOBS:,} jobs. "
-        "Real jobs stay below 60 facts.",
-        "Times lie between 2015 and 2100. Zero times and seconds instead of milliseconds are "
-        "refused.",
+        f"Of one job {facts.MAX_FACTS:,} distinct facts are told apart, {facts.MAX_CLAIMS} claims "
+        f"are kept and {facts.MAX_MARKS} moments of queueing and waiting; a run tells "
+        f"{runs.MAX_JOBS:,} jobs. Real jobs stay below 60 facts. Beyond that nothing is refused: "
+        "milestones and endings always count, and `rev` becomes an estimate.",
+        "Times lie between 2015 and 2100. In the envelope, zero times and seconds instead of "
+        "milliseconds are refused. What lies more than a day ahead is not believed: it is dated by "
+        "its arrival.",
     )
     wrapped = (
         textwrap.fill(line, 100, initial_indent="* ", subsequent_indent="  ") for line in lines

@@ -5,9 +5,10 @@ records one by one, in offset order; :meth:`Ledger.flush` returns the :class:`Ef
 them: what to publish, which panes and states to write; :meth:`Ledger.written` is told when they
 are. It knows no Kafka, no Faust and no clock
 but the ticks in the log, so the same log always gives the same effects, whatever the batch
-borders. It is a working copy: it may run ahead of what is durable, because a failure after
-``apply`` ends the process (or drops the ledger, on a rebalance) and the next owner rebuilds it
-from the tables with :meth:`Ledger.load`.
+borders. What only a clock of ours can tell, that a time lies in the future, it is told with each
+record (see :meth:`Ledger.apply`). It is a working copy: it may run ahead of what is durable,
+because a failure after ``apply`` ends the process (or drops the ledger, on a rebalance) and the
+next owner rebuilds it from the tables with :meth:`Ledger.load`.
 
 Why a crash cannot count twice or lose: the effects are written in the order outputs, panes,
 states. A state already knows its facts, so its records repeat as duplicates; a pane skips
@@ -26,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 from msgspec.json import Encoder
@@ -36,7 +37,6 @@ from pipeline.jobs import (
     FleetNames,
     Job,
     Run,
-    TooManyFacts,
     View,
     decode,
     decode_run,
@@ -51,6 +51,7 @@ from pipeline.jobs import (
     summary,
     view,
 )
+from pipeline.jobs.facts import MAX_FACTS
 from pipeline.windows import (
     SIZES_S,
     Contribution,
@@ -64,9 +65,33 @@ from pipeline.windows import (
     window_record,
 )
 from topics.catalogue import JOB_STATES, JOBS, SAMPLES, WINDOWS
-from topics.models import VERSION, JobFact, Reason, RunFact, RunLink, Status, Tick, Unreadable
+from topics.models import (
+    EARLIEST_MS,
+    VERSION,
+    ClaimFact,
+    Clock,
+    JobFact,
+    Milestone,
+    ParentRun,
+    RunFact,
+    RunLink,
+    Status,
+    Tick,
+)
 
 DAY_MS: Final = 86_400_000
+
+#: A tick may be this much ahead of the time at which it was written: a worker whose clock is off by
+#: less than an hour does no harm.
+TICK_AHEAD_MS: Final = 3_600_000
+#: A time in a fact may be this much ahead: the clocks of providers and runners are not ours.
+FACT_AHEAD_MS: Final = DAY_MS
+
+#: A fleet without live jobs is sampled as 0 for this long after its last one ended.
+QUIET_MS: Final = 3_600_000
+#: Fleets that have samples and windows of their own, per partition: further ones share ``other``.
+MAX_FLEETS: Final = 200
+OTHER_FLEET: Final = "other"
 
 #: Table key of the partition's clock. ``~`` sorts after every job key and is in none.
 CLOCK_KEY: Final = "~clock"
@@ -83,8 +108,8 @@ class Retention:
     #: A completed job stays as a tombstone at least as long as its events can be redelivered:
     #: GitHub 3 days, GHES 7 days; one day on top.
     completed_ms: int = 8 * DAY_MS
-    #: A job that never ends is forgotten after this: GitHub ends a run after 35 days, an
-    #: approval gate waits 30.
+    #: A job that never ends is forgotten this long after it was last heard of: GitHub ends a run
+    #: after 35 days, an approval gate waits 30.
     unfinished_ms: int = 70 * DAY_MS
 
 
@@ -126,6 +151,8 @@ class Known(Struct, frozen=True, gc=False):
     since: int | None
     first_seen: int
     completed_at: int | None
+    #: When it was first heard of, or the end of the day of the latest event: the later.
+    heard: int = 0
 
 
 class _Entry(Struct, frozen=True, gc=False):
@@ -139,6 +166,9 @@ class _Entry(Struct, frozen=True, gc=False):
 
 
 _MISSING: Final[frozenset[Contribution]] = frozenset()
+
+
+Said = TypeVar("Said", JobFact, RunFact, RunLink)
 
 
 class Ledger:
@@ -156,13 +186,20 @@ class Ledger:
         fleets: FleetNames | None = None,
         windows: WindowPolicy | None = None,
         retention: Retention | None = None,
+        max_fleets: int = MAX_FLEETS,
     ) -> None:
         self.partition = partition
         self.fleets = fleets or FleetNames()
         self.policy = windows or WindowPolicy()
         self.retention = retention or Retention()
-        #: Latest tick of this partition, 0 before the first.
+        self.max_fleets = max_fleets
+        #: Latest tick of this partition that was believed, 0 before the first.
         self.clock = 0
+        #: Up to here no time needs a second look.
+        self._near = 0
+        #: The wall clock in ms, as whoever drives the ledger last read it; None: nobody knows, so
+        #: no time lies in the future.
+        self.now: int | None = None
         self.index: dict[str, Known] = {}
         self.panes: dict[PaneKey, Pane] = {}
         self._value_of = value_of
@@ -176,6 +213,11 @@ class Ledger:
         self._entries: dict[str, _Entry] = {}
         self._run_entries: dict[str, Run] = {}
         self._sampled: set[tuple[str, str]] = set()
+        #: Jobs in the index by fleet, and when the last one to end did so.
+        self._jobs_of: dict[str, int] = {}
+        self._last_end: dict[str, int] = {}
+        #: Fleets with panes of their own, by the hour they lie in.
+        self._named: dict[int, set[str]] = {}
         #: Last offset whose samples the loaded panes may hold: up to here we replay.
         self._replayed_to = -1
         # Loaded fences, ascending: where stretches end during a replay.
@@ -208,11 +250,16 @@ class Ledger:
         states: Iterable[tuple[bytes, bytes]],
         panes: Iterable[tuple[PaneKey, bytes]],
     ) -> None:
-        """Rebuild indexes from the tables after recovery or assignment."""
+        """Rebuild indexes from the tables after recovery or assignment.
+
+        A clock that is ahead of :attr:`now` by more than a tick may be was believed by somebody
+        whose own clock was wrong: it is taken back, and the next tick sets it.
+        """
         for key, value in states:
             known = summary(value)
             if known.kind == "clock":
                 self.clock = known.at
+                self._near = known.at + FACT_AHEAD_MS
             elif known.kind == "run.state":
                 self._know_run(decode_run(value))
             else:
@@ -224,13 +271,16 @@ class Ledger:
                         known.since,
                         known.received_at,
                         known.completed_at,
+                        _heard(known.received_at, known.last_seen),
                     ),
                 )
+        self._heal()
         for pane_key, value in panes:
             pane = decode_pane(value)
             self.panes[pane_key] = pane
             self._replayed_to = max(self._replayed_to, pane.fence)
             fleet, start = pane_key
+            self._name(fleet, start)
             heapq.heappush(self._forgetting, (self.policy.forgotten_at(start), fleet, start))
             for size_s in SIZES_S:
                 first = start_of(start, size_s)
@@ -243,23 +293,72 @@ class Ledger:
 
     # -- the fold ------------------------------------------------------------------------------
 
-    def apply(self, offset: int, record: JobFact | RunFact | RunLink | Tick) -> None:
-        """Take the partition's next record. Raises Unreadable when it cannot be accepted."""
+    def apply(
+        self,
+        offset: int,
+        record: JobFact | RunFact | RunLink | Tick,
+        written: int | None = None,
+    ) -> None:
+        """Take the partition's next record.
+
+        ``written`` is when it was written, by the log (the Kafka record's timestamp, ms). A time
+        in the record that is too far ahead of it is not believed, nor one that is too far ahead
+        of :attr:`now`. So a record that was refused when it came is refused again in every
+        replay, and one that lies about when it was written is refused until then.
+        """
         while self._fences and self._fences[0] < offset:
             self._settle()
             del self._fences[0]
         self._offset = offset
         if isinstance(record, JobFact):
+            if _is_after(record, self._near):
+                record = self._arrived(record, _latest(record), written)
             self._fact(record)
         elif isinstance(record, Tick):
             self._settle()
+            self._heal()
+            ahead = self._known_time(written)
+            if ahead is not None and record.occurred_at > ahead + TICK_AHEAD_MS:
+                self._note("refused_ticks", ("future",))
+                return
             self._tick(offset, record.occurred_at)
         elif isinstance(record, RunLink):
+            if record.received_at > self._near or record.occurred_at > self._near:
+                latest = max(record.received_at, record.occurred_at)
+                record = self._arrived(record, latest, written)
             before = self._run(record.key)
             self._run_changed(before, link_run(before, record))
         else:
+            latest = _latest_of_run(max(record.received_at, record.occurred_at), record.run)
+            if latest > self._near:
+                record = self._arrived(record, latest, written)
             before = self._run(record.key)
             self._run_changed(before, merge_run(before, record))
+
+    def _known_time(self, written: int | None) -> int | None:
+        """The latest time that is known to have come; None when nobody knows."""
+        if written is not None and written < EARLIEST_MS:
+            written = None  # Kafka says -1 where nobody told.
+        if self.now is not None and (written is None or written > self.now):
+            written = self.now
+        return None if written is None else max(self.clock, written)
+
+    def _heal(self) -> None:
+        """Take back a clock that was set by somebody whose clock was wrong."""
+        # One that is ahead and one that is behind may follow each other: twice as much.
+        if self.now is not None and self.clock > self.now + 2 * TICK_AHEAD_MS:
+            self.clock = self._near = 0
+            self._open.clear()
+            self._dirty_clock = True
+            self._note("healed_clocks")
+
+    def _arrived(self, record: Said, latest: int, written: int | None) -> Said:
+        """The record without times that lie too far ahead: it has happened, nobody knows when."""
+        ahead = self._known_time(written)
+        if ahead is None or latest <= ahead + FACT_AHEAD_MS:
+            return record
+        self._note("future_times")
+        return _until(record, ahead, ahead + FACT_AHEAD_MS)
 
     def flush(self) -> Effects:
         """The effects of all records since the last flush."""
@@ -306,12 +405,11 @@ class Ledger:
                 return
         else:
             before = self._before[key]
-        try:
-            job = merge(known, fact)
-        except TooManyFacts as exc:
-            raise Unreadable(Reason.TOO_MANY_FACTS, str(exc)) from exc
+        job = merge(known, fact)
         if known is not None and job.facts is known.facts:
-            self._note("duplicate_facts")
+            # Of a flood it is not known which facts were there before.
+            flood = len(known.facts) >= MAX_FACTS
+            self._note("crowded_facts" if flood else "duplicate_facts")
             if job is known:
                 return
         if before is not None:
@@ -350,6 +448,7 @@ class Ledger:
                     after.since,
                     job.first_seen,
                     completed.ms if completed else None,
+                    _heard(job.first_seen, job.last_seen),
                 ),
             )
             self._entries.pop(key, None)
@@ -418,12 +517,13 @@ class Ledger:
         self._dirty_runs[after.key] = None
 
     def _know_run(self, run: Run) -> None:
+        heard = _heard(run.first_seen, run.last_seen)
         ended = [attempt.completed_at for attempt in run.attempts.values()]
         if ended and all(ended):
             due = max(at for at in ended if at) + self.retention.completed_ms
         else:
-            due = run.first_seen + self.retention.unfinished_ms
-        due = max(due, run.first_seen + self.retention.completed_ms)
+            due = heard + self.retention.unfinished_ms
+        due = max(due, heard + self.retention.completed_ms)
         self._runs[run.key] = due
         heapq.heappush(self._expiry, (due, run.key))
 
@@ -433,6 +533,7 @@ class Ledger:
         if at <= self.clock:
             return
         self.clock = at
+        self._near = at + FACT_AHEAD_MS
         self._dirty_clock = True
         self._open.clear()
         self._expire()
@@ -462,41 +563,67 @@ class Ledger:
             self._note("expired_jobs", (known.status,))
 
     def _expires_at(self, known: Known) -> int:
-        if known.completed_at is None:
-            return known.first_seen + self.retention.unfinished_ms
-        completed, seen = known.completed_at, known.first_seen
-        return (completed if completed >= seen else seen) + self.retention.completed_ms
+        # From when it was last heard of: one record with a wrong clock cannot make that earlier.
+        completed = known.completed_at
+        if completed is None:
+            return known.heard + self.retention.unfinished_ms
+        heard = known.heard
+        return (completed if completed >= heard else heard) + self.retention.completed_ms
 
     def _sample(self, offset: int) -> None:
-        sampled: set[tuple[str, str]] = set()
-        for fleet in sorted({fleet for fleet, _ in self._counts}):
+        """Depth and oldest age of what lives, and zeros where somebody may be looking for them.
+
+        A fleet is sampled while it has live jobs and for :data:`QUIET_MS` after its last one has
+        ended, then no more. Beyond :attr:`max_fleets` the smaller ones share ``other``.
+        """
+        counts = self._counts
+        shown = {fleet for (fleet, status), n in counts.items() if n and status != "completed"}
+        quiet = self.clock - QUIET_MS
+        shown.update(fleet for fleet, ended in self._last_end.items() if ended > quiet)
+        merged: list[str] = []
+        if len(shown) > self.max_fleets:
+            jobs = self._jobs_of
+            merged = sorted(shown, key=lambda fleet: (fleet != OTHER_FLEET, jobs[fleet], fleet))
+            del merged[len(merged) - self.max_fleets :]
+            shown.difference_update(merged)
+        told: dict[tuple[str, str], tuple[int, int | None]] = {}
+        for fleet in shown:
             for status in LIVE:
-                where = (fleet, status)
-                count = self._counts.get(where, 0)
-                # Explicit zeros: always for the queue, once for what has just become empty.
-                if not count and status != "queued" and where not in self._sampled:
-                    continue
-                if count:
-                    sampled.add(where)
-                since = self.oldest(fleet, status)
-                key = f"{fleet}|{status}|{self.partition}"
-                record = {
-                    "id": f"{key}@{self.clock}",
-                    "kind": "sample",
-                    "version": VERSION,
-                    "source": "runnerstream",
-                    "occurred_at": self.clock,
-                    "received_at": self.clock,
-                    "key": key,
-                    "fleet": fleet,
-                    "partition": self.partition,
-                    "status": status,
-                    "count": count,
-                    "oldest_ms": max(0, self.clock - since) if since is not None else 0,
-                }
-                self._effects.outputs.append(
-                    Output(SAMPLES, self.partition, key.encode(), _encoder.encode(record))
-                )
+                told[fleet, status] = counts.get((fleet, status), 0), self.oldest(fleet, status)
+        if merged:
+            for status in LIVE:
+                since = [at for fleet in merged if (at := self.oldest(fleet, status)) is not None]
+                n = sum(counts.get((fleet, status), 0) for fleet in merged)
+                told[OTHER_FLEET, status] = n, min(since, default=None)
+        for where in self._sampled:
+            told.setdefault(where, (0, None))
+        sampled: set[tuple[str, str]] = set()
+        for fleet, status in sorted(told, key=_sample_order):
+            where = (fleet, status)
+            count, oldest = told[where]
+            # Explicit zeros: always for the queue, once for what has just become empty.
+            if not count and status != "queued" and where not in self._sampled:
+                continue
+            if count:
+                sampled.add(where)
+            key = f"{fleet}|{status}|{self.partition}"
+            record = {
+                "id": f"{key}@{self.clock}",
+                "kind": "sample",
+                "version": VERSION,
+                "source": "runnerstream",
+                "occurred_at": self.clock,
+                "received_at": self.clock,
+                "key": key,
+                "fleet": fleet,
+                "partition": self.partition,
+                "status": status,
+                "count": count,
+                "oldest_ms": max(0, self.clock - oldest) if oldest is not None else 0,
+            }
+            self._effects.outputs.append(
+                Output(SAMPLES, self.partition, key.encode(), _encoder.encode(record))
+            )
         self._sampled = sampled
 
     # -- windows -------------------------------------------------------------------------------
@@ -506,6 +633,10 @@ class Ledger:
         pane_key = (c.fleet, start)
         around = self._open.get(pane_key)
         pane = around[0] if around is not None else self.panes.get(pane_key)
+        if pane is None and self._shares(c.fleet, start):
+            pane_key = (OTHER_FLEET, start)
+            around = self._open.get(pane_key)
+            pane = around[0] if around is not None else self.panes.get(pane_key)
         if pane is not None and offset <= pane.fence:
             return  # counted before the crash this is a replay of
         if around is None and self.policy.closes_at(start, SIZES_S[0]) <= self.clock:
@@ -517,15 +648,32 @@ class Ledger:
             else:
                 self._note("revised_timings", (c.name,))
         if around is None:
-            around = self._open[pane_key] = self._dirty(pane, c.fleet, start)
+            around = self._open[pane_key] = self._dirty(pane, pane_key[0], start)
         for each in around:
             each.add(c, weight)
+
+    def _shares(self, fleet: str, start: int) -> bool:
+        """Whether the fleet's samples go to the panes of ``other``.
+
+        The first :attr:`max_fleets` fleets of an hour of event time have panes of their own. That
+        is remembered by the panes, which stay, also empty, until the whole hour is forgotten. So
+        a replay decides alike: who has a pane keeps it, and an hour that is full stays full. (Who
+        comes first depends on what was folded together, so a rebuild from the whole log may name
+        others; what all fleets add up to is the same.)
+        """
+        named = self._named.get(start_of(start, SIZES_S[-1]))
+        return named is not None and len(named) >= self.max_fleets and fleet not in named
+
+    def _name(self, fleet: str, start: int) -> None:
+        if fleet != OTHER_FLEET:
+            self._named.setdefault(start_of(start, SIZES_S[-1]), set()).add(fleet)
 
     def _dirty(self, pane: Pane | None, fleet: str, start: int) -> tuple[Pane, ...]:
         """The pane, made when there is none, and the windows around it, marked as changed."""
         pane_key = (fleet, start)
         if pane is None:
             pane = self.panes[pane_key] = Pane()
+            self._name(fleet, start)
             heapq.heappush(self._forgetting, (self.policy.forgotten_at(start), fleet, start))
         self._gone_panes.pop(pane_key, None)
         self._dirty_panes[pane_key] = None
@@ -588,19 +736,24 @@ class Ledger:
     def _forget_panes(self) -> None:
         while self._forgetting and self._forgetting[0][0] <= self.clock:
             _, fleet, start = heapq.heappop(self._forgetting)
+            # All panes of an hour are forgotten by the same tick.
+            self._named.pop(start_of(start, SIZES_S[-1]), None)
             if self.panes.pop((fleet, start), None) is not None:
                 self._dirty_panes.pop((fleet, start), None)
                 self._gone_panes[(fleet, start)] = None
 
     def windows(self) -> Iterator[tuple[str, int, int, Pane]]:
-        """Open windows: fleet, size in seconds, start, this partition's part."""
+        """Open windows with something inside: fleet, size in seconds, start, this partition's
+        part."""
         for (fleet, size_s, first), window in self._wide.items():
-            yield fleet, size_s, first, window
+            part = window.filled()
+            if not part.empty:
+                yield fleet, size_s, first, part
 
     # -- the index -----------------------------------------------------------------------------
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Jobs by (fleet, status), zeros included for what was seen."""
+        """Jobs by (fleet, status), zeros included for fleets of which any job is known."""
         return dict(self._counts)
 
     def oldest(self, fleet: str, status: str) -> int | None:
@@ -640,9 +793,14 @@ class Ledger:
         self.index[key] = known
         where = (known.fleet, known.status)
         if before is None or (before.fleet, before.status) != where:
-            if before is not None:
-                self._counts[(before.fleet, before.status)] -= 1
+            if before is None or before.fleet != known.fleet:
+                self._jobs_of[known.fleet] = self._jobs_of.get(known.fleet, 0) + 1
             self._counts[where] = self._counts.get(where, 0) + 1
+            if before is not None:
+                self._leave(before, before.fleet != known.fleet)
+            ended = known.completed_at
+            if ended is not None and ended > self._last_end.get(known.fleet, 0):
+                self._last_end[known.fleet] = ended
         if known.status != "completed" and known.since is not None:
             heapq.heappush(self._ages.setdefault(where, []), (known.since, key))
         due = self._expires_at(known)
@@ -651,7 +809,21 @@ class Ledger:
 
     def _unindex(self, key: str, known: Known) -> None:
         del self.index[key]
-        self._counts[(known.fleet, known.status)] -= 1
+        self._leave(known, True)
+
+    def _leave(self, known: Known, fleet_too: bool) -> None:
+        """A job is no longer in a status, or no longer of a fleet, which may have been its last."""
+        fleet = known.fleet
+        self._counts[fleet, known.status] -= 1
+        if not fleet_too:
+            return
+        self._jobs_of[fleet] -= 1
+        if not self._jobs_of[fleet]:
+            del self._jobs_of[fleet]
+            self._last_end.pop(fleet, None)
+            for status in Status:
+                self._counts.pop((fleet, status.value), None)
+                self._ages.pop((fleet, status.value), None)
 
     def _entry(self, key: str) -> _Entry | None:
         entry = self._entries.get(key)
@@ -695,6 +867,95 @@ class Ledger:
     def _note(self, name: str, labels: tuple[str, ...] = ()) -> None:
         what = (name, labels)
         self._counted[what] = self._counted.get(what, 0) + 1
+
+
+def _heard(first_seen: int, last_seen: int) -> int:
+    end = last_seen + DAY_MS
+    return end if last_seen and end > first_seen else first_seen
+
+
+def _is_after(fact: JobFact, near: int) -> bool:
+    """Whether any time in a fact is later than ``near``: asked of every fact, so written out."""
+    if fact.received_at > near or fact.occurred_at > near:
+        return True
+    for clocks in fact.times.values():
+        for at in clocks.values():
+            if at > near:
+                return True
+    for at, _ in fact.marks:
+        if at > near:
+            return True
+    claim = fact.claim
+    if claim is not None and (
+        (claim.claimed_at or 0) > near
+        or (claim.minted_at or 0) > near
+        or (claim.released_at or 0) > near
+    ):
+        return True
+    return fact.run is not None and _latest_of_run(0, fact.run) > near
+
+
+def _latest(fact: JobFact) -> int:
+    """The latest time in a fact."""
+    times = [fact.occurred_at, fact.received_at]
+    for clocks in fact.times.values():
+        times.extend(clocks.values())
+    times.extend(at for at, _ in fact.marks)
+    if fact.claim is not None:
+        claim = fact.claim
+        times += [claim.claimed_at or 0, claim.minted_at or 0, claim.released_at or 0]
+    if fact.run is not None:
+        times += [fact.run.started_at or 0, fact.run.completed_at or 0]
+    return max(times)
+
+
+def _latest_of_run(latest: int, run: ParentRun) -> int:
+    return max(latest, run.started_at or 0, run.completed_at or 0)
+
+
+def _until(record: Said, ahead: int, limit: int) -> Said:
+    """The record without times after ``limit``.
+
+    A milestone that no other clock dates is dated by arrival: what was said has happened.
+    """
+    arrived = record.received_at if record.received_at <= limit else ahead
+    told: dict[str, Any] = {
+        "occurred_at": record.occurred_at if record.occurred_at <= limit else arrived,
+        "received_at": arrived,
+    }
+    if isinstance(record, JobFact):
+        times: dict[Milestone, dict[Clock, int]] = {}
+        for milestone, clocks in record.times.items():
+            known = {clock: at for clock, at in clocks.items() if at <= limit}
+            times[milestone] = known or {Clock.RECEIVED: arrived}
+        told["times"] = times
+        told["marks"] = tuple((at if at <= limit else arrived, kind) for at, kind in record.marks)
+        told["claim"] = record.claim and _claim_until(record.claim, arrived, limit)
+    if not isinstance(record, RunLink):
+        told["run"] = record.run and _run_until(record.run, arrived, limit)
+    return record.model_copy(update=told)
+
+
+def _claim_until(claim: ClaimFact, arrived: int, limit: int) -> ClaimFact:
+    late = {
+        name: arrived
+        for name in ("claimed_at", "minted_at", "released_at")
+        if (at := getattr(claim, name)) is not None and at > limit
+    }
+    return claim.model_copy(update=late) if late else claim
+
+
+def _run_until(run: ParentRun, arrived: int, limit: int) -> ParentRun:
+    late: dict[str, int | None] = {}
+    if run.started_at is not None and run.started_at > limit:
+        late["started_at"] = None
+    if run.completed_at is not None and run.completed_at > limit:
+        late["completed_at"] = arrived
+    return run.model_copy(update=late) if late else run
+
+
+def _sample_order(where: tuple[str, str]) -> tuple[str, int]:
+    return where[0], LIVE.index(where[1])
 
 
 _BITS: Final = tuple((1 << n, status.value) for n, status in enumerate(Status))

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from pipeline.agents.transaction import Done
 from pipeline.ledger import LIVE, Note
+from pipeline.providers.github import ODD_FIELDS, ODD_REASONS
 from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
 
@@ -63,6 +64,18 @@ class Metrics:
         p = "runnerstream_"
         self.webhooks = Counter(
             p + "webhooks", "Webhook deliveries understood.", ["event"], registry=registry
+        )
+        self.ignored_webhooks = Counter(
+            p + "webhooks_ignored",
+            "Authentic deliveries that say nothing about jobs: GitHub's ping, or another event.",
+            ["event"],
+            registry=registry,
+        )
+        self.odd_fields = Counter(
+            p + "odd_fields",
+            "Optional fields with a value that cannot be, treated as missing. The event counts.",
+            ["field", "reason"],
+            registry=registry,
         )
         self.lifecycle_events = Counter(
             p + "lifecycle_events", "Lifecycle events understood.", ["kind"], registry=registry
@@ -130,6 +143,24 @@ class Metrics:
             "Facts older than the status their job had reached.",
             registry=registry,
         )
+        self.crowded_facts = Counter(
+            p + "crowded_facts",
+            "Facts of jobs that know 1,000 already: merged, their number is an estimate.",
+            registry=registry,
+        )
+        self.future_times = Counter(
+            p + "future_times",
+            "Facts with a time that lies more than a day ahead: not believed, dated by arrival.",
+            registry=registry,
+        )
+        self.refused_ticks = Counter(
+            p + "ticks_refused", "Ticks that were not believed.", ["reason"], registry=registry
+        )
+        self.healed_clocks = Counter(
+            p + "clocks_healed",
+            "Partition clocks that stood in the future and were taken back.",
+            registry=registry,
+        )
         self.expired_facts = Counter(
             p + "expired_facts", "Facts about jobs forgotten long ago.", registry=registry
         )
@@ -184,8 +215,14 @@ class Metrics:
         self._prepare()
 
     def _prepare(self) -> None:
-        for event in ("workflow_job", "workflow_run"):
+        for event in ("workflow_job", "workflow_run", "api_job"):
             self.webhooks.labels(event)
+        self.refused_ticks.labels("future")
+        for event in ("ping", "other"):
+            self.ignored_webhooks.labels(event)
+        for name in ODD_FIELDS:
+            for reason in ODD_REASONS:
+                self.odd_fields.labels(name, reason)
         for kind in LifecycleKind:
             self.lifecycle_events.labels(kind.value)
         for family in Family:
@@ -300,7 +337,8 @@ class _Only(Collector):
 
 
 MISSING_REASONS: Final = (
-    "not_started", "pending", "no_queued", "no_claim", "gate_unknown", "negative", "copied",
+    "not_started", "pending", "no_queued", "no_started", "no_completed", "no_claim",
+    "gate_unknown", "negative", "copied",
 )  # fmt: skip
 
 

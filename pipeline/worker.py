@@ -106,6 +106,7 @@ class Worker:
         recovery = app.tables.recovery
         recovery.options = options
         recovery.identify = partial(log_names, settings.kafka_options())
+        recovery.ends_hold = fenced
         if self.fenced is not None:
             recovery.take_over = self.fenced.take_over
         normalise = Normalise(self.metrics.note)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from faust.types.tuples import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.agents.letters import dead_letter as published
+from pipeline.agents.letters import bury
+from pipeline.agents.normalise import Normalise
+from pipeline.faust_safe import Batch
+from pipeline.ledger import Note
 from topics.catalogue import DEAD_LETTERS, MAX_DEAD_LETTER_BYTES, MAX_WEBHOOK_BYTES, WEBHOOKS
 from topics.dead_letters import (
     MAX_HEADERS,
@@ -75,11 +80,23 @@ def test_every_record_has_a_letter_that_can_be_read(
 
 @given(record, reason)
 def test_the_worker_publishes_the_same_letter(record: Consumed, why: Unreadable) -> None:
-    output = published("fold", record, why)
+    output, counted = bury("fold", record, why)
     letter = read(DEAD_LETTER, output.value)
     assert (output.topic, output.key) == (DEAD_LETTERS, letter.id.encode())
     assert letter.stage == "fold"
+    assert counted == Note("dead_letters", ("fold", why.reason.value))
     assert letter.record_headers == back(record, why).record_headers
+
+
+@given(st.lists(record, min_size=1, max_size=5))
+def test_the_normaliser_buries_whatever_comes(records: list[Consumed]) -> None:
+    counted: list[Note] = []
+    normalise = Normalise(counted.extend)
+    batch = Batch(TP(WEBHOOKS, 4), list(records))
+    effects = asyncio.run(normalise.fold(batch))
+    letters = [read(DEAD_LETTER, output.value) for output in effects.outputs]
+    assert [letter.record_value for letter in letters] == [each.value for each in records]
+    assert {letter.stage for letter in letters} == {"normalise"}
 
 
 def test_a_null_header_value_and_a_name_that_is_not_utf8() -> None:

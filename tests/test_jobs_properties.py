@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.jobs import FleetNames, Job, TooManyFacts, decode, encode, join, merge, view
-from pipeline.jobs.facts import MAX_FACTS
+from pipeline.jobs import FleetNames, Job, decode, encode, join, merge, view
+from pipeline.jobs import facts as rules
+from pipeline.jobs.facts import DAY_MS, MAX_FACTS
 from topics.models import (
     JOB_STATE,
     ClaimFact,
@@ -31,12 +33,11 @@ times = st.integers(BASE, BASE + 90_000)
 runner_names = st.sampled_from(["", "r1", "r2"])
 
 facts = st.builds(
-    lambda n, **said: JobFact(
-        id=f"f{n}", source="t", occurred_at=BASE, key=KEY, cause=f"c{n % 5}", **said
-    ),
+    lambda n, **said: JobFact(id=f"f{n}", source="t", key=KEY, cause=f"c{n % 5}", **said),
     # A small id space makes repeated ids with *other* content common, on purpose.
     n=st.integers(0, 60),
-    received_at=times,
+    occurred_at=st.integers(BASE, BASE + 6),
+    received_at=times | st.integers(BASE - 400 * DAY_MS, BASE),
     times=st.dictionaries(
         st.sampled_from(Milestone),
         st.dictionaries(st.sampled_from(Clock), times, min_size=1, max_size=3),
@@ -49,15 +50,21 @@ facts = st.builds(
         JobAttributes,
         run_id=st.integers(0, 2),
         run_attempt=st.integers(0, 2),
-        name=st.sampled_from(["", "build", "build (${{ matrix.os }})"]),
+        name=st.sampled_from(["", "build", "test", "build (${{ matrix.os }})"]),
+        repo=st.sampled_from(["", "zeta/shop", "alpha/shop"]),
+        url=st.sampled_from(["", "https://a/1", "https://z/1"]),
+        branch=st.sampled_from(["", "main", "next"]),
+        workflow=st.sampled_from(["", "ci"]),
+        sha=st.sampled_from(["", "abc"]),
+        runner_group=st.sampled_from(["", "Default", "big"]),
         labels=st.sampled_from([(), ("linux",), ("linux", "x64")]),
-        pool=st.sampled_from(["", "big"]),
+        pool=st.sampled_from(["", "big", "all"]),
     ),
     runner=st.none() | st.builds(RunnerRef, id=st.sampled_from([None, 0, 5]), name=runner_names),
     claim=st.none()
     | st.builds(
         ClaimFact,
-        handle=st.sampled_from(["a", "b"]),
+        handle=st.sampled_from(["a", "b", "c", "d"]),
         claimed_at=st.none() | times,
         minted_at=st.none() | times,
         released_at=st.none() | times,
@@ -167,14 +174,128 @@ def test_merging_into_recovered_bytes_is_the_same_as_never_having_stopped(
     assert job == fold(history)
 
 
-def test_a_flood_of_facts_about_one_job_is_refused_and_named() -> None:
-    job: Job | None = None
-    for n in range(MAX_FACTS):
-        job = merge(job, _fact(n))
-    assert merge(job, _fact(3)) is job
-    with pytest.raises(TooManyFacts, match="already knows 1000 distinct facts"):
-        merge(job, _fact(MAX_FACTS))
+# --- floods ---------------------------------------------------------------------------------------
 
 
-def _fact(n: int) -> JobFact:
-    return JobFact(id=f"n{n}", source="t", occurred_at=BASE, received_at=BASE, key=KEY, cause="c")
+@given(histories, histories, st.integers(0, 2**32))
+def test_at_the_bounds_it_still_is_a_join(a: list[JobFact], b: list[JobFact], seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "MAX_FACTS", 4)
+        patch.setattr(rules, "MAX_MARKS", 4)
+        patch.setattr(rules, "MAX_CLAIMS", 1)
+        patch.setattr(rules, "MAX_CAUSES", 2)
+        x, y, both = fold(a), fold(b), fold(a + b)
+        assert join(x, y) == join(y, x) == both
+        assert join(both, x) is both
+        shuffled = [*a, *b, *a]
+        random.Random(seed).shuffle(shuffled)
+        assert fold(shuffled) == both
+        assert both.rev >= max(x.rev, y.rev)
+        # Whatever was dropped, no milestone and no ending was.
+        every = {milestone for fact in a + b for milestone in fact.times}
+        assert every == both.times.keys()
+        assert (both.ending is not None) == (Milestone.COMPLETED in every)
+        rev = 0
+        job: Job | None = None
+        for fact in shuffled:
+            job = merge(job, fact)
+            assert job.rev >= rev
+            rev = job.rev
+
+
+def test_a_flood_of_facts_never_costs_the_completion() -> None:
+    flood = [_fact(n) for n in range(10_000)]
+    end = _fact(
+        10_000,
+        times={Milestone.COMPLETED: {Clock.PROVIDER: BASE + 5}},
+        conclusion=Conclusion.SUCCESS,
+    )
+    flooded = fold(flood)
+    assert len(flooded.facts) == MAX_FACTS
+    assert 9_000 < flooded.rev < 11_000, "beyond the bound, rev is an estimate"
+    done = merge(flooded, end)
+    assert view(done, FLEETS).status == "completed"
+    assert done.rev > flooded.rev
+    assert fold([end, *flood]) == fold([*flood[:5_000], end, *flood[5_000:]]) == done
+    assert merge(done, flood[3]) is done
+
+
+def test_of_too_many_claims_the_last_is_known() -> None:
+    claims = [
+        _fact(n, claim=ClaimFact(handle=f"lease-{n:05}", claimed_at=BASE + n, released_at=BASE + n))
+        for n in range(2_000)
+    ]
+    alive = _fact(9_999, claim=ClaimFact(handle="lease-09999", claimed_at=BASE + 9_999))
+    job = fold([*claims, alive])
+    assert len(job.claims) == rules.MAX_CLAIMS
+    assert (view(job, FLEETS).status, view(job, FLEETS).since) == ("claimed", BASE + 9_999)
+    assert fold([alive, *claims[::-1]]) == job
+
+
+def test_of_too_many_moments_the_first_and_the_last_are_known() -> None:
+    # Where the job is now hangs on the last one.
+    marks = [_fact(n, marks=((BASE + n, ("queued", "waiting")[n % 2]),)) for n in range(1_000)]
+    job = fold(marks)
+    assert len(job.marks) == rules.MAX_MARKS
+    assert (view(job, FLEETS).status, view(job, FLEETS).since) == ("waiting", BASE + 999)
+    assert job.marks[0][0] == BASE
+
+
+def _fact(n: int, **said: Any) -> JobFact:
+    return JobFact(
+        id=f"n{n}", source="t", occurred_at=BASE, received_at=BASE, key=KEY, cause="c", **said
+    )
+
+
+# --- what a job is --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["repo", "url", "workflow", "branch", "name", "runner_group"])
+def test_of_two_names_the_one_said_last_counts(name: str) -> None:
+    # A repository may be renamed while its job runs; neither order of letters nor of arrival tells.
+    said = [
+        _fact(n, job=JobAttributes(run_id=7, **{name: value})).model_copy(
+            update={"occurred_at": BASE + n}
+        )
+        for n, value in enumerate(["zeta", "alpha", "", "beta"])
+    ]
+    for order in itertools.permutations(said):
+        assert getattr(fold(list(order)).attributes, name) == "beta"
+    for order in itertools.permutations(said[:3]):
+        assert getattr(fold(list(order)).attributes, name) == "alpha", "blank is not a name"
+
+
+def test_a_pool_may_change_and_a_dispatcher_does_not_rename_a_repository() -> None:
+    said = [
+        _fact(1, job=JobAttributes(run_id=7, name="build", repo="acme/shop")),
+        _fact(2, job=JobAttributes(pool="small", repo="ACME/Shop-old")).model_copy(
+            update={"occurred_at": BASE + 1}
+        ),
+        _fact(3, job=JobAttributes(pool="large")).model_copy(update={"occurred_at": BASE + 2}),
+    ]
+    for order in itertools.permutations(said):
+        known = fold(list(order)).attributes
+        assert (known.repo, known.pool) == ("acme/shop", "large")
+    # Alone, its word counts.
+    assert fold(said[1:]).attributes.repo == "ACME/Shop-old"
+
+
+def test_the_name_of_a_fleet_says_where_it_comes_from() -> None:
+    def named(*said: JobAttributes) -> tuple[str, str]:
+        seen = view(fold([_fact(n, job=one) for n, one in enumerate(said)]), FLEETS)
+        return seen.fleet, seen.fleet_from
+
+    labels = JobAttributes(run_id=7, labels=("linux", "x64"), runner_group="Default")
+    assert named(JobAttributes(run_id=7)) == ("unknown", "nothing")
+    assert named(JobAttributes(run_id=7, runner_group="big")) == ("big", "group")
+    assert named(labels, JobAttributes(run_id=7, runner_group="big")) == ("linux", "labels")
+    assert named(labels, JobAttributes(pool="p")) == ("p", "pool")
+
+
+def test_one_wrong_clock_does_not_make_a_job_old() -> None:
+    year = 365 * DAY_MS
+    now = _fact(0)
+    for late in ({"received_at": BASE - year}, {"occurred_at": BASE - year}):
+        old = _fact(1).model_copy(update=late)
+        assert fold([now, old]) == fold([old, now])
+        assert fold([now, old]).last_seen == BASE - BASE % DAY_MS

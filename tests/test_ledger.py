@@ -19,7 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.jobs import FleetNames, decode, view
-from pipeline.ledger import DAY_MS, Effects, Ledger, Note, Retention
+from pipeline.ledger import (
+    DAY_MS,
+    MAX_FLEETS,
+    OTHER_FLEET,
+    QUIET_MS,
+    TICK_AHEAD_MS,
+    Effects,
+    Ledger,
+    Note,
+    Output,
+    Retention,
+    clock_key,
+)
 from pipeline.windows import (
     Contribution,
     Pane,
@@ -62,8 +74,13 @@ class Tables:
         self.panes: dict[tuple[str, int], bytes] = {}
         self.published: list[Any] = []
 
-    def ledger(self, policy: WindowPolicy) -> Ledger:
-        ledger = Ledger(0, self.states.get, windows=policy, retention=Retention())
+    def ledger(
+        self, policy: WindowPolicy, now: int | None = None, max_fleets: int = MAX_FLEETS
+    ) -> Ledger:
+        ledger = Ledger(
+            0, self.states.get, windows=policy, retention=Retention(), max_fleets=max_fleets
+        )
+        ledger.now = now
         ledger.load(self.states.items(), self.panes.items())
         ledger.CACHE = 2  # so that jobs and runs are forgotten and read again all the time
         return ledger
@@ -76,10 +93,10 @@ class Tables:
             table[key] = value
 
 
-def steady(log: list[Record], policy: WindowPolicy) -> Tables:
+def steady(log: list[Record], policy: WindowPolicy, max_fleets: int = MAX_FLEETS) -> Tables:
     """One batch per record, no crash."""
     tables = Tables()
-    ledger = tables.ledger(policy)
+    ledger = tables.ledger(policy, max_fleets=max_fleets)
     for offset, record in enumerate(log):
         ledger.apply(offset, record)
         write(tables, ledger.flush(), lambda: False)
@@ -112,6 +129,7 @@ def chaos(
     seed: int,
     order: tuple[str, ...] = ("panes", "states"),
     death: float = 0.08,
+    max_fleets: int = MAX_FLEETS,
 ) -> Tables:
     """Random batches, random crashes between any two writes, offsets committed now and then.
 
@@ -120,7 +138,7 @@ def chaos(
     rng = random.Random(seed)
     tables = Tables()
     committed = position = 0
-    ledger = tables.ledger(policy)
+    ledger = tables.ledger(policy, max_fleets=max_fleets)
     folded: deque[tuple[Effects, int]] = deque()
     lives = 200
 
@@ -144,7 +162,7 @@ def chaos(
             lives -= 1
             position = committed
             folded.clear()
-            ledger = tables.ledger(policy)
+            ledger = tables.ledger(policy, max_fleets=max_fleets)
     return tables
 
 
@@ -223,7 +241,14 @@ def logs(draw: st.DrawFn) -> list[Record]:
                     times=times,
                     conclusion=draw(st.sampled_from([None, Conclusion.SUCCESS])),
                     job=draw(
-                        st.sampled_from([None, JobAttributes(pool="a"), JobAttributes(pool="b")])
+                        st.sampled_from(
+                            [
+                                None,
+                                JobAttributes(pool="a"),
+                                JobAttributes(pool="b"),
+                                JobAttributes(pool="c"),
+                            ]
+                        )
                     ),
                 )
             )
@@ -342,10 +367,18 @@ def tables() -> Tables:
     return Tables()
 
 
-def run(tables: Tables, *log: Record, policy: WindowPolicy = WIDE, start: int = 0) -> Effects:
-    ledger = tables.ledger(policy)
+def run(
+    tables: Tables,
+    *log: Record,
+    policy: WindowPolicy = WIDE,
+    start: int = 0,
+    now: int | None = None,
+    written: int | None = None,
+    max_fleets: int = MAX_FLEETS,
+) -> Effects:
+    ledger = tables.ledger(policy, now, max_fleets)
     for offset, record in enumerate(log, start):
-        ledger.apply(offset, record)
+        ledger.apply(offset, record, written)
     effects = ledger.flush()
     write(tables, effects, lambda: False)
     return effects
@@ -486,6 +519,319 @@ def test_contributions_have_a_total_order() -> None:
         [Contribution(1, "b", "queue", 2), Contribution(1, "a", "success", None)],
         key=lambda c: (c.at, c.fleet, c.name, -1 if c.ms is None else c.ms),
     )
+
+
+# -- clocks that are wrong -------------------------------------------------------------------------
+
+YEAR = 365 * DAY_MS
+JOB = b"github:github.com:1"
+#: 2099-01-01.
+FAR = 4_070_908_800_000
+
+
+@pytest.mark.parametrize("wrong", ["occurred_at", "received_at", "both"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_job_never_expires_by_one_records_clock(
+    tables: Tables, wrong: str, first: bool, ended: bool
+) -> None:
+    honest = fact(1, times=times(queued=BASE))
+    names = ("occurred_at", "received_at") if wrong == "both" else (wrong,)
+    odd = fact(2, times=times(started=BASE)).model_copy(update=dict.fromkeys(names, BASE - YEAR))
+    log: list[Record] = [odd, honest] if first else [honest, odd]
+    if ended:
+        # Also a completion that says it was long ago.
+        log.append(fact(3, times=times(completed=BASE - YEAR)))
+    gone = run(tables, tick(BASE), *log, tick(BASE + 5_000), tick(BASE + DAY_MS))
+    assert JOB in tables.states
+    assert not [o for o in gone.outputs if o.topic == JOB_STATES and o.value is None]
+    # It does expire when its time has come.
+    late = BASE + (9 if ended else 72) * DAY_MS
+    run(tables, tick(late), start=50)
+    assert JOB not in tables.states
+
+
+def test_a_run_does_not_expire_by_one_records_clock(tables: Tables) -> None:
+    def said(n: int, at: int) -> RunFact:
+        return RunFact(
+            id=f"r{n}", source="t", occurred_at=at, received_at=at, key=RUN,
+            run=ParentRun(attempt=1, started_at=at),
+        )  # fmt: skip
+
+    run(tables, tick(BASE), said(1, BASE), said(2, BASE - YEAR), tick(BASE + 5_000))
+    assert RUN.encode() in tables.states
+
+
+@pytest.mark.parametrize("written", [None, BASE, FAR])
+def test_a_tick_of_the_future_is_not_believed(tables: Tables, written: int | None) -> None:
+    # Forged, or of a worker whose clock is wrong; it may lie about when it was written, too.
+    run(tables, fact(1, times=times(queued=BASE)), tick(BASE), now=BASE)
+    refused = run(tables, tick(FAR), start=2, now=BASE + 1_000, written=written)
+    assert Note("refused_ticks", ("future",)) in refused.notes
+    assert not refused.outputs
+    assert JOB in tables.states
+    # The partition goes on.
+    after = run(tables, tick(BASE + 5_000), fact(2, 2, times=times(queued=BASE)), start=3,
+                now=BASE + 5_000)  # fmt: skip
+    assert samples(after)[("unknown", "queued")] == (1, 5_000)
+    assert b"github:github.com:2" in tables.states
+    # In a replay, years later, the log still tells that it was not time yet.
+    if written == BASE:
+        again = Tables()
+        ledger = again.ledger(WIDE, now=FAR + YEAR)
+        for offset, record in enumerate([tick(BASE), tick(FAR), tick(BASE + 5_000)]):
+            ledger.apply(offset, record, record.occurred_at if offset != 1 else BASE)
+        assert ledger.clock == BASE + 5_000
+
+
+def test_a_tick_may_be_ahead_by_less_than_an_hour(tables: Tables) -> None:
+    ahead = run(tables, tick(BASE + TICK_AHEAD_MS), now=BASE)
+    assert Note("refused_ticks", ("future",)) not in ahead.notes
+    # A worker whose clock is behind by as much does not take it back.
+    behind = run(tables, tick(BASE), start=1, now=BASE - TICK_AHEAD_MS)
+    assert Note("healed_clocks") not in behind.notes
+
+
+def test_a_clock_that_was_believed_is_taken_back(tables: Tables) -> None:
+    # By an earlier release, or by a worker whose own clock was wrong.
+    run(tables, tick(FAR))
+    assert msgspec.json.decode(tables.states[clock_key(0)])["at"] == FAR
+    healed = run(
+        tables, fact(1, times=times(queued=BASE)), tick(BASE + 5_000), start=1, now=BASE + 5_000
+    )
+    assert Note("healed_clocks") in healed.notes
+    assert samples(healed)[("unknown", "queued")] == (1, 5_000)
+    assert msgspec.json.decode(tables.states[clock_key(0)])["at"] == BASE + 5_000
+    assert JOB in tables.states
+
+
+def test_a_clock_heals_while_running(tables: Tables) -> None:
+    ledger = tables.ledger(WIDE)
+    ledger.apply(0, tick(FAR))
+    ledger.now = BASE
+    ledger.apply(1, tick(BASE))
+    assert ledger.clock == BASE
+    assert Note("healed_clocks") in ledger.flush().notes
+
+
+def test_a_worker_that_was_away_for_days_believes_what_came_meanwhile(tables: Tables) -> None:
+    run(tables, tick(BASE), now=BASE)
+    later = BASE + 5 * DAY_MS
+    said = fact(1, now=later, times=times(queued=later, started=later + 1_000))
+    back = run(tables, said, tick(later + 5_000), start=1, now=later + 5_000, written=later)
+    assert Note("future_times") not in back.notes
+    assert json.loads(tables.states[JOB])["started_at"] == later + 1_000
+
+
+@pytest.mark.parametrize("name", ["started", "completed"])
+def test_a_milestone_of_the_future_has_happened_and_nobody_knows_when(
+    tables: Tables, name: str
+) -> None:
+    said = fact(2, times=times(**{name: FAR}), marks=((FAR, "waiting"),))
+    effects = run(
+        tables,
+        tick(BASE),
+        fact(1, times=times(queued=BASE)),
+        said.model_copy(update={"occurred_at": FAR}),
+        tick(BASE + 5_000),
+        now=BASE,
+    )
+    assert Note("future_times", value=1.0) in effects.notes
+    state = json.loads(tables.states[JOB])
+    assert state["status"] == {"started": "running"}.get(name, "completed")
+    assert state[f"{name}_at"] == BASE
+    assert str(FAR) not in tables.states[JOB].decode()
+    assert not [n for n in effects.notes if n.name == "timings"], "unknown is not a time"
+    # What another clock says in the same fact is believed.
+    both = fact(3, 2, times={Milestone(name): {Clock.PROVIDER: FAR, Clock.DELIVERY: BASE + 7}})
+    run(tables, both, start=9, now=BASE)
+    assert json.loads(tables.states[b"github:github.com:2"])[f"{name}_at"] == BASE + 7
+
+
+def test_a_claim_and_a_run_of_the_future(tables: Tables) -> None:
+    claim = ClaimFact(handle="c", claimed_at=FAR, minted_at=BASE + 3, runner="r")
+    log: list[Record] = [
+        tick(BASE),
+        fact(1, claim=claim),
+        fact(2, run=ParentRun(attempt=2, started_at=FAR, completed_at=FAR)),
+        RunFact(
+            id="r", source="t", occurred_at=FAR, received_at=FAR, key=RUN,
+            run=ParentRun(attempt=1, completed_at=FAR, conclusion=Conclusion.FAILURE),
+        ),
+        RunLink(
+            id="l", source="t", occurred_at=FAR, received_at=FAR, key=RUN,
+            job_key="github:github.com:1", attempt=1,
+        ),
+    ]  # fmt: skip
+    effects = run(tables, *log, now=BASE)
+    assert str(FAR) not in b"".join(tables.states.values()).decode()
+    state = json.loads(tables.states[JOB])
+    assert state["claims"]["c"]["claimed_at"] == BASE
+    assert state["claims"]["c"]["minted_at"] == BASE + 3
+    (told,) = [o for o in effects.outputs if o.topic == "runners.jobs"]
+    assert json.loads(told.value or b"")["run"]["completed_at"] == BASE
+
+
+# -- many fleets -----------------------------------------------------------------------------------
+
+
+def many(number: int, at_ms: int = BASE, first: int = 0, **more: int) -> list[Record]:
+    """Jobs of as many fleets, started a second after they were queued."""
+    return [
+        fact(
+            n, n,
+            times=times(queued=at_ms, started=at_ms + 1_000, **more),
+            job=JobAttributes(pool=f"p{n:05}"),
+        )
+        for n in range(first, first + number)
+    ]  # fmt: skip
+
+
+def sampled(effects: Effects) -> set[str]:
+    return {fleet for fleet, _ in samples(effects)}
+
+
+def test_a_fleet_without_jobs_is_sampled_for_an_hour_and_no_longer(tables: Tables) -> None:
+    done = fact(1, times=times(queued=BASE, started=BASE, completed=BASE + 1_000),
+                job=JobAttributes(pool="p"))  # fmt: skip
+    first = run(tables, done, tick(BASE + 2_000))
+    assert samples(first) == {("p", "queued"): (0, 0)}
+    # Whether it is the same worker or another that reads it from the tables.
+    last = BASE + 1_000 + QUIET_MS
+    for ledger in (tables.ledger(WIDE), tables.ledger(WIDE)):
+        ledger.apply(2, tick(last - 1))
+        assert samples(ledger.flush()) == {("p", "queued"): (0, 0)}
+        ledger.apply(3, tick(last))
+        assert not samples(ledger.flush())
+        # It comes back with its next job.
+        ledger.apply(4, fact(9, 9, now=last, times=times(queued=last), job=JobAttributes(pool="p")))
+        ledger.apply(5, tick(last + 5_000))
+        assert samples(ledger.flush()) == {("p", "queued"): (1, 5_000)}
+
+
+def test_a_status_that_became_empty_is_told_as_zero_once_more(tables: Tables) -> None:
+    ledger = tables.ledger(WIDE)
+    ledger.apply(0, fact(1, times=times(queued=BASE, started=BASE), job=JobAttributes(pool="p")))
+    ledger.apply(1, tick(BASE + 1_000))
+    ledger.flush()
+    # The job turns out to be of another fleet: nothing is left of the first.
+    ledger.apply(2, fact(2, now=BASE + 1, job=JobAttributes(pool="q")))
+    ledger.apply(3, tick(BASE + 6_000))
+    assert samples(ledger.flush()) == {
+        ("p", "running"): (0, 0),
+        ("q", "queued"): (0, 0),
+        ("q", "running"): (1, 6_000),
+    }
+    ledger.apply(4, tick(BASE + 11_000))
+    assert sampled(ledger.flush()) == {"q"}
+    assert ("p", "running") not in ledger.counts()
+
+
+def test_beyond_the_cap_fleets_share_other_in_samples(tables: Tables) -> None:
+    # The two with most jobs keep their names; who is larger does not depend on the moment.
+    large = [
+        fact(100 + n, 100 + n, times=times(queued=BASE + n), job=JobAttributes(pool="pz"))
+        for n in range(3)
+    ]
+    log = [*many(5), *large, tick(BASE + 10_000)]
+    told = samples(run(tables, *log, max_fleets=2))
+    assert {fleet for fleet, _ in told} == {"pz", "p00004", OTHER_FLEET}
+    assert told[("pz", "queued")] == (3, 10_000)
+    assert told[(OTHER_FLEET, "running")] == (4, 9_000)
+    rebuilt = samples(run(tables, tick(BASE + 10_001), start=50, max_fleets=2))
+    assert {where: n for where, (n, _) in rebuilt.items()} == {
+        where: n for where, (n, _) in told.items() if n or where[1] == "queued"
+    }
+
+
+def test_ten_thousand_fleets_cost_what_the_cap_allows(tables: Tables) -> None:
+    log = many(10_000, completed=BASE + 2_000)
+    effects = run(tables, *log, tick(BASE + 10_000))
+    assert len(sampled(effects)) == MAX_FLEETS + 1
+    assert len({fleet for fleet, _ in tables.panes}) == MAX_FLEETS + 1
+    windows = [WINDOW.validate_json(o.value) for o in effects.outputs if o.topic == WINDOWS]
+    assert len(windows) == 3 * (MAX_FLEETS + 1)
+    assert sum(w.conclusions[Conclusion.UNKNOWN] for w in windows if w.size_s == 60) == 10_000
+    # At rest there is nothing more to say of them.
+    rest = run(tables, tick(BASE + 2_000 + QUIET_MS), start=20_000)
+    assert not samples(rest)
+
+
+def folded_into(panes: dict[tuple[str, int], Pane], named: set[tuple[str, int]]) -> Any:
+    """Panes, with those of fleets without panes of their own in ``other``."""
+    out: dict[tuple[str, int], Pane] = {}
+    for (fleet, start), pane in panes.items():
+        hour = start - start % 3_600_000
+        where = fleet if (fleet, hour) in named else OTHER_FLEET
+        out.setdefault((where, start), Pane()).merge(pane)
+    return out
+
+
+@given(logs(), st.integers(0, 2**32), st.integers(1, 2))
+def test_at_the_cap_of_fleets_panes_still_equal_what_the_states_say(
+    log: list[Record], seed: int, most: int
+) -> None:
+    # Whose names are told may depend on what was folded together; that all is told does not.
+    want, got = steady(log, WIDE, most), chaos(log, WIDE, seed, max_fleets=most)
+    assert got.states == want.states
+    assert folded_into(filled(got), set()) == folded_into(filled(want), set())
+    named = {(fleet, start - start % 3_600_000) for fleet, start in got.panes}
+    assert all(
+        len({fleet for fleet, hour in named if hour == one and fleet != OTHER_FLEET}) <= most
+        for _, one in named
+    )
+    assert filled(got) == folded_into(recomputed(got), named)
+
+
+def test_what_became_empty_is_told_as_empty_and_shown_nowhere(tables: Tables) -> None:
+    ledger = tables.ledger(WIDE)
+    ended = times(queued=BASE, started=BASE + 1_000, completed=BASE + 2_000)
+
+    def told(effects: Effects) -> dict[tuple[str, int], Any]:
+        write(tables, effects, lambda: False)
+        ledger.written()
+        windows = [WINDOW.validate_json(o.value) for o in effects.outputs if o.topic == WINDOWS]
+        return {(w.fleet, w.size_s): w.conclusions for w in windows}
+
+    ledger.apply(0, fact(1, times=ended, conclusion=Conclusion.SUCCESS))
+    ledger.apply(1, tick(BASE + 5_000))
+    assert told(ledger.flush())[("unknown", 60)] == {Conclusion.SUCCESS: 1}
+    ledger.apply(2, fact(2, now=BASE + 1, job=JobAttributes(pool="p")))
+    ledger.apply(3, tick(BASE + 10_000))
+    moved = told(ledger.flush())
+    assert moved[("unknown", 60)] == moved[("unknown", 3600)] == {Conclusion.SUCCESS: 0}
+    assert moved[("p", 300)] == {Conclusion.SUCCESS: 1}
+    assert {fleet for fleet, *_ in ledger.windows()} == {"p"}
+    # A sink that is behind writes only the last record of a window: that one tells it, too.
+    ledger.apply(4, fact(3, 2, now=BASE + 2, times=ended, conclusion=Conclusion.FAILURE))
+    ledger.apply(5, tick(BASE + 15_000))
+    assert told(ledger.flush())[("unknown", 60)] == {
+        Conclusion.SUCCESS: 0,
+        Conclusion.FAILURE: 1,
+    }
+    shown = {fleet: part for fleet, size_s, _, part in ledger.windows() if size_s == 60}
+    assert shown["unknown"].conclusions == {"failure": 1}
+    assert shown["p"].conclusions == {"success": 1}
+
+
+# -- floods ----------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_facts_of_one_job_do_not_cost_its_completion(tables: Tables) -> None:
+    flood: list[Record] = [
+        fact(n, claim=ClaimFact(handle=f"c{n}", claimed_at=BASE + n)) for n in range(10_000)
+    ]
+    run(tables, tick(BASE), fact(10_001, times=times(queued=BASE)), *flood)
+    before = json.loads(tables.states[JOB])
+    assert before["status"] == "claimed"
+    end = fact(10_002, times=times(completed=BASE + 9), conclusion=Conclusion.SUCCESS)
+    effects = run(tables, end, tick(BASE + 5_000), start=10_100)
+    after = json.loads(tables.states[JOB])
+    assert (after["status"], after["conclusion"]) == ("completed", "success")
+    assert after["rev"] > before["rev"] > 9_000
+    assert len(after["facts"]) == 1_000
+    assert Note("completions", ("unknown", "success")) in effects.notes
+    assert isinstance(effects.outputs[0], Output)
 
 
 # -- whatever is said ------------------------------------------------------------------------------

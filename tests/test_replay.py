@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.jobs import FleetNames, merge, view
 from pipeline.providers import facts
 from pipeline.simulate.replay import ReplayError, deliveries, replay
-from topics.models import Delivery, Reason, Record, Unreadable
+from pipeline.windows import contributions
+from topics.models import Clock, Conclusion, Delivery, JobFact, Reason, Record, Unreadable
 
 DATA = Path(__file__).parent / "data" / "github"
 NOW = 1_790_000_000_000
@@ -36,7 +38,9 @@ def one(path: Path) -> Delivery:
 
 def write(directory: Path, name: str, content: object) -> Path:
     path = directory / name
-    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    if not isinstance(content, bytes):
+        content = (content if isinstance(content, str) else json.dumps(content)).encode()
+    path.write_bytes(content)
     return path
 
 
@@ -129,7 +133,11 @@ def test_the_file_name_tells_the_event_of_a_body_that_does_not(tmp_path: Path) -
     [
         ("a.json", "{", None, "not JSON"),
         ("a.json", '{"workflow_job":{}}\n{"workflow_job":{}}', None, "name the file .jsonl"),
-        ("a.json", "[]", None, "a delivery is an object, not a list"),
+        ("a.json", "5", None, "a delivery is an object, not a int"),
+        ("a.json", "[[]]", None, "item 1: a delivery is an object, not a list"),
+        ("a.json", '[{"workflow_job":{"id":1}},{}]', None, "item 2: neither a workflow_job"),
+        ("a.json", b"\xff\xfe{", None, "not UTF-16"),
+        ("a.json", b'{"workflow_job": "\xff"}', None, "not UTF-8"),
         ("a.json", "{}", None, "neither a workflow_job or workflow_run body nor an envelope"),
         ("a.json", {"payload": {"zen": "?"}}, None, "cannot tell the event"),
         ("a.json", {"payload": "{"}, None, "payload: not JSON"),
@@ -137,9 +145,9 @@ def test_the_file_name_tells_the_event_of_a_body_that_does_not(tmp_path: Path) -
         ("a.json", {"payload": {}, "headers": [1]}, None, "headers: must be an object"),
         (
             "a.json",
-            {"payload": {}, "headers": {"X-GitHub-Event": "push"}},
+            {"payload": {}, "headers": {"X-GitHub-Event": "workflow_jobs"}},
             None,
-            "a push event is not one of workflow_job, workflow_run",
+            "a workflow_jobs event is none of GitHub's",
         ),
         (
             "a.json",
@@ -177,3 +185,109 @@ def test_without_a_time_of_arrival_it_is_now(tmp_path: Path) -> None:
     replay([write(tmp_path, "a.json", {"workflow_job": {"id": 3}})], posted)
     (delivery,) = posted
     assert delivery.received_at == delivery.occurred_at > NOW - 10**11
+
+
+# --- other shapes -------------------------------------------------------------------------------
+
+
+def test_an_array_of_deliveries_of_any_kind(tmp_path: Path) -> None:
+    found = [
+        body(),
+        {"headers": {"X-GitHub-Delivery": GUID}, "payload": body("workflow_run.requested")},
+        body("workflow_job.completed.success"),
+    ]
+    posted = list(deliveries(write(tmp_path, "all.json", json.dumps(found, indent=2)), NOW))
+    assert [d.kind for d in posted] == [
+        "github.workflow_job",
+        "github.workflow_run",
+        "github.workflow_job",
+    ]
+    assert [json.loads(d.payload) for d in posted] == [
+        found[0],
+        body("workflow_run.requested"),
+        found[2],
+    ]
+    assert len({d.id for d in posted}) == 3
+    assert not list(deliveries(write(tmp_path, "none.json", "[]"), NOW))
+    lines = "\n".join(json.dumps(group) for group in (found[:2], found[2:]))
+    assert len(list(deliveries(write(tmp_path, "all.jsonl", lines), NOW))) == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig", "utf-32"])
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_file_in_another_encoding(tmp_path: Path, encoding: str, suffix: str) -> None:
+    # PowerShell's ">" writes UTF-16.
+    text = json.dumps(body() | {"sender": {"login": "zoë"}}, ensure_ascii=False)
+    path = write(tmp_path, f"a.{suffix}", (text + "\r\n").encode(encoding))
+    delivery = one(path)
+    assert facts(delivery)[0].key == "github:github.com:289782451"
+    assert "zoë" in delivery.payload
+
+
+def rest_job(**changes: Any) -> dict[str, Any]:
+    """A job as GET /repos/{owner}/{repo}/actions/jobs/{id} returns it."""
+    inner = body("workflow_job.completed.success")["workflow_job"]
+    assert isinstance(inner, dict)
+    return inner | {"run_url": "https://api.github.com/x", "head_branch": "main"} | changes
+
+
+def test_a_job_of_the_rest_api_is_a_fact_and_no_event(tmp_path: Path) -> None:
+    delivery = one(write(tmp_path, "job.json", rest_job()))
+    assert delivery.kind == "github.api_job"
+    (fact, _) = facts(delivery)
+    assert isinstance(fact, JobFact)
+    assert fact.cause == "api.job"
+    assert fact.conclusion is Conclusion.SUCCESS
+    seen = view(merge(None, fact), FleetNames())
+    assert (seen.status, seen.timings["run"].ms) == ("completed", 198_000)
+    # No event, so no clock of an event.
+    assert Clock.DELIVERY not in {clock for clocks in fact.times.values() for clock in clocks}
+    listed = {"total_count": 2, "jobs": [rest_job(), rest_job(id=5, status="queued")]}
+    assert len(list(deliveries(write(tmp_path, "jobs.json", listed), NOW))) == 2
+    queued = merge(None, fact_of(one(write(tmp_path, "q.json", rest_job(
+        id=5, status="queued", conclusion=None, completed_at=None, steps=[], runner_id=None,
+        runner_name=None,
+    )))))  # fmt: skip
+    assert view(queued, FleetNames()).status == "queued"
+
+
+def fact_of(delivery: Delivery) -> JobFact:
+    fact = facts(delivery)[0]
+    assert isinstance(fact, JobFact)
+    return fact
+
+
+@pytest.mark.parametrize("unusable", [None, "", "9999-12-31T23:59:59Z", "0000-00-00T00:00:00Z"])
+@pytest.mark.parametrize("shape", ["hook", "rest"])
+def test_without_a_usable_end_the_run_time_is_unknown_and_not_zero(
+    tmp_path: Path, unusable: Any, shape: str
+) -> None:
+    job = rest_job(completed_at=unusable)
+    content = job if shape == "rest" else {"action": "completed", "workflow_job": job}
+    seen = view(merge(None, fact_of(one(write(tmp_path, "a.json", content)))), FleetNames())
+    assert (seen.status, seen.conclusion) == ("completed", "success")
+    assert {name: t.missing for name, t in seen.timings.items()} == {
+        "queue": None,
+        "claim_to_start": "no_claim",
+        "run": "no_completed",
+        "total": "no_completed",
+    }
+    assert [c.name for c in contributions(seen) if c.ms is None] == ["success"]
+
+
+def test_without_a_usable_start_the_wait_is_unknown_and_not_zero(tmp_path: Path) -> None:
+    job = rest_job(started_at="", completed_at=None, status="in_progress", steps=[])
+    content = {"action": "in_progress", "workflow_job": job}
+    seen = view(merge(None, fact_of(one(write(tmp_path, "a.json", content)))), FleetNames())
+    assert (seen.status, seen.timings["queue"].missing) == ("running", "no_started")
+
+
+def test_events_that_are_not_ours_are_posted_and_ignored(tmp_path: Path) -> None:
+    ping = {"zen": "Design for failure.", "hook_id": 1, "hook": {"type": "Repository"}}
+    for content, kind in [
+        (ping, "github.ping"),
+        ({"headers": {"X-GitHub-Event": "push"}, "payload": {"ref": "x"}}, "github.push"),
+    ]:
+        delivery = one(write(tmp_path, "a.json", content))
+        assert delivery.kind == kind
+        assert facts(delivery) == []

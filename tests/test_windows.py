@@ -135,6 +135,20 @@ def test_what_was_told_and_taken_back_is_told_as_nothing() -> None:
     assert record["families"]["queue"]["count"] == 0
     assert record["conclusions"] == {"success": 0}
 
+    assert pane.filled().empty
+    assert not pane.empty, "records go on to tell it"
+
+
+def test_what_is_not_inside_is_not_taken_out() -> None:
+    pane = Pane()
+    for each in (Contribution(T0, "f", "queue", 1_000), Contribution(T0, "f", "success", None)):
+        pane.add(each, -1)
+        pane.add(each, 1)
+        pane.add(Contribution(T0, "f", "failure", each.ms), -1)
+    assert pane == pane_of(
+        [Contribution(T0, "f", "queue", 1_000), Contribution(T0, "f", "success", None)]
+    )
+
 
 @given(contributions)
 def test_a_window_record_follows_the_contract(said: list[Contribution]) -> None:

@@ -4,7 +4,8 @@ This is the contract with producers and consumers. All records share one envelop
 (:class:`Record`); ``kind`` says which model the rest of the record follows. Values on the wire
 are UTF-8 JSON objects, parsed with pydantic-core straight from the bytes. Unknown fields are
 ignored, so a producer may be newer than the pipeline; an unknown ``kind`` or a newer
-``version`` is refused, because guessing at meaning is worse than keeping the record aside.
+``version`` is refused, because guessing at meaning is worse than keeping the record aside. In what
+producers send, null in a field that has a default means unknown: the same as leaving it out.
 
 Units: every time is an integer, milliseconds since the Unix epoch, UTC. Every duration is an
 integer in milliseconds and says so in its name (``*_ms``).
@@ -15,7 +16,18 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import (
+    Base64Bytes,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    TypeAdapter,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from topics import keys
 
 #: The version of every record in this module. A record with a higher version is refused.
 VERSION: Final = 1
@@ -38,6 +50,37 @@ Attempt = Annotated[int, Field(ge=0, le=1_000_000)]
 JobKey = Annotated[
     str, StringConstraints(pattern=r"^[^:]+:.+:[^:]+$", min_length=5, max_length=256)
 ]
+
+#: What the error of an optional field is filed under: its value, or null.
+VALUE_PLACE: Final = ""
+NULL_PLACE: Final = "or null"
+
+
+class OrNull:
+    """Null stands for a default: the same as leaving the field out.
+
+    Said in pydantic-core's own terms, so that it costs no call into Python.
+    """
+
+    def __init__(self, default: object) -> None:
+        self.default = default
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """The schema of the value, or of null, which becomes the default."""
+        # The first step takes nothing but null; the second takes no null, so gives the default.
+        null = core_schema.chain_schema(
+            [
+                core_schema.none_schema(),
+                core_schema.with_default_schema(
+                    core_schema.literal_schema(["\0"]), default=self.default, on_error="default"
+                ),
+            ]
+        )
+        return core_schema.union_schema(
+            [(handler(source), VALUE_PLACE), (null, NULL_PLACE)], mode="left_to_right"
+        )
 
 
 class Milestone(StrEnum):
@@ -99,6 +142,19 @@ class Family(StrEnum):
     TOTAL = "total"
 
 
+class FleetFrom(StrEnum):
+    """What a job's fleet is named after. A later one in this list wins over the ones before."""
+
+    #: Neither pool nor labels nor a runner group are known.
+    NOTHING = "nothing"
+    #: The group of the runner that executes it, for a job without labels.
+    GROUP = "group"
+    #: Its labels.
+    LABELS = "labels"
+    #: The dispatcher's word.
+    POOL = "pool"
+
+
 class Record(BaseModel):
     """The envelope every record carries."""
 
@@ -109,7 +165,7 @@ class Record(BaseModel):
     #: Which model this record follows, for instance ``job.fact``.
     kind: Name
     #: Schema version of that model.
-    version: Annotated[int, Field(ge=1, le=VERSION)] = VERSION
+    version: Annotated[Annotated[int, Field(ge=1, le=VERSION)], OrNull(VERSION)] = VERSION
     #: Who says so: ``github``, a dispatcher's name, ``runnerstream``.
     source: Name
     #: When it happened, by the best clock the source has.
@@ -124,21 +180,53 @@ class Record(BaseModel):
 
 # --- runners.webhooks ---------------------------------------------------------------------------
 
+GITHUB_HOST: Final = keys.GITHUB_HOST
+
 
 class Delivery(Record):
     """A provider's webhook delivery as it arrived, on ``runners.webhooks``.
 
-    ``kind`` is ``<provider>.<event>``, for GitHub ``github.workflow_job`` or
-    ``github.workflow_run``. ``id`` is the delivery id (``X-GitHub-Delivery``): a redelivery keeps
-    it. ``payload`` is the body as text, untouched.
+    ``kind`` is ``<provider>.<event>``, for GitHub ``github.workflow_job``,
+    ``github.workflow_run``, or ``github.api_job`` for a job as its REST API returns it. ``id`` is
+    the delivery id (``X-GitHub-Delivery``): a redelivery keeps it. ``payload`` is the body as
+    text, untouched.
     """
 
-    KINDS: ClassVar[tuple[str, ...]] = ("github.workflow_job", "github.workflow_run")
+    KINDS: ClassVar[tuple[str, ...]] = (
+        "github.workflow_job",
+        "github.workflow_run",
+        "github.api_job",
+    )
+    #: GitHub's other events (docs.github.com, webhook events and payloads): authentic, and they
+    #: say nothing about jobs. Deliveries of these are known and ignored.
+    OTHER_EVENTS: ClassVar[frozenset[str]] = frozenset(
+        (
+            "branch_protection_configuration", "branch_protection_rule", "check_run",
+            "check_suite", "code_scanning_alert", "commit_comment", "create", "custom_property",
+            "custom_property_values", "delete", "dependabot_alert", "deploy_key", "deployment",
+            "deployment_protection_rule", "deployment_review", "deployment_status",
+            "discussion", "discussion_comment", "enterprise", "fork",
+            "github_app_authorization", "gollum", "installation", "installation_repositories",
+            "installation_target", "issue_comment", "issue_dependencies", "issues", "label",
+            "marketplace_purchase", "member", "membership", "merge_group", "meta", "milestone",
+            "org_block", "organization", "package", "page_build",
+            "personal_access_token_request", "ping", "project", "project_card",
+            "project_column", "projects_v2", "projects_v2_item", "projects_v2_status_update",
+            "public", "pull_request", "pull_request_review", "pull_request_review_comment",
+            "pull_request_review_thread", "push", "registry_package", "release", "repository",
+            "repository_advisory", "repository_dispatch", "repository_import",
+            "repository_ruleset", "repository_vulnerability_alert", "secret_scanning_alert",
+            "secret_scanning_alert_location", "secret_scanning_scan", "security_advisory",
+            "security_and_analysis", "sponsorship", "star", "status", "sub_issues", "team",
+            "team_add", "watch", "workflow_dispatch",
+        )
+    )  # fmt: skip
 
-    #: The provider's host, which is part of the job key: ``github.com`` or a GHES host name.
-    host: Name = "github.com"
+    #: The provider's host, which is part of the job key: ``github.com`` or a GHES host name. Left
+    #: at the default, it is taken from the headers or from the body where they tell.
+    host: Annotated[Name, OrNull(GITHUB_HOST)] = GITHUB_HOST
     #: Headers worth keeping, lower-case names.
-    headers: dict[str, str] = {}
+    headers: Annotated[dict[str, str], OrNull({})] = {}
     payload: str
 
 
@@ -151,8 +239,8 @@ class RunnerRef(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: Id | None = None
-    name: Word = ""
-    group: Word = ""
+    name: Annotated[Word, OrNull("")] = ""
+    group: Annotated[Word, OrNull("")] = ""
 
 
 class LifecycleKind(StrEnum):
@@ -175,16 +263,16 @@ class LifecycleEvent(Record):
     """
 
     kind: LifecycleKind
-    provider: Name = "github"
-    host: Name = "github.com"
-    job_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
-    fleet: ShortText = ""
-    claim: Word = ""
-    runner: RunnerRef = RunnerRef()
+    provider: Annotated[Name, OrNull("github")] = "github"
+    host: Annotated[Name, OrNull(GITHUB_HOST)] = GITHUB_HOST
+    job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,128}$", coerce_numbers_to_str=True)]
+    fleet: Annotated[ShortText, OrNull("")] = ""
+    claim: Annotated[Word, OrNull("")] = ""
+    runner: Annotated[RunnerRef, OrNull(RunnerRef())] = RunnerRef()
     conclusion: Conclusion | None = None
     #: Why a claim was released: a short word such as ``dispatch_failed``.
-    reason: Word = ""
-    repo: ShortText = ""
+    reason: Annotated[Word, OrNull("")] = ""
+    repo: Annotated[ShortText, OrNull("")] = ""
 
 
 # --- runners.jobs -------------------------------------------------------------------------------
@@ -203,7 +291,7 @@ class JobAttributes(BaseModel):
     branch: ShortText = ""
     sha: ShortText = ""
     url: ShortText = ""
-    #: Canonical label set: lower-case, sorted, without ``self-hosted``.
+    #: Canonical label set: lower-case, sorted, without ``self-hosted`` unless it stands alone.
     labels: Annotated[tuple[Word, ...], Field(max_length=100)] = ()
     runner_group: ShortText = ""
     #: The pool the dispatcher says it belongs to; wins over labels.
@@ -316,8 +404,9 @@ class ClaimState(BaseModel):
 class JobState(Record):
     """Everything known about one job, on ``runners.job-states`` (compacted) and in the table.
 
-    ``rev`` counts the distinct facts known. It only grows: use it as the version of a row. A
-    null value (tombstone) means that the job was completed longer ago than the retention.
+    ``rev`` counts the distinct facts known; beyond 1,000 it is an estimate. It only grows: use it
+    as the version of a row. A null value (tombstone) means that the job was completed, or last
+    heard of, longer ago than the retention.
     """
 
     kind: Literal["job.state"] = "job.state"
@@ -329,6 +418,10 @@ class JobState(Record):
     #: When the job entered ``status``, or null when no fact tells.
     since: int | None
     fleet: str
+    #: What names the fleet: the only reason for which it may change during a job's life.
+    fleet_from: FleetFrom = FleetFrom.NOTHING
+    #: The day of the latest event, as its first millisecond: what expiry counts from.
+    last_seen: int = 0
     conclusion: Conclusion | None = None
     job: JobAttributes = JobAttributes()
     runner: RunnerRef | None = None
@@ -349,7 +442,7 @@ class JobState(Record):
     marks: tuple[tuple[int, str], ...] = ()
     claims: dict[str, ClaimState] = {}
     run: ParentRun | None = None
-    #: Digests of the facts known, sorted. ``rev`` is their number.
+    #: Digests of the facts known, sorted: the 1,000 smallest.
     facts: tuple[int, ...] = ()
     causes: tuple[str, ...] = ()
 
@@ -468,11 +561,6 @@ SAMPLE: Final[TypeAdapter[Sample]] = TypeAdapter(Sample)
 DEAD_LETTER: Final[TypeAdapter[DeadLetter]] = TypeAdapter(DeadLetter)
 
 
-def job_key(provider: str, host: str, job_id: str | int) -> str:
-    """Key of a job everywhere: ``github:github.com:4567``. A re-run attempt has its own job id."""
-    return f"{provider}:{host}:{job_id}"
-
-
-def run_key(provider: str, host: str, run_id: int) -> str:
-    """Key of a workflow run on ``runners.jobs``: ``github:github.com:run/99``."""
-    return f"{provider}:{host}:run/{run_id}"
+#: Found here as well, beside the records that carry keys.
+job_key = keys.job_key
+run_key = keys.run_key

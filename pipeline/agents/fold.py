@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
-from pipeline.agents.letters import dead_letter
+from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE
 from pipeline.faust_safe import Batch
 from pipeline.faust_safe.store import PartitionedStore
@@ -51,14 +52,16 @@ class Fold:
         ledger = self._ledger(partition)
         letters: list[Output] = []
         notes: list[Note] = []
+        ledger.now = int(time.time() * 1000)
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
             try:
-                ledger.apply(record.offset, read(JOBS_RECORD, record.value))
+                ledger.apply(record.offset, read(JOBS_RECORD, record.value), record.timestamp)
             except Unreadable as why:
-                letters.append(dead_letter(self.stage, record, why))
-                notes.append(Note("dead_letters", (self.stage, why.reason.value)))
+                letter, note = bury(self.stage, record, why)
+                letters.append(letter)
+                notes.append(note)
         effects = ledger.flush()
         effects.outputs += letters
         effects.notes += notes
@@ -104,6 +107,7 @@ class Fold:
             return
         for partition in missing:
             ledger = self._new(partition)
+            ledger.now = int(time.time() * 1000)
             ledger.load(
                 self._jobs.items(partition),
                 [(pane_key(key), value) for key, value in self._windows.items(partition)],

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import time
 
-from pipeline.ledger import Output
+from pipeline.faust_safe.undecodable import Undecodable
+from pipeline.ledger import Note, Output
 from topics import dead_letters
 from topics.catalogue import DEAD_LETTERS
 from topics.dead_letters import SourceRecord
-from topics.models import Unreadable
+from topics.models import Reason, Unreadable
 
 
-def dead_letter(stage: str, record: SourceRecord, why: Unreadable) -> Output:
-    """The dead letter of a consumed record. A replay writes the same letter at a later time."""
+def bury(stage: str, record: SourceRecord, error: Exception) -> tuple[Output, Note]:
+    """The dead letter of a record that ``stage`` cannot handle, and what to count.
+
+    A replay writes the same letter at a later time.
+    """
+    if isinstance(record.value, Undecodable):
+        why = Unreadable(Reason.UNDECODABLE, record.value.error)
+    elif isinstance(error, Unreadable):
+        why = error
+    else:
+        why = Unreadable(Reason.UNEXPECTED, f"{type(error).__name__}: {error}")
     letter = dead_letters.dead_letter(stage, record, why, int(time.time() * 1000))
-    return Output(DEAD_LETTERS, None, letter.id.encode(), dead_letters.letter_bytes(letter))
+    output = Output(DEAD_LETTERS, None, letter.id.encode(), dead_letters.letter_bytes(letter))
+    return output, Note("dead_letters", (stage, why.reason.value))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from pipeline.agents.letters import dead_letter
+from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE
 from pipeline.faust_safe import Batch
 from pipeline.ledger import Effects, Note, Output
@@ -14,13 +14,10 @@ from topics.catalogue import JOBS, WEBHOOKS
 from topics.models import (
     DELIVERY,
     LIFECYCLE,
-    Delivery,
     JobFact,
     LifecycleKind,
-    Reason,
     RunFact,
     RunLink,
-    Unreadable,
 )
 from topics.reading import read
 
@@ -52,13 +49,9 @@ class Normalise:
                 facts, notes = parse(record.value)
             except Exception as exc:
                 # It keeps no state, so even a bug of ours may put the record aside and go on.
-                why = (
-                    exc
-                    if isinstance(exc, Unreadable)
-                    else Unreadable(Reason.UNEXPECTED, f"{type(exc).__name__}: {exc}")
-                )
-                effects.outputs.append(dead_letter(self.stage, record, why))
-                effects.notes.append(Note("dead_letters", (self.stage, why.reason.value)))
+                letter, note = bury(self.stage, record, exc)
+                effects.outputs.append(letter)
+                effects.notes.append(note)
                 continue
             effects.outputs += [
                 Output(JOBS, None, fact.key.encode(), to_bytes(fact))
@@ -97,18 +90,33 @@ class Normalise:
 
 def webhook_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note]]:
     """The facts of one ``runners.webhooks`` record."""
-    delivery = read(DELIVERY, value, Delivery.KINDS)
-    facts = github.facts(delivery)
+    envelope: list[str] = []
+    delivery = read(DELIVERY, value, odd=envelope)
+    said = github.facts(delivery)
+    if said.ignored is not None:
+        return [], [Note("ignored_webhooks", (said.ignored,))]
     event = delivery.kind.partition(".")[2]
     lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
-    return facts, [Note("webhooks", (event,)), Note("webhook_lag", (), lag)]
+    notes = [Note("webhooks", (event,)), Note("webhook_lag", (), lag)]
+    return said, [*notes, *_odd(said.odd, envelope)]
 
 
 def lifecycle_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note]]:
     """The facts of one ``runners.lifecycle`` record."""
-    event = read(LIFECYCLE, value)
+    envelope: list[str] = []
+    event = read(LIFECYCLE, value, odd=envelope)
     kind: LifecycleKind = event.kind
-    return [lifecycle.lifecycle_fact(event)], [Note("lifecycle_events", (kind.value,))]
+    notes = [Note("lifecycle_events", (kind.value,)), *_odd({}, envelope)]
+    if lifecycle.is_ahead(event):
+        notes.append(Note("odd_fields", ("occurred_at", "future")))
+    return [lifecycle.lifecycle_fact(event)], notes
+
+
+def _odd(fields: Mapping[tuple[str, str], int], envelope: list[str]) -> list[Note]:
+    notes = [Note("odd_fields", where, float(times)) for where, times in fields.items()]
+    if envelope:
+        notes.append(Note("odd_fields", ("envelope", "unusable"), float(len(envelope))))
+    return notes
 
 
 def to_bytes(fact: Fact) -> bytes:

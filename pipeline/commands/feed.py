@@ -101,10 +101,10 @@ def simulate(context: Context, rate: float, lasts: float, seed: int | None, fast
 )
 @click.pass_obj
 def replay(context: Context, files: tuple[Path, ...]) -> None:
-    """Post recorded webhook deliveries: .json holds one, .jsonl and .ndjson one a line.
+    """Post recorded webhook deliveries: .json holds one or an array, .jsonl and .ndjson one a line.
 
-    A delivery is GitHub's body, or an envelope with headers and payload. Replaying a file twice
-    says nothing new.
+    A delivery is GitHub's body, or an envelope with headers and payload, or a job as GitHub's REST
+    API returns it. Replaying a file twice says nothing new.
     """
     with producer(context.settings) as to:
         try:

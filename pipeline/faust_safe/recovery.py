@@ -74,6 +74,9 @@ class BatchRecovery(Recovery):
     #: Becomes the only writer of partitions.
     take_over: TakeOver = staticmethod(_nothing)
     identify: Identify = staticmethod(_one_log)
+    #: Whether the broker says where a log ends. The embedded one falls short by some records, so
+    #: there whatever still comes is read as well.
+    ends_hold = True
     #: Connection options as aiokafka takes them.
     options: Mapping[str, Any] = {}
 
@@ -151,29 +154,37 @@ class BatchRecovery(Recovery):
             ends = await consumer.end_offsets(list(wanted))
             firsts = await consumer.beginning_offsets(list(wanted))
             consumer.assign(list(wanted))
+            starts = {}
             for where, tp in wanted.items():
                 start = self._start(tp, logs[tp.topic], firsts[where], ends[where])
+                starts[where] = start
                 consumer.seek(where, start)
                 self.active_highwaters[tp], self.active_offsets[tp] = ends[where] - 1, start - 1
-            left = set(wanted)
+            left = {each for each in wanted if not until_end or starts[each] < ends[each]}
             records = 0
-            while True:
-                for where in list(left) if until_end else ():
-                    if await consumer.position(where) >= ends[where]:
-                        left.discard(where)
-                        consumer.pause(where)
-                if until_end and not left:
-                    return records
+            while left or not until_end:
                 fetched = await consumer.getmany(*left, timeout_ms=1_000, max_records=BATCH_RECORDS)
-                for where, batch in fetched.items():
-                    tp = wanted[where]
-                    position = await consumer.position(where)
-                    self._store(tp).put(tp.partition, _writes(batch), position)
-                    self.active_offsets[tp] = position - 1
-                    records += len(batch)
-                    await asyncio.sleep(0)
+                records += await self._apply(consumer, fetched)
+                for each in list(left) if until_end else ():
+                    if await consumer.position(each) >= ends[each]:
+                        left.discard(each)
+                        consumer.pause(each)
+            if not self.ends_hold:
+                consumer.resume(*wanted)
+                while fetched := await consumer.getmany(timeout_ms=300, max_records=BATCH_RECORDS):
+                    records += await self._apply(consumer, fetched)
+            return records
         finally:
             await consumer.stop()
+
+    async def _apply(self, consumer: Any, fetched: Mapping[Any, list[Any]]) -> int:
+        for where, batch in fetched.items():
+            tp = TP(where.topic, where.partition)
+            position = await consumer.position(where)
+            self._store(tp).put(tp.partition, _writes(batch), position)
+            self.active_offsets[tp] = position - 1
+            await asyncio.sleep(0)
+        return sum(map(len, fetched.values()))
 
     def _start(self, tp: TP, name: str, first: int, end: int) -> int:
         """The offset to read from; a store that is of another log begins anew."""
@@ -183,7 +194,7 @@ class BatchRecovery(Recovery):
             why = ""
             if origin.log != name:
                 why = "the topic was made anew"
-            elif origin.position > end:
+            elif origin.position > end and self.ends_hold:
                 why = f"the topic ends at {end}, before what was read from it"
             if not why:
                 return max(first, origin.position)

@@ -23,8 +23,8 @@ Remedies:
 * *Lag that never ends*: Faust commits the last record plus one, which is not where the partition
   ends when the end of a transaction or a compacted record follows. The position of the consumer is
   committed instead (:attr:`Batch.next_offset`), also when nothing but such marks came.
-* *Holes*: records that retention removed before they were read are told to
-  :attr:`SafeConsumer.on_hole`.
+* *Holes*: offsets that were passed over are told to :attr:`SafeConsumer.on_hole`, because retention
+  may have removed their records before they were read.
 * *Four asyncio tasks per message*: ``wait_first`` is bypassed while nothing is suspended.
 * *A second of sleep whenever every partition is back-pressured*: the wait is short instead.
 """
@@ -193,7 +193,7 @@ class SafeConsumer(driver.Consumer):
                 continue
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             message = self._message(tp, batch, positions.get(tp, 0))
-            await self._look_for_hole(tp, batch[0].offset)
+            self._look_for_hole(tp, batch[0].offset)
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return
             self._dropped.discard(tp)
@@ -218,14 +218,10 @@ class SafeConsumer(driver.Consumer):
             generation_id=self.app.consumer_generation_id,
         )
 
-    async def _look_for_hole(self, tp: TP, offset: int) -> None:
-        """Tell of records that retention removed before ``offset``. Aborted transactions leave
-        offsets out as well, so the broker is asked where the log begins."""
+    def _look_for_hole(self, tp: TP, offset: int) -> None:
         expected = self._delivered.get(tp, self._committed_offset.get(tp) or 0)
         if offset > expected > 0:
-            begins = (await self.earliest_offsets(tp)).get(tp) or 0
-            if begins > expected:
-                self.on_hole(tp, expected, min(begins, offset))
+            self.on_hole(tp, expected, offset)
 
     async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
         # A copy: Faust empties the set while the fetch waits for data.

@@ -4,7 +4,7 @@ Nothing in this package knows Kafka, Faust, ClickHouse or a clock. Everything is
 the facts, and facts are merged by a join, so order, duplicates and redelivery cannot matter.
 """
 
-from pipeline.jobs.facts import Job, TooManyFacts, digest, join, merge
+from pipeline.jobs.facts import Job, digest, join, merge
 from pipeline.jobs.record import (
     decode,
     decode_run,
@@ -32,7 +32,6 @@ __all__ = [
     "Milestones",
     "Run",
     "RunOutcome",
-    "TooManyFacts",
     "View",
     "decode",
     "decode_run",

@@ -17,6 +17,7 @@ from pipeline.jobs.facts import Attributes, Claim, Ending, Job, RunAttempt, Runn
 from pipeline.jobs.runs import Run
 from pipeline.jobs.status import View
 from pipeline.jobs.timings import Measured
+from topics.keys import parse_job_key
 from topics.models import VERSION
 
 _encoder: Final = Encoder(order="deterministic")
@@ -39,6 +40,8 @@ class StateRecord(Struct, omit_defaults=True, gc=False):
     status: str
     since: int | None
     fleet: str
+    fleet_from: str
+    last_seen: int
     job: Attributes
     timings: dict[str, Measured]
     times: dict[str, dict[str, int]]
@@ -64,10 +67,9 @@ class StateRecord(Struct, omit_defaults=True, gc=False):
 def state_record(job: Job, v: View) -> StateRecord:
     """The JobState record of a job."""
     key = job.key
-    provider, _, rest = key.partition(":")
-    host, _, job_id = rest.rpartition(":")
+    provider, host, job_id = parse_job_key(key)
     at = v.at
-    rev = len(job.facts)
+    rev = job.rev
     return StateRecord(
         "job.state",
         VERSION,
@@ -83,6 +85,8 @@ def state_record(job: Job, v: View) -> StateRecord:
         v.status,
         v.since,
         v.fleet,
+        v.fleet_from,
+        job.last_seen,
         job.attributes,
         v.timings,
         job.times,
@@ -135,6 +139,7 @@ class Summary(Struct, gc=False):
     since: int | None = None
     received_at: int = 0
     completed_at: int | None = None
+    last_seen: int = 0
     #: The time a clock stands at.
     at: int = 0
 
@@ -153,6 +158,7 @@ class _StoredRun(Struct, gc=False):
     first_seen: int
     attempts: dict[str, RunAttempt]
     jobs: dict[str, int]
+    last_seen: int = 0
 
 
 _run_decoder: Final = Decoder(_StoredRun)
@@ -161,13 +167,16 @@ _run_decoder: Final = Decoder(_StoredRun)
 def encode_run(run: Run) -> bytes:
     """The bytes of a run in the table."""
     attempts = {str(number): said for number, said in run.attempts.items()}
-    return _encoder.encode(_StoredRun("run.state", run.key, run.first_seen, attempts, run.jobs))
+    return _encoder.encode(
+        _StoredRun("run.state", run.key, run.first_seen, attempts, run.jobs, run.last_seen)
+    )
 
 
 def decode_run(value: bytes) -> Run:
     """The Run that was encoded. Raises msgspec.DecodeError on foreign bytes."""
     s = _run_decoder.decode(value)
-    return Run(s.key, s.first_seen, {int(n): said for n, said in s.attempts.items()}, s.jobs)
+    attempts = {int(n): said for n, said in s.attempts.items()}
+    return Run(s.key, s.first_seen, attempts, s.jobs, s.last_seen)
 
 
 def encode_clock(at: int) -> bytes:

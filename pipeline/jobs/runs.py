@@ -15,11 +15,13 @@ from msgspec import Struct
 from msgspec.json import Encoder
 from msgspec.structs import astuple
 
-from pipeline.jobs.facts import RunAttempt, _join_run, _run, digest
+from pipeline.jobs.facts import DAY_MS, RunAttempt, _join_run, _run, digest
 from topics.models import RunFact, RunLink
 
 #: Jobs of one run that are told. GitHub: 256 per matrix; larger runs have several matrices.
 MAX_JOBS: Final = 3_000
+#: Attempts of one run that are kept, the latest: people press "re-run" some ten times.
+MAX_ATTEMPTS: Final = 100
 
 
 class Run(Struct, frozen=True, gc=False):
@@ -30,33 +32,50 @@ class Run(Struct, frozen=True, gc=False):
     attempts: dict[int, RunAttempt]
     #: Job key -> run attempt.
     jobs: dict[str, int]
+    #: The day of the latest event, as its first millisecond.
+    last_seen: int = 0
 
 
 def merge_run(run: Run | None, fact: RunFact) -> Run:
     """Add what a ``workflow_run`` event says. Returns ``run`` itself when nothing is new."""
     said = _run(fact.run)
     if run is None:
-        return Run(fact.key, fact.received_at, {said.attempt: said}, {})
+        return Run(fact.key, fact.received_at, {said.attempt: said}, {}, _day(fact.occurred_at))
     known = run.attempts.get(said.attempt)
     merged = _join_run(known, said)
     assert merged is not None
     first_seen = min(run.first_seen, fact.received_at)
-    if merged == known and first_seen == run.first_seen:
-        return run
-    return Run(run.key, first_seen, {**run.attempts, said.attempt: merged}, run.jobs)
+    last_seen = max(run.last_seen, _day(fact.occurred_at))
+    attempts = {**run.attempts, said.attempt: merged}
+    if len(attempts) > MAX_ATTEMPTS:
+        del attempts[min(attempts)]
+    joined = Run(run.key, first_seen, attempts, run.jobs, last_seen)
+    return run if joined == run else joined
 
 
 def link_run(run: Run | None, link: RunLink) -> Run:
     """Add a job to its run. Returns ``run`` itself when it is known already."""
     if run is None:
-        return Run(link.key, link.received_at, {}, {link.job_key: link.attempt})
+        return Run(
+            link.key,
+            link.received_at,
+            {},
+            {link.job_key: link.attempt},
+            _day(link.occurred_at),
+        )
     known = run.jobs.get(link.job_key)
     if known is not None and known >= link.attempt:
         return run
     if known is None and len(run.jobs) >= MAX_JOBS:
         return run
     jobs = {**run.jobs, link.job_key: link.attempt}
-    return Run(run.key, min(run.first_seen, link.received_at), run.attempts, jobs)
+    first_seen = min(run.first_seen, link.received_at)
+    last_seen = max(run.last_seen, _day(link.occurred_at))
+    return Run(run.key, first_seen, run.attempts, jobs, last_seen)
+
+
+def _day(at: int) -> int:
+    return at - at % DAY_MS
 
 
 class RunOutcome(Struct, frozen=True, gc=False):

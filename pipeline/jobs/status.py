@@ -28,18 +28,28 @@ class FleetNames:
     """Turns what a job says about itself into the fleet it belongs to.
 
     The dispatcher's pool name wins; else the canonical label set, joined by ``,``; else the
-    runner group. ``aliases`` maps any of these to the name people use:
-    ``{"linux,x64": "linux-small"}``.
+    runner group, which is known once a runner executes the job.
+    ``aliases`` maps any of these to the name people use: ``{"linux,x64": "linux-small"}``.
     """
 
     def __init__(self, aliases: Mapping[str, str] | None = None) -> None:
         self._aliases = dict(aliases or {})
 
     def __call__(self, attributes: Attributes) -> str:
-        name = attributes.pool or ",".join(attributes.labels) or attributes.runner_group
-        if not name:
-            return UNKNOWN_FLEET
-        return self._aliases.get(name, name)[:200]
+        """The fleet's name, at most 200 characters."""
+        return self.named(attributes)[0]
+
+    def named(self, attributes: Attributes) -> tuple[str, str]:
+        """The fleet's name, and what it is named after (:class:`topics.models.FleetFrom`)."""
+        if attributes.pool:
+            name, source = attributes.pool, "pool"
+        elif attributes.labels:
+            name, source = ",".join(attributes.labels), "labels"
+        else:
+            name, source = attributes.runner_group, "group"
+            if not name:
+                return UNKNOWN_FLEET, "nothing"
+        return self._aliases.get(name, name)[:200], source
 
 
 class View(Struct, frozen=True, gc=False):
@@ -53,6 +63,8 @@ class View(Struct, frozen=True, gc=False):
     at: Milestones
     timings: dict[str, Measured]
     abandoned_ms: int | None
+    #: What the fleet is named after: the only reason for which it changes.
+    fleet_from: str = "nothing"
 
 
 def view(job: Job, fleets: FleetNames) -> View:
@@ -60,14 +72,16 @@ def view(job: Job, fleets: FleetNames) -> View:
     at = milestones(job)
     status, since = _status(job, at)
     conclusion = job.ending.conclusion if job.ending else None
+    fleet, fleet_from = fleets.named(job.attributes)
     return View(
         status,
         since,
-        fleets(job.attributes),
+        fleet,
         conclusion,
         at,
         timings(at),
         abandoned_ms(at),
+        fleet_from,
     )
 
 

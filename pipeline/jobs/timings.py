@@ -13,8 +13,10 @@ Rules, with where they come from (Q numbers: the quirk tests in ``tests/test_qui
   really executed the job (Q16).
 * A difference down to -1 s is the price of whole-second clocks and becomes 0, marked clamped
   (Q2). Anything more negative is no sample (Q28). A missing bound is no sample, never zero.
-* A job that was skipped, or cancelled before it started, has no queue, run or total sample; its
-  wait is ``abandoned_ms`` (Q6, Q7).
+* Arrival tells that something had happened by then, not when. It dates a milestone that nobody
+  else dates, and no timing is measured with it: unknown is not zero.
+* A job that never ran (skipped, cancelled before it started, stopped for lack of money) has no
+  queue, run or total sample; its wait is ``abandoned_ms`` (Q6, Q7).
 * A job copied into a re-run keeps its old times and counts nowhere (Q11).
 """
 
@@ -58,6 +60,8 @@ _COPIED: Final = Measured(None, "copied")
 _NOT_STARTED: Final = Measured(None, "not_started")
 _PENDING: Final = Measured(None, "pending")
 _NO_QUEUED: Final = Measured(None, "no_queued")
+_NO_STARTED: Final = Measured(None, "no_started")
+_NO_COMPLETED: Final = Measured(None, "no_completed")
 _GATE_UNKNOWN: Final = Measured(None, "gate_unknown")
 _NO_CLAIM: Final = Measured(None, "no_claim")
 
@@ -77,6 +81,8 @@ class Milestones(Struct, frozen=True, gc=False):
     copied: bool
     #: The claim shown: of the observed runner, else the latest one alive, else the latest.
     claim: str | None
+    #: A runner was seen executing it: without a start, nobody knows when, but it did start.
+    ran: bool = False
 
 
 def milestones(job: Job) -> Milestones:
@@ -106,6 +112,7 @@ def milestones(job: Job) -> Milestones:
         _gated(job, started) if waiting is not None else 0,
         copied,
         handle,
+        job.runner is not None,
     )
 
 
@@ -114,28 +121,40 @@ def timings(m: Milestones) -> dict[str, Measured]:
     if m.copied:
         return dict.fromkeys(_FAMILIES, _COPIED)
     if m.started is None:
-        return dict.fromkeys(_FAMILIES, _PENDING if m.completed is None else _NOT_STARTED)
-    if m.queued is None:
+        if m.completed is None:
+            return dict.fromkeys(_FAMILIES, _PENDING)
+        return dict.fromkeys(_FAMILIES, _NO_STARTED if m.ran else _NOT_STARTED)
+    dated = m.started.clock != "received"
+    queued = m.queued is not None and m.queued.clock != "received"
+    if m.queued is None or not queued:
         queue = _NO_QUEUED
+    elif not dated:
+        queue = _NO_STARTED
     elif m.gated_ms is None:
         queue = _GATE_UNKNOWN
     else:
         queue = _between(m.queued, m.started, m.gated_ms)
     if m.claimed is None:
         claim_to_start = _NO_CLAIM
+    elif not dated:
+        claim_to_start = _NO_STARTED
     else:
         claim_to_start = _between(At(m.claimed, "runner"), m.started)
     if m.completed is None:
         run = total = _PENDING
+    elif m.completed.clock == "received":
+        run = total = _NO_COMPLETED
     else:
-        run = _between(m.started, m.completed)
-        total = _NO_QUEUED if m.queued is None else _between(m.queued, m.completed)
+        run = _between(m.started, m.completed) if dated else _NO_STARTED
+        total = _NO_QUEUED if m.queued is None or not queued else _between(m.queued, m.completed)
     return {"queue": queue, "claim_to_start": claim_to_start, "run": run, "total": total}
 
 
 def abandoned_ms(m: Milestones) -> int | None:
     """How long a job waited that ended without ever starting; ``None`` for all others."""
     if m.started is not None or m.completed is None or m.queued is None or m.copied:
+        return None
+    if m.ran or "received" in (m.queued.clock, m.completed.clock):
         return None
     wait = m.completed.ms - m.queued.ms
     return wait if wait >= 0 else 0 if wait >= -CLOCK_GRAIN_MS else None

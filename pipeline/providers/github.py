@@ -14,14 +14,25 @@ Rules and where they come from (Qn: the quirk list, tested by name in ``tests/te
   approval, says status ``queued`` and ends the gate. ``requested`` counts as queued and
   ``pending`` (held by a concurrency group) as waiting: no runner may take such a job.
 * **Started** (Q3-Q7, Q15) needs proof: status ``in_progress``, a step that started, or a completed
-  job that names a runner. A completed job with neither runner nor steps never started if it was
-  cancelled, skipped, or gives no run time (started at its completion).
+  job that names a runner. A completed job never started when the body itself says that nobody ran
+  it: an empty list of steps, and a runner of null, 0 and "". That is how a billing stop ends jobs,
+  as ``failure``, ``timed_out`` or ``neutral``; so the evidence counts and not the conclusion. A
+  body that lacks those keys (old GHES) proves nothing: then the job ran, unless it was cancelled,
+  skipped, or gives no run time (started at its completion).
 * **Completed** needs the status, or a conclusion that a completion time or the action confirms.
   A conclusion on an ``in_progress`` job alone (the schema allows it) ends nothing: terminal is
   terminal, so a wrong end could never be taken back.
 * **The runner** counts as observed only on a job that started: GitHub's own example of ``queued``
   shows one (Q17), and 0, "" and null all mean nobody.
-* **Times** before 2015 are Go's or .NET's zero time: missing (Q26).
+* **Only the id can refuse a body.** Any other field with a value that it cannot have counts as
+  missing, and is reported as odd. What we do not read is skipped unseen.
+* **Times** before 2015 are Go's or .NET's zero time: missing (Q26). So is what lies more than a day
+  after the delivery's arrival: nobody knows what will have happened.
+* **The host** that is part of a job's key: what the producer says when it is not the default, else
+  ``X-GitHub-Enterprise-Host``, else ``X-GitHub-Tenant`` (GHE.com: the tenant's own host, which has
+  job ids of its own), else the host of the URLs in the body.
+* **Events that are not ours** (``ping``, which GitHub sends to every new hook, ``push`` and so on)
+  say nothing about jobs and are known: they are no failure.
 * **Runs.** ``action_required`` on a run means that somebody must approve it first; its jobs come
   afterwards. So it is not the end of the run, although GitHub calls it completed.
 """
@@ -29,14 +40,17 @@ Rules and where they come from (Qn: the quirk list, tested by name in ``tests/te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Annotated, Final, Literal, Required
+from typing import Any, Final, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+import msgspec
+from msgspec import UNSET, Raw, Struct
+from pydantic import ValidationError
 
+from topics.keys import github_host, job_key, run_key
 from topics.models import (
     EARLIEST_MS,
     LATEST_MS,
@@ -52,12 +66,11 @@ from topics.models import (
     RunLink,
     RunnerRef,
     Unreadable,
-    job_key,
-    run_key,
 )
+from topics.reading import mend_surrogates
 
-#: How far a delivery id's clock may be ahead of ours before we stop believing it.
-GUID_AHEAD_MS: Final = 86_400_000
+#: How far a time may be ahead of a delivery's arrival before we stop believing it.
+AHEAD_MS: Final = 86_400_000
 
 _GUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 #: 100 ns intervals between 1582-10-15, where UUID version 1 counts from, and 1970-01-01.
@@ -90,98 +103,175 @@ _NEVER_RAN: Final = frozenset(
     }
 )
 
-_Id = Annotated[int, Field(gt=0, lt=2**63)]
-_Count = Annotated[int, Field(ge=0, lt=2**31)]
-#: An id GitHub leaves out by sending null, 0 or "" (Q17).
-_LooseId = Annotated[int, Field(ge=0, lt=2**63)] | str | None
-_Text = str | None
-_Time = datetime | None
+#: Names under which odd fields are counted, because a name is a metric label.
+ODD_FIELDS: Final = (
+    "completed_at", "conclusion", "created_at", "head", "labels", "name", "occurred_at",
+    "repository", "run_attempt", "run_id", "runner_id", "runner_name", "started_at", "status",
+    "steps", "updated_at", "envelope",
+)  # fmt: skip
+#: Why a field is odd.
+ODD_REASONS: Final = ("wrong_type", "unusable", "future")
 
 
-# The part of the bodies we read. All else is skipped by the parser, unvalidated.
+# The part of the bodies we read, each field as whatever it is. All else is skipped by the parser,
+# unseen.
 
 
-class _Step(TypedDict, total=False):
-    started_at: _Time
+class _Body(Struct, gc=False):
+    action: Any = None
+    workflow_job: Raw = Raw(b"null")
+    workflow_run: Raw = Raw(b"null")
+    repository: Raw = Raw(b"null")
+    #: Only in a ping.
+    zen: Raw = Raw(b"null")
+    hook_id: Raw = Raw(b"null")
 
 
-class _Repository(TypedDict, total=False):
-    full_name: _Text
+class _Repository(Struct, gc=False):
+    full_name: Any = None
+    html_url: Any = None
 
 
-class _Job(TypedDict, total=False):
-    id: Required[_Id]
-    run_id: _Id | None
-    run_attempt: _Count | None
-    status: _Text
-    conclusion: _Text
-    created_at: _Time
-    started_at: _Time
-    completed_at: _Time
-    name: _Text
-    workflow_name: _Text
-    head_branch: _Text
-    head_sha: _Text
-    html_url: _Text
-    labels: list[str] | None
-    steps: list[_Step] | None
-    runner_id: _LooseId
-    runner_name: _Text
-    runner_group_name: _Text
+class _Step(Struct, gc=False):
+    started_at: Any = None
 
 
-class _JobBody(TypedDict, total=False):
-    action: _Text
-    workflow_job: _Job | None
-    repository: _Repository | None
+class _Job(Struct, gc=False):
+    id: Any = None
+    run_id: Any = None
+    run_attempt: Any = None
+    status: Any = None
+    conclusion: Any = None
+    created_at: Any = None
+    started_at: Any = None
+    completed_at: Any = None
+    name: Any = None
+    workflow_name: Any = None
+    head_branch: Any = None
+    head_sha: Any = None
+    html_url: Any = None
+    labels: Any = None
+    steps: Raw | msgspec.UnsetType = UNSET
+    runner_id: Any = UNSET
+    runner_name: Any = UNSET
+    runner_group_name: Any = None
 
 
-class _Run(TypedDict, total=False):
-    id: Required[_Id]
-    run_attempt: _Count | None
-    status: _Text
-    conclusion: _Text
-    run_started_at: _Time
-    updated_at: _Time
+class _Run(Struct, gc=False):
+    id: Any = None
+    run_attempt: Any = None
+    status: Any = None
+    conclusion: Any = None
+    html_url: Any = None
+    run_started_at: Any = None
+    updated_at: Any = None
 
 
-class _RunBody(TypedDict):
-    workflow_run: _Run
+_BODY: Final = msgspec.json.Decoder(_Body)
+_JOB: Final = msgspec.json.Decoder(_Job)
+_RUN: Final = msgspec.json.Decoder(_Run)
+_REPOSITORY: Final = msgspec.json.Decoder(_Repository)
+_STEPS: Final = msgspec.json.Decoder(list[_Step])
+_ANYTHING: Final = msgspec.json.Decoder()
 
 
-_JOB_BODY: Final = TypeAdapter(_JobBody)
-_RUN_BODY: Final = TypeAdapter(_RunBody)
+class Facts(list[JobFact | RunFact | RunLink]):
+    """What a delivery says, in a fixed order, and what in it was odd."""
+
+    def __init__(
+        self,
+        said: Iterable[JobFact | RunFact | RunLink] = (),
+        odd: Counter[tuple[str, str]] | None = None,
+        ignored: str | None = None,
+    ) -> None:
+        super().__init__(said)
+        #: How often a field had a value that it cannot have, by name and reason.
+        self.odd: Counter[tuple[str, str]] = Counter() if odd is None else odd
+        #: The event, when it is one that says nothing about jobs: ``ping`` or ``other``.
+        self.ignored = ignored
 
 
-def facts(delivery: Delivery) -> list[JobFact | RunFact | RunLink]:
+def facts(delivery: Delivery) -> Facts:
     """What a GitHub delivery says: facts for ``runners.jobs``, in a fixed order.
 
-    ``github.workflow_job`` gives one :class:`JobFact` and, when the body names the run, one
-    :class:`RunLink`; ``github.workflow_run`` gives one :class:`RunFact`. The same delivery gives
-    byte-identical facts. The fact's id is the delivery id with a digest of the body, because
-    two hooks may share a delivery id (github/docs#32822) and a body may differ between them.
+    ``github.workflow_job`` and ``github.api_job`` give one :class:`JobFact` and, when the body
+    names the run, one :class:`RunLink`; ``github.workflow_run`` gives one :class:`RunFact`. The
+    same delivery gives byte-identical facts. The fact's id is the delivery id with a digest of the
+    body, because two hooks may share a delivery id (github/docs#32822) and a body may differ
+    between them.
+
+    An authentic event that is not ours gives none, and says so in ``ignored``.
 
     Raises :class:`Unreadable`: ``not_json``; ``no_job`` when ``workflow_job`` is null or absent
     (Q18); ``bad_payload`` with the place in the body; ``unknown_kind`` for another event.
     """
+    provider, _, event = delivery.kind.partition(".")
+    if provider != "github":
+        raise Unreadable(Reason.UNKNOWN_KIND, f"no facts in a {delivery.kind!r} delivery")
+    headers = {name.lower(): value for name, value in delivery.headers.items()}
+    told = headers.get("x-github-event", event)
+    if event in Delivery.OTHER_EVENTS or (told != event and told in Delivery.OTHER_EVENTS):
+        # A receiver that files everything under one kind still keeps the header.
+        name = event if event in Delivery.OTHER_EVENTS else told
+        return Facts(ignored="ping" if name == "ping" else "other")
+    if event not in ("workflow_job", "workflow_run", "api_job"):
+        raise Unreadable(Reason.UNKNOWN_KIND, f"no facts in a {delivery.kind!r} delivery")
+    payload = delivery.payload
     try:
-        if delivery.kind == "github.workflow_job":
-            return _job_facts(delivery, _JOB_BODY.validate_json(delivery.payload))
-        if delivery.kind == "github.workflow_run":
-            return [_run_fact(delivery, _RUN_BODY.validate_json(delivery.payload))]
-    except ValidationError as error:
-        raise _unreadable(error) from error
-    raise Unreadable(Reason.UNKNOWN_KIND, f"no facts in a {delivery.kind!r} delivery")
+        return _understand(delivery, event, headers, payload)
+    except msgspec.DecodeError as error:
+        mended = mend_surrogates(payload.encode("utf-8", "surrogatepass")).decode(
+            "utf-8", "replace"
+        )
+        if mended == payload:
+            raise _refused(error) from error
+    except RecursionError as error:
+        raise Unreadable(Reason.NOT_JSON, "the body is nested too deeply") from error
+    try:
+        return _understand(delivery, event, headers, mended)
+    except msgspec.DecodeError as error:
+        raise _refused(error) from error
+
+
+def _understand(delivery: Delivery, event: str, headers: Mapping[str, str], payload: str) -> Facts:
+    odd: Counter[tuple[str, str]] = Counter()
+    try:
+        if event == "api_job":
+            job = _JOB.decode(payload)
+            return Facts(_job_facts(delivery, headers, _Body(), job, odd, hook=False), odd)
+        body = _BODY.decode(payload)
+        if event == "workflow_run":
+            if _null(body.workflow_run):
+                raise Unreadable(Reason.BAD_PAYLOAD, "workflow_run: is null or missing")
+            run = _inner(_RUN, body.workflow_run, "workflow_run")
+            return Facts([_run_fact(delivery, headers, body, run, odd)], odd)
+        if _null(body.workflow_job):
+            if not _null(body.zen) and not _null(body.hook_id):
+                return Facts(ignored="ping")
+            raise Unreadable(Reason.NO_JOB, "workflow_job is null or missing")
+        job = _inner(_JOB, body.workflow_job, "workflow_job")
+        return Facts(_job_facts(delivery, headers, body, job, odd, hook=True), odd)
+    except ValidationError as error:  # host and id too long for one key, or no host at all
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Unreadable(Reason.BAD_PAYLOAD, f"{place}: {first['msg']}") from error
+    except ValueError as error:
+        if isinstance(error, (Unreadable, msgspec.DecodeError)):
+            raise
+        raise Unreadable(Reason.BAD_PAYLOAD, str(error)) from error
+
+
+_EVERY_RUNNER: Final = "self-hosted"
 
 
 def canonical_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """A label set in the form that names a fleet: lower-case, sorted, without ``self-hosted``.
 
     GitHub matches labels without regard to case and adds ``self-hosted`` to every runner of
-    yours, so neither tells fleets apart.
+    yours, so neither tells fleets apart. Alone it stays: it is all that the job asks for.
     """
-    known = {label.strip().lower()[:_WORD_LIMIT] for label in labels}
-    return tuple(sorted(known - {"", "self-hosted"})[:_LABEL_LIMIT])
+    known = {label.strip().lower()[:_WORD_LIMIT] for label in labels} - {""}
+    return tuple(sorted(known - {_EVERY_RUNNER} or known)[:_LABEL_LIMIT])
 
 
 def guid_time_ms(guid: str) -> int | None:
@@ -199,22 +289,52 @@ def guid_time_ms(guid: str) -> int | None:
     return ms if EARLIEST_MS <= ms <= LATEST_MS else None
 
 
-def _job_facts(delivery: Delivery, body: _JobBody) -> list[JobFact | RunFact | RunLink]:
-    job = body.get("workflow_job")
-    if job is None:
-        raise Unreadable(Reason.NO_JOB, "workflow_job is null or missing")
-    action = body.get("action") or ""
-    status = job.get("status") or ""
+def _job_facts(
+    delivery: Delivery,
+    headers: Mapping[str, str],
+    body: _Body,
+    job: _Job,
+    odd: Counter[tuple[str, str]],
+    *,
+    hook: bool,
+) -> list[JobFact | RunFact | RunLink]:
+    """The facts of a job in a webhook's body, or (``hook`` False) as the API returns it."""
+    number = _identity(job.id)
+    if number is None:
+        place = "workflow_job.id" if hook else "id"
+        raise Unreadable(Reason.BAD_PAYLOAD, f"{place}: a job has a whole number above 0 as id")
+    latest = delivery.received_at + AHEAD_MS
+
+    def time(value: Any, name: str) -> int | None:
+        return None if value is None else _time(value, name, latest, odd)
+
+    def text(value: Any, name: str) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, str):
+            return value[:_TEXT_LIMIT]
+        odd[name, "wrong_type"] += 1
+        return ""
+
+    repository = _inner(_REPOSITORY, body.repository)
+    if repository is None:
+        repository = _Repository()
+        if not _null(body.repository):
+            odd["repository", "wrong_type"] += 1
+    url = text(job.html_url, "head")
+    host = github_host(delivery.host, headers, (url, repository.html_url))
+    action = text(body.action, "status")
+    status = text(job.status, "status")
     occurred = _delivery_ms(delivery)
-    created, begun, ended = (
-        _ms(job.get("created_at")),
-        _ms(job.get("started_at")),
-        _ms(job.get("completed_at")),
-    )
-    steps = [ms for s in job.get("steps") or () if (ms := _ms(s.get("started_at"))) is not None]
-    runner_name = (job.get("runner_name") or "").strip()
-    runner_id = _runner_id(job.get("runner_id"))
-    raw_conclusion = job.get("conclusion") or ""
+    created = time(job.created_at, "created_at")
+    begun = time(job.started_at, "started_at")
+    ended = time(job.completed_at, "completed_at")
+    listed = _steps(job.steps, odd)
+    steps = [ms for s in listed or () if (ms := time(s.started_at, "steps")) is not None]
+    runner_name = "" if job.runner_name is UNSET else text(job.runner_name, "runner_name").strip()
+    unnamed = not runner_name and (job.runner_name is None or isinstance(job.runner_name, str))
+    runner_id, nobody = _runner_id(job.runner_id, odd)
+    raw_conclusion = text(job.conclusion, "conclusion")
 
     phase = _PHASES.get(status) or _PHASES.get(action)
     if raw_conclusion and phase != "completed" and (action == "completed" or ended is not None):
@@ -225,12 +345,16 @@ def _job_facts(delivery: Delivery, body: _JobBody) -> list[JobFact | RunFact | R
 
     started = bool(steps) or phase == "started"
     if conclusion is not None and not started:
-        started = bool(runner_name or runner_id) or not (
-            conclusion in _NEVER_RAN or (begun is not None and begun == ended)
-        )
+        if runner_name or runner_id:
+            started = True
+        elif nobody and unnamed and listed is not None and _none_began(listed):
+            # The body lists what ran and who ran it, and that is nothing and nobody.
+            started = False
+        else:
+            started = not (conclusion in _NEVER_RAN or (begun is not None and begun == ended))
 
     # What this event announces, for the clocks that belong to the event and not to the body.
-    announced = _PHASES.get(action) or phase
+    announced = (_PHASES.get(action) or phase) if hook else None
     times: dict[Milestone, dict[Clock, int]] = {}
 
     def note(milestone: Milestone, clock: Clock, ms: int | None) -> None:
@@ -241,6 +365,9 @@ def _job_facts(delivery: Delivery, body: _JobBody) -> list[JobFact | RunFact | R
         note(milestone, Clock.DELIVERY, occurred)
         note(milestone, Clock.RECEIVED, delivery.received_at)
 
+    # Without a time of its own an event that was read from a file is dated by the latest time in
+    # its body. That is no clock: an end read from it would be the start.
+    before = max((created or 0, begun or 0, *steps))
     note(Milestone.QUEUED, Clock.PROVIDER, created)
     if announced == "queued":
         witness(Milestone.QUEUED)
@@ -251,10 +378,12 @@ def _job_facts(delivery: Delivery, body: _JobBody) -> list[JobFact | RunFact | R
             note(Milestone.STARTED, Clock.PROVIDER, begun)
         note(Milestone.STARTED, Clock.STEP, min(steps, default=None))
         if announced == "started":
-            witness(Milestone.STARTED)
+            if begun is not None or occurred > before:
+                note(Milestone.STARTED, Clock.DELIVERY, occurred)
+            note(Milestone.STARTED, Clock.RECEIVED, delivery.received_at)
     if conclusion is not None:
         note(Milestone.COMPLETED, Clock.PROVIDER, ended)
-        if announced == "completed":
+        if announced == "completed" and (ended is not None or occurred > before):
             note(Milestone.COMPLETED, Clock.DELIVERY, occurred)
         note(Milestone.COMPLETED, Clock.RECEIVED, delivery.received_at)
 
@@ -262,9 +391,11 @@ def _job_facts(delivery: Delivery, body: _JobBody) -> list[JobFact | RunFact | R
     if not started and phase in ("queued", "waiting"):
         marks = ((occurred, phase),)
 
-    key = job_key("github", delivery.host, job["id"])
-    run_id = job.get("run_id") or 0
-    attempt = job.get("run_attempt") or 0
+    key = job_key("github", host, number)
+    run_id = _number(job.run_id, "run_id", 2**63, odd)
+    attempt = _number(job.run_attempt, "run_attempt", 1_000_001, odd)
+    group = text(job.runner_group_name, "runner_name")
+    what = action if action in _ACTIONS else "other"
     result: list[JobFact | RunFact | RunLink] = [
         JobFact(
             id=_fact_id(delivery),
@@ -273,35 +404,31 @@ def _job_facts(delivery: Delivery, body: _JobBody) -> list[JobFact | RunFact | R
             received_at=delivery.received_at,
             key=key,
             trace=delivery.trace,
-            cause=f"workflow_job.{action if action in _ACTIONS else 'other'}",
+            cause=f"workflow_job.{what}" if hook else "api.job",
             times=times,
             marks=marks,
             conclusion=conclusion,
             job=JobAttributes(
                 run_id=run_id,
                 run_attempt=attempt,
-                repo=_text((body.get("repository") or {}).get("full_name")),
-                workflow=_text(job.get("workflow_name")),
-                name=_text(job.get("name")),
-                branch=_text(job.get("head_branch")),
-                sha=_text(job.get("head_sha")),
-                url=_text(job.get("html_url")),
-                labels=canonical_labels(job.get("labels") or ()),
-                runner_group=_text(job.get("runner_group_name")) if started else "",
+                repo=text(repository.full_name, "repository"),
+                workflow=text(job.workflow_name, "name"),
+                name=text(job.name, "name"),
+                branch=text(job.head_branch, "head"),
+                sha=text(job.head_sha, "head"),
+                url=url,
+                labels=canonical_labels(_labels(job.labels, odd)),
+                runner_group=group if started else "",
             ),
             runner=(
-                RunnerRef(
-                    id=runner_id,
-                    name=_text(runner_name)[:_WORD_LIMIT],
-                    group=_text(job.get("runner_group_name"))[:_WORD_LIMIT],
-                )
+                RunnerRef(id=runner_id, name=runner_name[:_WORD_LIMIT], group=group[:_WORD_LIMIT])
                 if started and (runner_name or runner_id)
                 else None
             ),
         )
     ]
     if run_id:
-        parent = run_key("github", delivery.host, run_id)
+        parent = run_key("github", host, run_id)
         result.append(
             RunLink(
                 id=f"link-{_digest(parent, key)}",
@@ -317,24 +444,38 @@ def _job_facts(delivery: Delivery, body: _JobBody) -> list[JobFact | RunFact | R
     return result
 
 
-def _run_fact(delivery: Delivery, body: _RunBody) -> RunFact:
-    run = body["workflow_run"]
+def _run_fact(
+    delivery: Delivery,
+    headers: Mapping[str, str],
+    body: _Body,
+    run: _Run,
+    odd: Counter[tuple[str, str]],
+) -> RunFact:
+    number = _identity(run.id)
+    if number is None:
+        raise Unreadable(
+            Reason.BAD_PAYLOAD, "workflow_run.id: a run has a whole number above 0 as id"
+        )
+    latest = delivery.received_at + AHEAD_MS
+    repository = _inner(_REPOSITORY, body.repository) or _Repository()
+    host = github_host(delivery.host, headers, (run.html_url, repository.html_url))
     ended = None
     conclusion = None
-    if run.get("status") == "completed" and run.get("conclusion") != "action_required":
-        conclusion = _CONCLUSIONS.get(run.get("conclusion") or "", Conclusion.UNKNOWN)
+    if run.status == "completed" and run.conclusion != "action_required":
+        said = run.conclusion if isinstance(run.conclusion, str) else ""
+        conclusion = _CONCLUSIONS.get(said, Conclusion.UNKNOWN)
         # A run has no completion time of its own; its last update is the completion.
-        ended = _ms(run.get("updated_at")) or _delivery_ms(delivery)
+        ended = _time(run.updated_at, "updated_at", latest, odd) or _delivery_ms(delivery)
     return RunFact(
         id=_fact_id(delivery),
         source=delivery.source,
         occurred_at=_delivery_ms(delivery),
         received_at=delivery.received_at,
-        key=run_key("github", delivery.host, run["id"]),
+        key=run_key("github", host, number),
         trace=delivery.trace,
         run=ParentRun(
-            attempt=run.get("run_attempt") or 0,
-            started_at=_ms(run.get("run_started_at")),
+            attempt=_number(run.run_attempt, "run_attempt", 1_000_001, odd),
+            started_at=_time(run.run_started_at, "started_at", latest, odd),
             completed_at=ended,
             conclusion=conclusion,
         ),
@@ -342,28 +483,129 @@ def _run_fact(delivery: Delivery, body: _RunBody) -> RunFact:
 
 
 def _delivery_ms(delivery: Delivery) -> int:
-    """When GitHub made the event: the delivery id's clock, else the record's own time."""
+    """When GitHub made the event: the delivery id's clock, else the record's own time, else ours.
+
+    A clock that is more than a day ahead of the arrival is not believed.
+    """
+    latest = delivery.received_at + AHEAD_MS
     ms = guid_time_ms(delivery.id)
-    if ms is None or ms > delivery.received_at + GUID_AHEAD_MS:
-        return delivery.occurred_at
-    return ms
+    if ms is not None and ms <= latest:
+        return ms
+    return delivery.occurred_at if delivery.occurred_at <= latest else delivery.received_at
 
 
-def _ms(time: datetime | None) -> int | None:
-    """Milliseconds since the epoch; None for a missing or zero time. No zone means UTC."""
-    if time is None or time.year < 2015 or time.year > 2099:
+# --- fields, whatever they are ------------------------------------------------------------------
+
+
+def _null(raw: Raw) -> bool:
+    return memoryview(raw).nbytes == 4 and bytes(raw) == b"null"
+
+
+def _inner(decoder: msgspec.json.Decoder[Any], raw: Raw, needed: str = "") -> Any:
+    """An object inside the body; None when it is none and not needed. Raises Unreadable."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        if needed:
+            raise Unreadable(Reason.BAD_PAYLOAD, f"{needed}: {error}") from error
         return None
-    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _runner_id(value: int | str | None) -> int | None:
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
+
+
+def _identity(value: Any) -> int | None:
+    """A number that names something, also when it came as text or with a fraction of 0."""
+    whole = isinstance(value, float) and value.is_integer()
+    if whole or (isinstance(value, str) and _DIGITS.fullmatch(value)):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 < value < 2**63 else None
+
+
+def _number(value: Any, name: str, below: int, odd: Counter[tuple[str, str]]) -> int:
+    """A number that may be missing: then 0."""
+    if value is None or value == 0:
+        return 0
+    known = _identity(value)
+    if known is None or known >= below:
+        odd[name, "unusable"] += 1
+        return 0
+    return known
+
+
+def _runner_id(value: Any, odd: Counter[tuple[str, str]]) -> tuple[int | None, bool]:
+    """The runner's id, and whether the body says that there is none: null, 0 or "" (Q17)."""
+    if value is UNSET:
+        return None, False
+    if value is None or value in (0, "", "0"):
+        return None, True
+    known = _identity(value)
+    if known is None:
+        odd["runner_id", "unusable"] += 1
+    return known, False
+
+
+def _labels(value: Any, odd: Counter[tuple[str, str]]) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        odd["labels", "wrong_type"] += 1
+        return []
+    known = [label for label in value if isinstance(label, str)]
+    if len(known) < len(value):
+        odd["labels", "wrong_type"] += len(value) - len(known)
+    return known
+
+
+def _steps(raw: Raw | msgspec.UnsetType, odd: Counter[tuple[str, str]]) -> list[_Step] | None:
+    """The steps; None when the body does not say."""
+    if raw is UNSET or _null(raw):
+        return None
+    try:
+        return _STEPS.decode(raw)
+    except msgspec.ValidationError:
+        odd["steps", "wrong_type"] += 1
+    found = _ANYTHING.decode(raw)
+    if not isinstance(found, list):
+        return None
+    return [_Step(step.get("started_at")) for step in found if isinstance(step, dict)] or None
+
+
+def _none_began(steps: list[_Step]) -> bool:
+    return all(step.started_at is None for step in steps)
+
+
+def _time(value: Any, name: str, latest: int, odd: Counter[tuple[str, str]]) -> int | None:
+    """Milliseconds since the epoch; None for a missing, zero or impossible time. No zone means
+    UTC; a number is in seconds, or in milliseconds when it is too large for seconds."""
+    if value is None:
+        return None
+    ms: int | None = None
     if isinstance(value, str):
-        return int(value) if value.isdecimal() and len(value) < 19 and int(value) else None
-    return value or None
-
-
-def _text(value: str | None) -> str:
-    return value[:_TEXT_LIMIT] if value else ""
+        try:
+            moment = datetime.fromisoformat(value)
+            if 2015 <= moment.year <= 2099:
+                moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+                ms = round(moment.timestamp() * 1000)
+            elif moment.year < 2015:
+                return None
+        except (ValueError, OverflowError):
+            value = (
+                int(value) if value.isascii() and value.isdecimal() and len(value) < 15 else None
+            )
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        ms = round(value * 1000 if abs(value) < 20_000_000_000 else value)
+        if ms < EARLIEST_MS:
+            return None
+    if ms is None or ms > LATEST_MS:
+        odd[name, "unusable"] += 1
+        return None
+    if ms > latest:
+        odd[name, "future"] += 1
+        return None
+    return ms if ms >= EARLIEST_MS else None
 
 
 def _fact_id(delivery: Delivery) -> str:
@@ -372,20 +614,11 @@ def _fact_id(delivery: Delivery) -> str:
 
 
 def _digest(*parts: str) -> str:
-    return blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def _unreadable(error: ValidationError) -> Unreadable:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if first["type"] == "json_invalid":
-        return Unreadable(Reason.NOT_JSON, first["msg"])
-    where = _place(first["loc"])
-    more = error.error_count() - 1
-    return Unreadable(
-        Reason.BAD_PAYLOAD,
-        f"{where}: {first['msg']}" + (f" (and {more} more)" if more else ""),
-    )
-
-
-def _place(location: Sequence[int | str]) -> str:
-    return ".".join(str(part) for part in location) or "body"
+def _refused(error: msgspec.DecodeError) -> Unreadable:
+    """What the parser says: the body is no JSON, or no object."""
+    if isinstance(error, msgspec.ValidationError):
+        return Unreadable(Reason.BAD_PAYLOAD, f"body: {error}")
+    return Unreadable(Reason.NOT_JSON, f"Invalid JSON: {error}")

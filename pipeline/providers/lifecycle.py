@@ -7,7 +7,10 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from pipeline.providers.github import AHEAD_MS
+from topics.keys import canonical_host, job_key
 from topics.models import (
+    GITHUB_HOST,
     ClaimFact,
     Clock,
     JobAttributes,
@@ -18,7 +21,6 @@ from topics.models import (
     Reason,
     RunnerRef,
     Unreadable,
-    job_key,
 )
 
 _MILESTONES: Final = {
@@ -42,8 +44,13 @@ def lifecycle_fact(event: LifecycleEvent) -> JobFact:
 
     The id is the event's id with a digest of what it says (all but ``received_at``), so a producer
     that reuses an id for another statement loses nothing, and one that sends an event twice says
-    it once. Raises :class:`Unreadable` (``missing_claim``) for a claim kind without a handle.
+    it once. A time more than a day after the event's own arrival is not believed: then arrival is
+    all that is known of when. Raises :class:`Unreadable`: ``missing_claim`` for a claim kind
+    without a handle, ``bad_payload`` for names that make no key.
     """
+    occurred, clock = event.occurred_at, Clock.RUNNER
+    if is_ahead(event):
+        occurred, clock = event.received_at, Clock.RECEIVED
     claim = None
     if event.kind in _CLAIM_TIMES:
         if not event.claim.strip():
@@ -52,7 +59,7 @@ def lifecycle_fact(event: LifecycleEvent) -> JobFact:
             claim = ClaimFact.model_validate(
                 {
                     "handle": event.claim,
-                    _CLAIM_TIMES[event.kind]: event.occurred_at,
+                    _CLAIM_TIMES[event.kind]: occurred,
                     "runner": event.runner.name,
                     "reason": event.reason,
                 }
@@ -65,12 +72,12 @@ def lifecycle_fact(event: LifecycleEvent) -> JobFact:
         return JobFact(
             id=f"{event.id[:256]}-{_digest(event)}",
             source=event.source,
-            occurred_at=event.occurred_at,
+            occurred_at=occurred,
             received_at=event.received_at,
-            key=job_key(event.provider, event.host, event.job_id),
+            key=job_key(event.provider, canonical_host(event.host) or GITHUB_HOST, event.job_id),
             trace=event.trace,
             cause=event.kind.value,
-            times={} if milestone is None else {milestone: {Clock.RUNNER: event.occurred_at}},
+            times={} if milestone is None else {milestone: {clock: occurred}},
             conclusion=event.conclusion if milestone is Milestone.COMPLETED else None,
             job=(
                 JobAttributes(pool=event.fleet, repo=event.repo)
@@ -83,6 +90,13 @@ def lifecycle_fact(event: LifecycleEvent) -> JobFact:
     except ValidationError as error:  # provider and host may be too long for one key
         first = error.errors()[0]
         raise Unreadable(Reason.BAD_PAYLOAD, f"{first['loc']}: {first['msg']}") from error
+    except ValueError as error:
+        raise Unreadable(Reason.BAD_PAYLOAD, str(error)) from error
+
+
+def is_ahead(event: LifecycleEvent) -> bool:
+    """Whether the event says that it happens more than a day after it arrived."""
+    return event.occurred_at > event.received_at + AHEAD_MS
 
 
 def _named(runner: RunnerRef) -> RunnerRef | None:

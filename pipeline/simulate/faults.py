@@ -184,7 +184,7 @@ def _no_payload(rng: random.Random, job_id: int, at: int) -> _Made:
 
 
 def _unknown_kind(rng: random.Random, job_id: int, at: int) -> _Made:
-    record = _delivery(rng, job_id, at, kind="github.check_suite")
+    record = _delivery(rng, job_id, at, kind="github.workflow_jobs")
     return WEBHOOKS, msgspec.json.encode(record), Reason.UNKNOWN_KIND
 
 

@@ -1,12 +1,17 @@
 """Posting recorded deliveries: from files to ``runners.webhooks``.
 
-A file holds one delivery (``.json``) or one a line (``.jsonl``, ``.ndjson``). A delivery is
+A file holds one delivery or an array of them (``.json``), or one a line (``.jsonl``, ``.ndjson``),
+as UTF-8, UTF-16 or UTF-32. A delivery is
 
-* a body as GitHub sent it. Its event is seen from its shape (``workflow_job``, ``workflow_run``)
-  or from the file name (``workflow_job.queued.json``);
+* a body as GitHub sent it. Its event is seen from its shape (``workflow_job``, ``workflow_run``,
+  ``ping``) or from the file name (``workflow_job.queued.json``);
 * or an envelope, as GitHub's redelivery API and most recorders write it:
   ``{"headers": {...}, "payload": {...} or "..."}``; ``body`` and ``request`` are understood for
-  ``payload`` and for the envelope's own wrapper, and header names in any case.
+  ``payload`` and for the envelope's own wrapper, and header names in any case;
+* or a job as GitHub's REST API returns it, alone or in the list of a run's jobs
+  (``{"total_count": 2, "jobs": [...]}``). No event is made up for it: it says where the job is.
+
+Events that say nothing about jobs are posted too: the pipeline knows and ignores them.
 
 A body without a delivery id gets one made from its content, so replaying a file twice says
 nothing new.
@@ -14,6 +19,7 @@ nothing new.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -24,9 +30,13 @@ from typing import Any, Final, Protocol
 import msgspec
 from pydantic import ValidationError
 
-from topics.models import EARLIEST_MS, LATEST_MS, Delivery, Record, job_key, run_key
+from topics.keys import github_host, job_key, run_key
+from topics.models import EARLIEST_MS, GITHUB_HOST, LATEST_MS, Delivery, Record
+from topics.reading import mend_surrogates
 
 EVENTS: Final = ("workflow_job", "workflow_run")
+#: The kind of a job that was asked for instead of told.
+API_JOB: Final = "api_job"
 _LINES: Final = (".jsonl", ".ndjson")
 
 
@@ -69,37 +79,79 @@ def deliveries(path: Path, received_ms: int | None = None) -> Iterator[Delivery]
         data = path.read_bytes()
     except OSError as error:
         raise ReplayError(path, None, error.strerror or str(error)) from error
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if path.suffix.lower() in _LINES:
-        for number, line in enumerate(data.split(b"\n"), start=1):
-            if line.strip():
-                yield _delivery(path, number, line, now)
-    else:
-        yield _delivery(path, None, data, now)
-
-
-def _delivery(path: Path, line: int | None, data: bytes, now: int) -> Delivery:
+    # Windows tools write UTF-16; JSON's own rules tell which of the encodings it is.
+    encoding = json.detect_encoding(data)
     try:
-        found = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        text = data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    except UnicodeDecodeError as error:
+        named = encoding.removesuffix("-sig").upper()
+        raise ReplayError(path, None, f"not {named}: {error}") from error
+    text = text.removeprefix("\ufeff")
+    if path.suffix.lower() in _LINES:
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield from _all(path, number, line, now)
+    else:
+        yield from _all(path, None, text, now)
+
+
+def _all(path: Path, line: int | None, text: str, now: int) -> Iterator[Delivery]:
+    """The delivery or deliveries of one JSON text."""
+    found = _decoded(path, line, text)
+    parts: list[msgspec.Raw] | None = None
+    if isinstance(found, list):
+        parts = msgspec.json.decode(text, type=list[msgspec.Raw])
+    elif isinstance(found, dict) and isinstance(found.get("jobs"), list):
+        parts = msgspec.json.decode(text, type=_Jobs).jobs
+    if parts is None:
+        yield _delivery(path, line, "", found, text, now)
+        return
+    for number, raw in enumerate(parts, start=1):
+        part = bytes(raw).decode()
+        yield _delivery(path, line, f"item {number}: ", _decoded(path, line, part), part, now)
+
+
+class _Jobs(msgspec.Struct):
+    """A list of jobs as the REST API returns it."""
+
+    jobs: list[msgspec.Raw]
+
+
+def _decoded(path: Path, line: int | None, text: str) -> Any:
+    try:
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return msgspec.json.decode(mend_surrogates(text.encode()))
+    except (msgspec.DecodeError, UnicodeError) as error:
         hint = ""
-        if line is None and data.strip().count(b"\n"):
+        if line is None and text.strip().count("\n"):
             hint = " (one delivery a line? then name the file .jsonl)"
         raise ReplayError(path, line, f"not JSON: {error}{hint}") from error
+
+
+def _delivery(
+    path: Path, line: int | None, item: str, found: object, text: str, now: int
+) -> Delivery:
     if not isinstance(found, dict):
-        raise ReplayError(path, line, f"a delivery is an object, not a {type(found).__name__}")
-    headers, text, body = _open(path, line, found, data)
-    event = _event(path, line, headers, body)
-    subject = body.get(event)
+        raise ReplayError(
+            path, line, f"{item}a delivery is an object, not a {type(found).__name__}"
+        )
+    headers, payload, body = _open(path, line, item, found, text)
+    event = _event(path, line, item, headers, body)
+    subject = body if event == API_JOB else body.get(event)
+    digest = blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
     number = subject.get("id") if isinstance(subject, dict) else None
-    host = headers.get("x-github-enterprise-host") or "github.com"
-    make_key = job_key if event == "workflow_job" else run_key
+    urls = [
+        part.get("html_url") for part in (subject, body.get("repository")) if isinstance(part, dict)
+    ]
+    host = github_host(GITHUB_HOST, headers, urls)
+    make_key = run_key if event == "workflow_run" else job_key
     # A body that names no job still goes to the topic: refusing it is the pipeline's business.
     key = make_key("github", host, number) if isinstance(number, int) else f"github:{host}:unknown"
-    guid = headers.get("x-github-delivery") or f"replay-{blake2b(data, digest_size=12).hexdigest()}"
     try:
         return Delivery(
-            id=guid,
+            id=headers.get("x-github-delivery") or f"replay-{digest}",
             kind=f"github.{event}",
             source="replay",
             occurred_at=_occurred(subject, now),
@@ -107,12 +159,12 @@ def _delivery(path: Path, line: int | None, data: bytes, now: int) -> Delivery:
             key=key,
             host=host,
             headers={name: value for name, value in headers.items() if name in _KEPT_HEADERS},
-            payload=text,
+            payload=payload,
         )
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ReplayError(path, line, f"{place}: {first['msg']}") from error
+        place = ".".join(str(part) for part in first["loc"] if part)
+        raise ReplayError(path, line, f"{item}{place}: {first['msg']}") from error
 
 
 _KEPT_HEADERS: Final = frozenset(
@@ -124,59 +176,88 @@ _KEPT_HEADERS: Final = frozenset(
         "x-github-hook-installation-target-type",
         "x-github-enterprise-host",
         "x-github-enterprise-version",
+        "x-github-tenant",
+        "x-github-tenant-id",
     }
 )
 
 
 def _open(
-    path: Path, line: int | None, found: dict[str, Any], data: bytes
+    path: Path, line: int | None, item: str, found: dict[str, Any], text: str
 ) -> tuple[dict[str, str], str, dict[str, Any]]:
     """Headers, body as text and as object, of an envelope or of a bare body."""
-    if any(event in found for event in EVENTS):
-        return {}, _text(path, line, data), found
+    if any(event in found for event in EVENTS) or _is_ping(found) or _is_api_job(found):
+        return {}, text, found
     request = found.get("request")
     envelope = request if isinstance(request, dict) else found
     payload = envelope.get("payload", envelope.get("body"))
     if payload is None:
         raise ReplayError(
-            path, line, "neither a workflow_job or workflow_run body nor an envelope with a payload"
+            path,
+            line,
+            f"{item}neither a workflow_job or workflow_run body nor an envelope with a payload, "
+            "nor a job of the REST API",
         )
     raw = envelope.get("headers") or {}
     if not isinstance(raw, dict):
-        raise ReplayError(path, line, "headers: must be an object of names and values")
+        raise ReplayError(path, line, f"{item}headers: must be an object of names and values")
     headers = {str(name).lower(): str(value) for name, value in raw.items() if value is not None}
     # GitHub's delivery API keeps these two beside the request.
     for header, name in (("x-github-delivery", "guid"), ("x-github-event", "event")):
         if header not in headers and isinstance(found.get(name), str):
             headers[header] = found[name]
     if isinstance(payload, str):
-        try:
-            body = msgspec.json.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ReplayError(path, line, f"payload: not JSON: {error}") from error
+        body = _payload(path, line, item, payload)
         text = payload
     else:
         body = payload
         text = msgspec.json.encode(payload).decode()
     if not isinstance(body, dict):
-        raise ReplayError(path, line, "payload: a body is an object")
+        raise ReplayError(path, line, f"{item}payload: a body is an object")
     return headers, text, body
 
 
-def _event(path: Path, line: int | None, headers: dict[str, str], body: dict[str, Any]) -> str:
+def _payload(path: Path, line: int | None, item: str, payload: str) -> Any:
+    try:
+        return _decoded(path, line, payload)
+    except ReplayError as error:
+        what = str(error).partition("not JSON: ")[2]
+        raise ReplayError(path, line, f"{item}payload: not JSON: {what}") from error
+
+
+def _event(
+    path: Path, line: int | None, item: str, headers: dict[str, str], body: dict[str, Any]
+) -> str:
     named = headers.get("x-github-event")
     if named is not None:
-        if named in EVENTS:
+        if named in EVENTS or named in Delivery.OTHER_EVENTS:
             return named
-        raise ReplayError(path, line, f"a {named} event is not one of {', '.join(EVENTS)}")
+        raise ReplayError(
+            path, line, f"{item}a {named} event is none of GitHub's: {', '.join(EVENTS)} ..."
+        )
     # A workflow_job body never has a workflow_run beside the job; GitHub's check events have both.
     for event in EVENTS:
         if event in body:
             return event
+    if _is_ping(body):
+        return "ping"
+    if _is_api_job(body):
+        return API_JOB
     for event in EVENTS:
         if path.name.startswith(f"{event}."):
             return event
-    raise ReplayError(path, line, "cannot tell the event: no header, no known body, no file name")
+    raise ReplayError(
+        path, line, f"{item}cannot tell the event: no header, no known body, no file name"
+    )
+
+
+def _is_ping(body: dict[str, Any]) -> bool:
+    return "zen" in body and "hook_id" in body
+
+
+def _is_api_job(body: dict[str, Any]) -> bool:
+    """A job as the REST API returns it: what a webhook has inside ``workflow_job``."""
+    return {"id", "run_id", "status"} <= body.keys() and "payload" not in body
 
 
 def _occurred(subject: object, now: int) -> int:
@@ -192,16 +273,10 @@ def _occurred(subject: object, now: int) -> int:
                 continue
             try:
                 moment = datetime.fromisoformat(value)
-            except ValueError:
+                moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+                ms = int(moment.timestamp() * 1000)
+            except (ValueError, OverflowError):
                 continue
-            ms = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
             if EARLIEST_MS <= ms <= min(now, LATEST_MS):
                 times.append(ms)
     return max(times, default=now)
-
-
-def _text(path: Path, line: int | None, data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ReplayError(path, line, f"not UTF-8: {error}") from error

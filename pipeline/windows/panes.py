@@ -108,9 +108,12 @@ class Pane(Struct, eq=False, omit_defaults=True):
     def add(self, c: Contribution, weight: int) -> None:
         """Put a contribution in (1) or take it out (-1).
 
-        What has become empty stays, with count 0: whoever has shown it must learn that it is
-        gone.
+        What has become empty stays, with count 0, as long as the window is open: whoever has
+        shown it must learn that it is gone, also when it sees only the last of several records
+        of a window. People see :meth:`filled`. What is not inside is not taken out.
         """
+        if weight < 0 and not self._has(c):
+            return
         if c.ms is None:
             self.conclusions[c.name] = self.conclusions.get(c.name, 0) + weight
             return
@@ -118,6 +121,25 @@ class Pane(Struct, eq=False, omit_defaults=True):
         if sketch is None:
             sketch = self.families[c.name] = Sketch()
         sketch.add(c.ms, weight)
+
+    def _has(self, c: Contribution) -> bool:
+        if c.ms is None:
+            return self.conclusions.get(c.name, 0) > 0
+        sketch = self.families.get(c.name)
+        return sketch is not None and sketch.has(c.ms)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has no cells."""
+        return not (self.families or self.conclusions)
+
+    def filled(self) -> Pane:
+        """The pane without empty cells; itself when it has none."""
+        if all(s.count for s in self.families.values()) and all(self.conclusions.values()):
+            return self
+        families = {family: s for family, s in self.families.items() if s.count}
+        conclusions = {conclusion: n for conclusion, n in self.conclusions.items() if n}
+        return Pane(self.fence, families, conclusions)
 
     def merge(self, other: Pane) -> None:
         """Add everything in another pane; the fence becomes the later one."""

@@ -47,6 +47,11 @@ class Sketch(Struct, array_like=True):
         else:
             del self.bins[bin_]
 
+    def has(self, ms: int) -> bool:
+        """Whether a sample of this size is inside, and so can be taken out again."""
+        bin_ = bin_of(ms)
+        return self.zeros > 0 if bin_ is None else self.bins.get(bin_, 0) > 0
+
     def merge(self, other: Sketch) -> None:
         """Add all samples of another sketch."""
         self.count += other.count

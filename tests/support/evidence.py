@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from clickhouse_driver import Client
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from pipeline.simulate import Truth
 from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
@@ -83,6 +83,26 @@ def committed(bootstrap: str, group: str, tp: Any) -> int | None:
         return offset
     finally:
         client.close()
+
+
+def ends(bootstrap: str, tps: list[Any]) -> dict[Any, int]:
+    """Where the partitions end, marks of transactions included."""
+    client = KafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    try:
+        wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
+        found: dict[Any, int] = client.end_offsets(wanted)
+        return found
+    finally:
+        client.close()
+
+
+def delete(bootstrap: str, topic: str) -> None:
+    """Delete a topic."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    try:
+        admin.delete_topics([topic])
+    finally:
+        admin.close()
 
 
 def wait_drained(bootstrap: str, group: str, topics: list[str], timeout: float) -> None:

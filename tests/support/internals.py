@@ -1,4 +1,4 @@
-"""Fingerprints of the Faust internals that pipeline/faust_safe overrides or relies on."""
+"""Fingerprints of the internals of Faust and aiokafka that pipeline/faust_safe rests on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from faust.stores.memory import Store as MemoryStore
+from aiokafka import AIOKafkaProducer
+from aiokafka.consumer.fetcher import PartitionRecords
 from faust.streams import Stream
 from faust.tables.base import Collection
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
 OVERRIDDEN: dict[str, Callable[..., Any]] = {
     "Consumer.getmany": Consumer.getmany,
@@ -24,15 +26,25 @@ OVERRIDDEN: dict[str, Callable[..., Any]] = {
     "Consumer.resume_partitions": Consumer.resume_partitions,
     "Consumer.resume_flow": Consumer.resume_flow,
     "Consumer.wait_empty": Consumer.wait_empty,
+    "Consumer.perform_seek": Consumer.perform_seek,
+    "Consumer.force_commit": Consumer.force_commit,
+    "ConsumerThread._create_worker_consumer": AIOKafkaConsumerThread._create_worker_consumer,
+    "ConsumerThread._fetch_records": AIOKafkaConsumerThread._fetch_records,
+    "Recovery.on_rebalance": Recovery.on_rebalance,
+    "Recovery._restart_recovery": Recovery._restart_recovery.fun,
+    "Recovery._wait": Recovery._wait,
     "Recovery.on_recovery_completed": Recovery.on_recovery_completed,
     "Recovery._resume_streams": Recovery._resume_streams,
     "Collection._should_expire_keys": Collection._should_expire_keys,
     "Collection._maybe_set_key_ttl": Collection._maybe_set_key_ttl,
     "Collection._maybe_del_key_ttl": Collection._maybe_del_key_ttl,
-    "MemoryStore.on_recovery_completed": MemoryStore.on_recovery_completed,
-    "MemoryStore.apply_changelog_batch": MemoryStore.apply_changelog_batch,
+    "Collection._new_store": Collection._new_store,
     "Stream.noack": Stream.noack,
     "Stream.ack": Stream.ack,
+    "aiokafka.PartitionRecords._unpack_records": PartitionRecords._unpack_records,
+    "aiokafka.AIOKafkaProducer.send_offsets_to_transaction": (
+        AIOKafkaProducer.send_offsets_to_transaction
+    ),
 }
 
 

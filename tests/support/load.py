@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.local import EmbeddedClickHouse
 from pipeline.simulate import Faults, Simulation, Truth
 from tests.support import evidence
-from tests.support.kafka import ApacheKafka
+from tests.support.brokers import Broker
 from tests.support.worker import WorkerProcess
 from topics.catalogue import JOB_STATES, JOBS, LIFECYCLE, WEBHOOKS, WINDOWS
 from topics.producer import Producer
@@ -59,9 +59,7 @@ def simulation(seed: int, jobs: int, faults: Faults | None = None) -> Simulation
     return Simulation(seed, jobs, start_ms=start, duration_s=3_600, faults=faults)
 
 
-def fold_worker(
-    kafka: ApacheKafka, tmp_path: Path, name: str = "w", **env: object
-) -> WorkerProcess:
+def fold_worker(kafka: Broker, tmp_path: Path, name: str = "w", **env: object) -> WorkerProcess:
     return WorkerProcess(
         kafka.bootstrap,
         command=["-m", "tests.support.killer"],
@@ -72,9 +70,7 @@ def fold_worker(
     )
 
 
-def sink_worker(
-    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path
-) -> WorkerProcess:
+def sink_worker(kafka: Broker, clickhouse: EmbeddedClickHouse, tmp_path: Path) -> WorkerProcess:
     return WorkerProcess(
         kafka.bootstrap,
         role="sink",
@@ -84,12 +80,12 @@ def sink_worker(
     )
 
 
-def wait_folded(kafka: ApacheKafka, timeout: float = 120.0) -> None:
+def wait_folded(kafka: Broker, timeout: float = 120.0) -> None:
     for topics in ([WEBHOOKS, LIFECYCLE], [JOBS]):
         evidence.wait_drained(kafka.bootstrap, "runnerstream", topics, timeout)
 
 
-def wait_sunk(kafka: ApacheKafka, timeout: float = 120.0) -> None:
+def wait_sunk(kafka: Broker, timeout: float = 120.0) -> None:
     evidence.wait_drained(
         kafka.bootstrap, "runnerstream-sink", [WEBHOOKS, LIFECYCLE, JOB_STATES, WINDOWS], timeout
     )
