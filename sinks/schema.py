@@ -34,6 +34,9 @@ _FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 _END_OF_STATEMENT = re.compile(r";[ \t]*$", re.MULTILINE)
 #: What a statement makes.
 _MAKES = re.compile(r"^CREATE (?:TABLE IF NOT EXISTS|OR REPLACE VIEW) (\w+)")
+_TABLE = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+) \(\n(.*?)\n\) ENGINE", re.DOTALL)
+_COLUMN = re.compile(r"^  `?(\w+)`? (.*)$")
+_ADDED = re.compile(r"^ALTER TABLE (\w+) ADD COLUMN IF NOT EXISTS (\w+) (.*?)(?: AFTER \w+)?$")
 _COMMENT_LINE = re.compile(r"^\s*--.*$", re.MULTILINE)
 _DATABASE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
 
@@ -85,7 +88,7 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What :func:`apply` did. ``mended`` names tables and views that were gone."""
+    """What :func:`apply` did. ``mended`` names what was gone."""
 
     database: str
     applied: tuple[str, ...] = ()
@@ -174,7 +177,8 @@ def apply(url: str, todo: Sequence[Migration] | None = None) -> Report:
 
 
 def absent(url: str) -> tuple[str, ...]:
-    """Tables and views that applied migrations have made and that are gone. Changes nothing.
+    """Tables, views and columns (``table.column``) that applied migrations have made and that are
+    gone. Changes nothing.
 
     Raises clickhouse-driver's errors.
     """
@@ -213,14 +217,23 @@ def epoch(client: Client, topic: str, log_id: str) -> int:
 
 
 def _absent(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
+    there = {name for (name,) in client.execute("SHOW TABLES")}
     made = {
         found.group(1): None
-        for migration in done
-        for statement in migration.statements
+        for statement in _statements(done)
         if (found := _MAKES.match(statement))
     }
-    there = {name for (name,) in client.execute("SHOW TABLES")}
-    return tuple(name for name in made if name not in there)
+    columns = set(
+        client.execute("SELECT table, name FROM system.columns WHERE database = currentDatabase()")
+    )
+    return (
+        *(name for name in made if name not in there),
+        *(
+            f"{table}.{column}"
+            for table, column in _columns(done)
+            if table in there and (table, column) not in columns
+        ),
+    )
 
 
 def _mend(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
@@ -228,10 +241,33 @@ def _mend(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
     changed what an earlier one makes, and all can be repeated."""
     gone = _absent(client, done)
     if gone:
-        for migration in done:
-            for statement in migration.statements:
-                _execute(client, statement)
+        # Columns first: views are made of them.
+        for (table, column), definition in _columns(done).items():
+            if f"{table}.{column}" in gone:
+                _execute(
+                    client, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS `{column}` {definition}"
+                )
+        for statement in _statements(done):
+            _execute(client, statement)
     return gone
+
+
+def _statements(done: Sequence[Migration]) -> Iterator[str]:
+    for migration in done:
+        yield from migration.statements
+
+
+def _columns(done: Sequence[Migration]) -> dict[tuple[str, str], str]:
+    """Every column of every table with its definition, as the migrations give it."""
+    found: dict[tuple[str, str], str] = {}
+    for statement in _statements(done):
+        if made := _TABLE.match(statement):
+            for line in made.group(2).splitlines():
+                if (column := _COLUMN.match(line)) and column.group(1) != "INDEX":
+                    found[made.group(1), column.group(1)] = column.group(2).rstrip(",")
+        elif added := _ADDED.match(statement):
+            found[added.group(1), added.group(2)] = added.group(3)
+    return found
 
 
 def pending(url: str) -> tuple[Migration, ...]:

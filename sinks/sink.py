@@ -148,7 +148,8 @@ class SinkStatus:
     alive: bool
     #: Partitions this process owns.
     partitions: int
-    #: Records not yet acknowledged by ClickHouse, by topic.
+    #: Records not yet acknowledged by ClickHouse, by topic; a topic of which that is not known yet
+    #: is left out.
     lag: Mapping[str, int]
     #: Seconds that the oldest consumed and unacknowledged record has waited; 0 when there is none.
     oldest_unflushed_s: float
@@ -819,20 +820,29 @@ class Sink:
         if owned and now - self._asked_ends >= _ASK_ENDS_S:
             self._asked_ends = now
             try:
-                self._ends = consumer.end_offsets(list(owned), timeout_ms=_ASK_ENDS_TIMEOUT_MS)
+                self._ends = dict(
+                    consumer.end_offsets(list(owned), timeout_ms=_ASK_ENDS_TIMEOUT_MS)
+                )
             except KafkaError as error:
                 self._broker_failed(error)
             else:
                 self._broker_trouble = None
+        if self._absent is not None:
+            # Whoever has our partitions knows; we do not, and unknown is not zero.
+            self._lag = {}
+            return
         lag = dict.fromkeys(self.config.topics, 0)
+        unknown = set()
         for where in owned:
             ownership = self._owned.ownership(where)
             position, _ = self._positions.get(where, (0, 0))
             done, under = self._acknowledged.get(where, (0, 0))
-            if under != ownership:
-                continue  # its position is not known yet
-            end = max(position, self._ends.get(where, 0))
+            if under != ownership or where not in self._ends:
+                unknown.add(where.topic)
+                continue
+            end = max(position, self._ends[where])
             lag[where.topic] = lag.get(where.topic, 0) + max(0, end - done)
+        lag = {topic: number for topic, number in lag.items() if topic not in unknown}
         self._lag = lag
         for topic, number in lag.items():
             self.metrics.lag.labels(topic).set(number)

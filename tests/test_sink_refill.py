@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
 
 from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
@@ -163,3 +163,26 @@ def test_every_table_has_its_topics() -> None:
     assert topics_of(["events_raw"]) == (rows.WEBHOOKS, rows.LIFECYCLE_EVENTS)
     with pytest.raises(ValueError, match="nothing"):
         refill({}, "clickhouse://h", ["nothing"])
+
+
+def test_a_topic_that_is_made_anew_shows_its_jobs(config: SinkConfig, kafka: Broker) -> None:
+    """Its offsets begin at 0 again, its jobs with few facts: what it says is later all the same.
+
+    The last test of this module: the log of the others is gone after it.
+    """
+
+    def shown() -> Any:
+        return query(config, "SELECT status, rev FROM jobs_latest WHERE key LIKE '%%:log-100'")
+
+    assert shown() == [("completed", 2)]
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    admin.delete_topics([rows.JOB_STATES])
+    admin.close()
+    specs = [spec for spec in catalogue(partitions=PARTITIONS) if spec.name == rows.JOB_STATES]
+    eventually(lambda: apply({"bootstrap_servers": kafka.bootstrap}, specs).created)
+    producer: Any = KafkaProducer(bootstrap_servers=kafka.bootstrap, acks="all")
+    send(producer, rows.JOB_STATES, job_state("log", 100, 1, Status.RUNNING)).get(10)
+    producer.close()
+    with running(config):
+        eventually(lambda: shown() == [("running", 1)])
+    assert query(config, "SELECT count() FROM log_epochs FINAL") == [(2,)]

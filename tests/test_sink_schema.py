@@ -179,6 +179,29 @@ def test_a_dropped_table_or_view_is_made_again(url: str) -> None:
     assert schema.apply(url).mended == ()
 
 
+@pytest.mark.parametrize("column", ["gauges.oldest_ms", "jobs.facts", "job_timings.labels"])
+def test_a_dropped_column_is_made_again(url: str, column: str) -> None:
+    schema.apply(url)
+    table, name = column.split(".")
+    with schema.connected(url) as client:
+        before = client.execute(_COLUMNS)
+        client.execute(f"ALTER TABLE {table} DROP COLUMN {name}")
+        assert schema.absent(url) == (column,)
+        assert schema.apply(url).mended == (column,)
+        assert sorted(client.execute(_COLUMNS)) == sorted(before)
+        assert schema.apply(url).mended == ()
+
+
+def test_the_columns_are_read_from_the_migrations_whole(client: Client) -> None:
+    told = set(schema._columns(schema.migrations()))
+    found = client.execute(
+        "SELECT table, name FROM system.columns WHERE database = currentDatabase()"
+        " AND table IN (SELECT name FROM system.tables WHERE engine != 'View')"
+        " AND table != 'schema_migrations'"
+    )
+    assert told == set(found)
+
+
 _COLUMNS = (
     "SELECT table, name, type, comment FROM system.columns WHERE database = currentDatabase()"
     " ORDER BY table, position"

@@ -131,7 +131,9 @@ def schema_apply(context: Context) -> None:
         f"database {report.database}: {len(report.applied)} migrations applied, "
         f"{len(report.already)} were there"
     )
-    lost = [name for name in report.mended if name in {table.name for table in TABLES}]
+    ours = {table.name for table in TABLES}
+    lost = dict.fromkeys(name.partition(".")[0] for name in report.mended)
+    lost = dict.fromkeys(name for name in lost if name in ours)
     if lost:
         say(f"fill from the log what was lost: runnerstream schema refill {' '.join(lost)}")
 
