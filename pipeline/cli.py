@@ -19,7 +19,7 @@ INTERRUPTED: Final = 128 + 2
 
 
 @contextmanager
-def _quiet_interrupt() -> Iterator[None]:
+def quiet_interrupt() -> Iterator[None]:
     """Ctrl-C while modules are imported ends the program without a traceback."""
 
     def end(*_: object) -> None:
@@ -36,7 +36,7 @@ def _quiet_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-with _quiet_interrupt():
+with quiet_interrupt():
     from importlib import import_module
     from pathlib import Path
 
@@ -81,7 +81,7 @@ class _Commands(dict[str, click.Command]):
             return default
         if not isinstance(super().get(name), click.Command):
             module, _, attribute = _COMMANDS[name].partition(":")
-            with _quiet_interrupt():
+            with quiet_interrupt():
                 self[name] = getattr(import_module(f"pipeline.commands.{module}"), attribute)
         return super().get(name)
 

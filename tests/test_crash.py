@@ -66,14 +66,22 @@ def clickhouse(tmp_path: Path) -> Iterator[EmbeddedClickHouse]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fenced", [True, False], ids=["fenced", "in steps"])
+@pytest.mark.parametrize(
+    ("fenced", "store"),
+    [(True, "memory"), (False, "memory"), (True, "rocksdb")],
+    ids=["fenced", "in steps", "rocksdb"],
+)
 def test_twelve_kills_at_every_gap_and_five_of_clickhouse(
-    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path, fenced: bool
+    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path, fenced: bool, store: str
 ) -> None:
+    if store == "rocksdb":
+        pytest.importorskip("rocksdict")
     rng = random.Random(7)
     load = Load(kafka.bootstrap, simulation(7, 12_000))
     # A static member is back in its group at once instead of after the session timeout.
-    fold = fold_worker(kafka, tmp_path, group_instance_id="fold-1", TEST_FENCED=int(fenced))
+    fold = fold_worker(
+        kafka, tmp_path, group_instance_id="fold-1", store=store, TEST_FENCED=int(fenced)
+    )
     sink = sink_worker(kafka, clickhouse, tmp_path).start(wait=False)
     killed_sinks = killed_servers = 0
     load.start()

@@ -135,6 +135,15 @@ def test_what_it_says_to_do_helps(tmp_path: Path) -> None:
         states = {f["what"]: f["state"] for f in told}
         assert (states["topics"], states["tables"], states["ClickHouse"]) == ("ok", "ok", "ok")
         assert states["dead letters"] == "ok"
+        # A table that somebody dropped.
+        house.query("DROP TABLE runnerstream.gauges SYNC")
+        told = json.loads(run("doctor", "--json", **options).stdout)
+        (found,) = (f for f in told if f["what"] == "tables")
+        assert (found["state"], "gauges" in found["told"]) == ("bad", True)
+        (line,) = _COMMAND.findall(found["todo"])
+        assert run(*shlex.split(line)[1:], **options).exit_code == 0
+        told = json.loads(run("doctor", "--json", **options).stdout)
+        assert {f["state"] for f in told if f["what"] == "tables"} == {"ok"}
 
 
 # -- partitions ------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from sinks.consumer import (
     make_consumer,
     position_of,
 )
-from topics.dead_letters import dead_letter
+from topics.dead_letters import dead_letter, letter_bytes
 from topics.models import DEAD_LETTER, Reason, Unreadable
 from topics.reading import read
 
@@ -137,9 +137,8 @@ def test_a_batch_that_cannot_be_decoded_is_named_and_passed_over(fault: str) -> 
     assert good == [0, 1, 2, 3, 8, 9, 10, 11]
     assert found.index(bad) == 4
     assert records.next_fetch_offset == 12
-    why = Unreadable(Reason.UNDECODABLE, str(bad))
-    letter = dead_letter("sink", bad, why, 1_790_000_000_000)
-    back = read(DEAD_LETTER, letter.model_dump_json().encode())
+    letter = dead_letter("sink", bad, Unreadable(Reason.UNDECODABLE, str(bad)), 1_790_000_000_000)
+    back = read(DEAD_LETTER, letter_bytes(letter))
     assert (back.topic, back.partition, back.offset) == ("t", 3, 4)
     assert (back.reason, back.stage) == (Reason.UNDECODABLE, "sink")
     assert "offsets 4 to 7" in back.error

@@ -139,6 +139,7 @@ def test_the_runbook_as_it_is_printed(config: SinkConfig, kafka: Broker) -> None
         shown = program("schema", "show")
         assert shown.returncode == 1
         assert "missing: gauges" in shown.stdout
+        assert "missing: gauges" in program("doctor").stdout
         refused = program("schema", "refill", "gauges")
         assert refused.returncode == 1
         assert "schema apply" in refused.stderr

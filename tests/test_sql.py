@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from clickhouse_driver import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -394,8 +395,14 @@ def test_the_shell(clickhouse: EmbeddedClickHouse, tmp_path: Path) -> None:
     typed("CREATE TABLE new (a Int8) ENGINE = Memory;\r", "--write")
     # Ctrl-C stops what runs, and the connection is there again.
     shell.type("SELECT sleepEachRow(1) FROM numbers(60) SETTINGS max_block_size = 1;\r")
-    shell.read_until("= 1;")
-    time.sleep(1)
+    with Client.from_url(clickhouse.url) as client:
+        deadline = time.monotonic() + 60
+        while not client.execute(
+            "SELECT count() FROM system.processes WHERE query LIKE '%numbers(60)%'"
+            " AND query NOT LIKE '%processes%'"
+        )[0][0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     typed("\x03", "stopped")
     typed("SELECT 6 * 7 AS again;\r", "42", "1 row")
     shell.type("exit;\r")

@@ -298,6 +298,7 @@ def _clickhouse(settings: Settings) -> Iterator[Finding]:
     yield _skew("clock of ClickHouse", theirs.timestamp() - (began + ended) / 2)
     try:
         pending = schema.pending(bounded(url))
+        gone = () if pending else schema.absent(bounded(url))
     except schema.SchemaError as error:
         yield Finding("tables", "bad", str(error), "run the release that made them, or a newer one")
         return
@@ -306,6 +307,8 @@ def _clickhouse(settings: Settings) -> Iterator[Finding]:
     if pending:
         names = ", ".join(f"{m.version:04d}_{m.name}" for m in pending)
         yield Finding("tables", "bad", f"not applied: {names}", "`runnerstream schema apply`")
+    elif gone:
+        yield Finding("tables", "bad", f"missing: {', '.join(gone)}", "`runnerstream schema apply`")
     else:
         yield Finding("tables", "ok", f"{len(schema.migrations())} migrations applied")
 

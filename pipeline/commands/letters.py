@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import click
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError
 
 from pipeline.commands.common import (
@@ -24,6 +24,7 @@ from pipeline.commands.feed import producer
 from pipeline.commands.reach import broker_failure, kafka_admin, kafka_options, specs
 from pipeline.settings import Settings
 from pipeline.text import duration
+from sinks.consumer import make_consumer
 from topics.catalogue import DEAD_LETTERS, MAX_DEAD_LETTER_BYTES
 from topics.models import DEAD_LETTER, DeadLetter, Reason, Unreadable
 from topics.reading import read
@@ -84,12 +85,16 @@ def letters(settings: Settings) -> Iterator[DeadLetter]:
         pass
     consumer: Any = None
     try:
-        consumer = KafkaConsumer(
-            **kafka_options(settings),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            max_partition_fetch_bytes=MAX_DEAD_LETTER_BYTES,
+        consumer = make_consumer(
+            {
+                **kafka_options(settings),
+                "group_id": None,
+                "enable_auto_commit": False,
+                "auto_offset_reset": "earliest",
+                # A letter that was taken back is repeated with what it belongs to.
+                "isolation_level": "read_committed",
+                "max_partition_fetch_bytes": MAX_DEAD_LETTER_BYTES,
+            }
         )
         known = consumer.partitions_for_topic(DEAD_LETTERS)
         if not known:
