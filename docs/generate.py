@@ -79,6 +79,8 @@ REASONS_SAID: Final = {
     "too_large": "The record does not fit where it has to go. The letter names it without it.",
     "too_many_facts": "Only in letters of earlier releases, which refused facts of one job beyond "
     "1,000. Replay them.",
+    "bad_signature": "A secret is set, and none of the secrets signed the body, or nothing did. "
+    "Forged, changed on the way, or signed with a secret that the workers do not have.",
     "undecodable": "A whole batch: unknown codec, broken compression, wrong checksum. The letter "
     "names its offsets; the worker's carries the batch's bytes.",
     "unexpected": "A fault of ours. Please report it with the letter.",
@@ -392,7 +394,7 @@ def part_settings() -> str:
         elif isinstance(default, SecretStr):
             # As it is in the code: for loopback, without a password.
             shown = f"`{default.get_secret_value()}`" if default.get_secret_value() else "none"
-        elif isinstance(default, (dict, str)) and not default:
+        elif isinstance(default, (dict, str, tuple)) and not default:
             shown = "none"
         else:
             # All digits: `6.048e+06` is no number that anybody would set.

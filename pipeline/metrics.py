@@ -23,7 +23,8 @@ from prometheus_client.registry import Collector
 
 from pipeline.agents.transaction import Done
 from pipeline.ledger import LIVE, Note
-from pipeline.providers.github import ODD_FIELDS, ODD_REASONS
+from pipeline.providers.base import ODD_REASONS
+from pipeline.providers.registry import PROVIDERS
 from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
 
@@ -215,12 +216,15 @@ class Metrics:
         self._prepare()
 
     def _prepare(self) -> None:
-        for event in ("workflow_job", "workflow_run", "api_job"):
-            self.webhooks.labels(event)
+        odd = {"envelope", "occurred_at"}
+        for provider in PROVIDERS.values():
+            odd.update(provider.odd_fields)
+            for event in provider.events:
+                self.webhooks.labels(event)
         self.refused_ticks.labels("future")
         for event in ("ping", "other"):
             self.ignored_webhooks.labels(event)
-        for name in ODD_FIELDS:
+        for name in sorted(odd):
             for reason in ODD_REASONS:
                 self.odd_fields.labels(name, reason)
         for kind in LifecycleKind:

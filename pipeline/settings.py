@@ -104,6 +104,14 @@ class Settings(BaseSettings):
     #: ``clickhouse://user:password@host:port/database`` (``clickhouses://`` for TLS).
     clickhouse: SecretStr = SecretStr("clickhouse://default@127.0.0.1:19000/runnerstream")
 
+    # -- webhooks ------------------------------------------------------------------------------
+    #: Secrets of GitHub webhooks in raw form, separated by commas, or a JSON array of them: each
+    #: body must be signed by one. Several while you rotate. Without any nothing is checked.
+    github_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    #: Take webhooks in envelopes without a signature although secrets are set: what may write to
+    #: the topic has checked them. Say `false` where a bridge posts what anybody sends it.
+    trust_envelopes: bool = True
+
     # -- worker --------------------------------------------------------------------------------
     #: Where the worker listens, and the URL under which other workers reach it. Port 0 picks one.
     web_bind: str = "127.0.0.1"
@@ -146,6 +154,24 @@ class Settings(BaseSettings):
             raise ValueError(
                 f'expected a JSON object such as {{"linux,x64": "linux-small"}}: {exc}'
             ) from None
+
+    @field_validator("github_secrets", mode="before")
+    @classmethod
+    def _secrets(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found: Any = [part.strip() for part in value.split(",")] if value.strip() else []
+        if value.lstrip().startswith("["):
+            try:
+                found = json.loads(value)
+            except ValueError:
+                raise ValueError(
+                    'begins with [ and is no JSON array such as ["new", "old"]'
+                ) from None
+        if not all(isinstance(each, str) and each for each in found):
+            # One that is empty would sign for anybody.
+            raise ValueError("has an empty secret, or one that is no text")
+        return found
 
     @field_validator("web_port", "sink_port", mode="before")
     @classmethod
@@ -195,6 +221,17 @@ class Settings(BaseSettings):
     def bootstrap(self) -> list[str]:
         """The brokers as a list of ``host:port``."""
         return [server.strip() for server in self.kafka.split(",") if server.strip()]
+
+    def webhook_secrets(self) -> dict[str, tuple[bytes, ...]]:
+        """The secrets of each provider that has any: ``<provider>_secrets``."""
+        found = {
+            name.removesuffix("_secrets"): tuple(
+                secret.get_secret_value().encode() for secret in getattr(self, name)
+            )
+            for name in type(self).model_fields
+            if name.endswith("_secrets")
+        }
+        return {provider: secrets for provider, secrets in found.items() if secrets}
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """TLS for Kafka, or ``None`` for a plain connection."""

@@ -116,7 +116,10 @@ class Worker:
         recovery.ends_hold = fenced
         if self.fenced is not None:
             recovery.take_over = self.fenced.take_over
-        normalise = Normalise(self.metrics.note)
+        secrets = settings.webhook_secrets()
+        for provider, known in secrets.items():
+            log.info("webhooks of %s must be signed by one of %d secrets", provider, len(known))
+        normalise = Normalise(self.metrics.note, secrets, settings.trust_envelopes)
         for name, topics, handler in (
             ("normalise", (WEBHOOKS, LIFECYCLE), normalise),
             ("fold", (JOBS,), self.fold),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pipeline.agents.normalise import lifecycle_facts, webhook_facts
 from pipeline.ledger import Note
 from pipeline.metrics import Metrics
-from pipeline.providers.github import ODD_FIELDS, ODD_REASONS
+from pipeline.providers.base import ODD_REASONS
+from pipeline.providers.github import ODD_FIELDS
 from topics.models import (
     DELIVERY,
     LIFECYCLE,

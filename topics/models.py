@@ -518,6 +518,7 @@ class Reason(StrEnum):
     MISSING_CLAIM = "missing_claim"
     TOO_LARGE = "too_large"
     TOO_MANY_FACTS = "too_many_facts"
+    BAD_SIGNATURE = "bad_signature"
     UNDECODABLE = "undecodable"
     UNEXPECTED = "unexpected"
 

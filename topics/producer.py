@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, Self
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from topics.bridge import CREDENTIALS
 from topics.catalogue import LIFECYCLE, MAX_WEBHOOK_BYTES, WEBHOOKS
 from topics.models import Delivery, LifecycleEvent, Record
 
@@ -105,7 +106,27 @@ class Producer:
         value = record.model_dump_json(exclude_defaults=True, by_alias=True)
         self.send(topic, record.key.encode(), value.encode())
 
-    def send(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+    def webhook(self, headers: Mapping[str, str], body: bytes, *, key: str | None = None) -> None:
+        """Post a webhook as it came in: its HTTP headers, and the body's bytes untouched.
+
+        The pipeline knows the provider and the event by the headers, and can check the signature;
+        see :mod:`topics.bridge`. The record's time says when it arrived. ``key`` spreads the load
+        and means nothing. Headers that are credentials are left out. Raises as :meth:`send`.
+        """
+        passed = [
+            (name.lower(), value.encode("utf-8", "surrogateescape"))
+            for name, value in headers.items()
+            if name.lower() not in CREDENTIALS
+        ]
+        self.send(WEBHOOKS, None if key is None else key.encode(), body, passed)
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
         """Post raw bytes; returns as soon as they are in a batch.
 
         Waits while more than ``max_in_flight_bytes`` are unacknowledged. Raises
@@ -113,13 +134,14 @@ class Producer:
         (its ``topic`` and ``key`` tell which); RuntimeError when closed.
         """
         size = len(value or b"") + len(key or b"")
+        size += sum(len(name) + len(said) for name, said in headers)
         self._raise_failure()
         self._make_room(size)
         if self._closed:
             raise RuntimeError("the producer is closed")
         try:
             # In order of acceptance by kafka-python, which is what the queue relies on.
-            future = self._kafka.send(topic, value=value, key=key)
+            future = self._kafka.send(topic, value=value, key=key, headers=list(headers))
         except KafkaError as error:
             raise DeliveryError(topic, key, error) from error
         with self._lock:
@@ -128,7 +150,7 @@ class Producer:
 
     @property
     def unacknowledged_bytes(self) -> int:
-        """Keys and values posted and neither acknowledged nor given up."""
+        """Keys, headers and values posted and neither acknowledged nor given up."""
         self._settle()
         return self._bytes
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE
 from pipeline.faust_safe import Batch
 from pipeline.ledger import Effects, Note, Output
-from pipeline.providers import github, lifecycle
+from pipeline.providers import lifecycle
+from pipeline.providers.base import Fact
+from pipeline.providers.registry import PROVIDERS, provider_of
+from topics import bridge
 from topics.catalogue import JOBS, WEBHOOKS
-from topics.models import (
-    DELIVERY,
-    LIFECYCLE,
-    JobFact,
-    LifecycleKind,
-    RunFact,
-    RunLink,
-)
+from topics.dead_letters import SourceRecord
+from topics.models import DELIVERY, LIFECYCLE, Delivery, LifecycleKind, RunLink
 from topics.reading import read
 
-Fact = JobFact | RunFact | RunLink
+#: Nothing is checked.
+NO_SECRETS: Final[Mapping[str, Sequence[bytes]]] = {}
 
 #: Links that are not sent again while remembered. About 100 bytes each.
 LINKS_REMEMBERED = 100_000
@@ -34,19 +33,30 @@ class Normalise:
     #: It has no working copies to drop.
     epoch = 0
 
-    def __init__(self, on_notes: Callable[[list[Note]], None]) -> None:
+    def __init__(
+        self,
+        on_notes: Callable[[list[Note]], None],
+        secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
+        trust_envelopes: bool = True,
+    ) -> None:
+        """``secrets`` are those of providers that sign, see :func:`record_facts`."""
         self._on_notes = on_notes
+        self._secrets = {name: tuple(each) for name, each in secrets.items() if each}
+        self._trust_envelopes = trust_envelopes
         self._linked: dict[str, None] = {}
 
     async def fold(self, batch: Batch) -> Effects:
         """Facts of one partition batch, and dead letters for what cannot be understood."""
         effects = Effects()
-        parse = webhook_facts if batch.tp.topic == WEBHOOKS else lifecycle_facts
+        hooks = batch.tp.topic == WEBHOOKS
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
             try:
-                facts, notes = parse(record.value)
+                if hooks:
+                    facts, notes = record_facts(record, self._secrets, self._trust_envelopes)
+                else:
+                    facts, notes = lifecycle_facts(record.value)
             except Exception as exc:
                 # It keeps no state, so even a bug of ours may put the record aside and go on.
                 letter, note = bury(self.stage, record, exc)
@@ -88,11 +98,43 @@ class Normalise:
         return False
 
 
-def webhook_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note]]:
-    """The facts of one ``runners.webhooks`` record."""
+def record_facts(
+    record: SourceRecord,
+    secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
+    trust_envelopes: bool = True,
+) -> tuple[Iterable[Fact], list[Note]]:
+    """The facts of one ``runners.webhooks`` record, in raw form or an envelope.
+
+    Of a provider with ``secrets``, raw bodies must be signed. What posts envelopes may write to
+    the topic and has checked them itself; without ``trust_envelopes`` they must carry the
+    signature of their payload among their headers. Raises Unreadable.
+    """
+    raw = bridge.raw(record)
+    if raw is None:
+        return webhook_facts(record.value, NO_SECRETS if trust_envelopes else secrets)
+    name = raw.form.provider
+    known = secrets.get(name)
+    if known:
+        PROVIDERS[name].verify(raw.headers, raw.body, known)
+    return _delivery_facts(bridge.delivery(raw), [])
+
+
+def webhook_facts(
+    value: bytes | None, secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS
+) -> tuple[Iterable[Fact], list[Note]]:
+    """The facts of an envelope; with ``secrets`` it must carry its body's signature."""
     envelope: list[str] = []
     delivery = read(DELIVERY, value, odd=envelope)
-    said = github.facts(delivery)
+    provider = provider_of(delivery.kind)
+    known = secrets.get(provider.name)
+    if known:
+        headers = {name.lower(): told for name, told in delivery.headers.items()}
+        provider.verify(headers, delivery.payload.encode("utf-8", "surrogatepass"), known)
+    return _delivery_facts(delivery, envelope)
+
+
+def _delivery_facts(delivery: Delivery, envelope: list[str]) -> tuple[Iterable[Fact], list[Note]]:
+    said = provider_of(delivery.kind).facts(delivery)
     if said.ignored is not None:
         return [], [Note("ignored_webhooks", (said.ignored,))]
     event = delivery.kind.partition(".")[2]

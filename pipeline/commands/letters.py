@@ -25,6 +25,7 @@ from pipeline.commands.reach import broker_failure, kafka_admin, kafka_options, 
 from pipeline.settings import Settings
 from pipeline.text import duration
 from sinks.consumer import make_consumer
+from topics.bridge import RECEIVED_AT
 from topics.catalogue import DEAD_LETTERS, MAX_DEAD_LETTER_BYTES
 from topics.models import DEAD_LETTER, DeadLetter, Reason, Unreadable
 from topics.reading import read
@@ -247,7 +248,8 @@ def replay_letters(
     compacted: bool,
     dry_run: bool,
 ) -> None:
-    """Post the records of letters back to where they came from, byte for byte, under their keys.
+    """Post the records of letters back to where they came from, byte for byte, under their keys and
+    with their headers.
 
     Each letter is replayed once per run. A record whose cause is not mended comes back as a new
     letter; one that was understood meanwhile changes nothing, because its facts are known.
@@ -275,7 +277,7 @@ def replay_letters(
                 continue
             counts[letter.topic] += 1
             if not dry_run:
-                to.send(letter.topic, letter.record_key, letter.record_value)
+                to.send(letter.topic, letter.record_key, letter.record_value, _headers(letter))
     verb = "would be replayed" if dry_run else "replayed"
     for topic, number in counts.most_common():
         say(f"{number:>7,}  {verb} to {topic}")
@@ -289,6 +291,17 @@ def replay_letters(
         )
     for missing in without:
         click.echo(f"not replayed: {missing} does not carry its record", err=True)
+
+
+def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+    """The record's headers; where there are any, with the time of its first arrival.
+
+    A webhook in raw form says only by the record's time when it came.
+    """
+    headers = letter.record_headers
+    if headers:
+        headers = {RECEIVED_AT: str(letter.occurred_at)} | headers
+    return [(name, value.encode()) for name, value in headers.items()]
 
 
 def _compacted(settings: Settings) -> frozenset[str]:

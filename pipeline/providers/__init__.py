@@ -7,7 +7,8 @@ merge in ``pipeline.jobs`` decides.
 
 from __future__ import annotations
 
-from pipeline.providers.github import canonical_labels, facts, guid_time_ms
+from pipeline.providers.github import canonical_labels, facts
 from pipeline.providers.lifecycle import lifecycle_fact
+from topics.bridge import guid_time_ms
 
 __all__ = ["canonical_labels", "facts", "guid_time_ms", "lifecycle_fact"]

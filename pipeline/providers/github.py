@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Final, Literal
@@ -50,6 +50,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from pydantic import ValidationError
 
+from pipeline.providers.base import Fact, Facts, verify_sha256
+from topics.bridge import guid_time_ms
 from topics.keys import github_host, job_key, run_key
 from topics.models import (
     EARLIEST_MS,
@@ -71,10 +73,6 @@ from topics.reading import mend_surrogates
 
 #: How far a time may be ahead of a delivery's arrival before we stop believing it.
 AHEAD_MS: Final = 86_400_000
-
-_GUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-#: 100 ns intervals between 1582-10-15, where UUID version 1 counts from, and 1970-01-01.
-_GUID_EPOCH: Final = 0x01B2_1DD2_1381_4000
 
 _TEXT_LIMIT: Final = 1024
 _WORD_LIMIT: Final = 256
@@ -109,8 +107,8 @@ ODD_FIELDS: Final = (
     "repository", "run_attempt", "run_id", "runner_id", "runner_name", "started_at", "status",
     "steps", "updated_at", "envelope",
 )  # fmt: skip
-#: Why a field is odd.
-ODD_REASONS: Final = ("wrong_type", "unusable", "future")
+#: What GitHub signs with, lower-case.
+SIGNATURE: Final = "x-hub-signature-256"
 
 
 # The part of the bodies we read, each field as whatever it is. All else is skipped by the parser,
@@ -175,20 +173,20 @@ _STEPS: Final = msgspec.json.Decoder(list[_Step])
 _ANYTHING: Final = msgspec.json.Decoder()
 
 
-class Facts(list[JobFact | RunFact | RunLink]):
-    """What a delivery says, in a fixed order, and what in it was odd."""
+class GitHub:
+    """GitHub.com, GHE.com and GHES behind the protocol of all providers."""
 
-    def __init__(
-        self,
-        said: Iterable[JobFact | RunFact | RunLink] = (),
-        odd: Counter[tuple[str, str]] | None = None,
-        ignored: str | None = None,
-    ) -> None:
-        super().__init__(said)
-        #: How often a field had a value that it cannot have, by name and reason.
-        self.odd: Counter[tuple[str, str]] = Counter() if odd is None else odd
-        #: The event, when it is one that says nothing about jobs: ``ping`` or ``other``.
-        self.ignored = ignored
+    name: Final = "github"
+    events: Final = ("workflow_job", "workflow_run", "api_job")
+    odd_fields: Final = ODD_FIELDS
+
+    def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
+        """Check ``X-Hub-Signature-256``. The older header with SHA-1 alone is not enough."""
+        verify_sha256(headers.get(SIGNATURE), SIGNATURE, body, secrets)
+
+    def facts(self, delivery: Delivery) -> Facts:
+        """See :func:`facts`."""
+        return facts(delivery)
 
 
 def facts(delivery: Delivery) -> Facts:
@@ -214,7 +212,7 @@ def facts(delivery: Delivery) -> Facts:
         # A receiver that files everything under one kind still keeps the header.
         name = event if event in Delivery.OTHER_EVENTS else told
         return Facts(ignored="ping" if name == "ping" else "other")
-    if event not in ("workflow_job", "workflow_run", "api_job"):
+    if event not in GitHub.events:
         raise Unreadable(Reason.UNKNOWN_KIND, f"no facts in a {delivery.kind!r} delivery")
     payload = delivery.payload
     try:
@@ -274,21 +272,6 @@ def canonical_labels(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(known - {_EVERY_RUNNER} or known)[:_LABEL_LIMIT])
 
 
-def guid_time_ms(guid: str) -> int | None:
-    """The time inside a delivery id, in milliseconds, or None.
-
-    GitHub's delivery ids are UUIDs of version 1, which carry a 100 ns clock; it agreed with the
-    event in every sample taken (not documented by GitHub). Other versions, and times that cannot
-    be a delivery's (before 2015, after 2100), give None.
-    """
-    guid = guid.lower()
-    if _GUID.fullmatch(guid) is None:
-        return None
-    ticks = int(guid[15:18] + guid[9:13] + guid[:8], 16)
-    ms = (ticks - _GUID_EPOCH) // 10_000
-    return ms if EARLIEST_MS <= ms <= LATEST_MS else None
-
-
 def _job_facts(
     delivery: Delivery,
     headers: Mapping[str, str],
@@ -297,7 +280,7 @@ def _job_facts(
     odd: Counter[tuple[str, str]],
     *,
     hook: bool,
-) -> list[JobFact | RunFact | RunLink]:
+) -> list[Fact]:
     """The facts of a job in a webhook's body, or (``hook`` False) as the API returns it."""
     number = _identity(job.id)
     if number is None:
@@ -396,7 +379,7 @@ def _job_facts(
     attempt = _number(job.run_attempt, "run_attempt", 1_000_001, odd)
     group = text(job.runner_group_name, "runner_name")
     what = action if action in _ACTIONS else "other"
-    result: list[JobFact | RunFact | RunLink] = [
+    result: list[Fact] = [
         JobFact(
             id=_fact_id(delivery),
             source=delivery.source,

@@ -1,0 +1,89 @@
+"""What a provider is: the protocol behind which GitHub and others stand. Pure.
+
+A new provider is a file with a class of this shape, a line in ``pipeline.providers.registry``, and
+one in ``topics.bridge.FORMS`` if its webhooks shall be taken in raw form.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Final, Protocol
+
+from topics.models import Delivery, JobFact, Reason, RunFact, RunLink, Unreadable
+
+Fact = JobFact | RunFact | RunLink
+
+#: Why a field is odd.
+ODD_REASONS: Final = ("wrong_type", "unusable", "future")
+
+
+class Facts(list[Fact]):
+    """What a delivery says, in a fixed order, and what in it was odd."""
+
+    def __init__(
+        self,
+        said: Iterable[Fact] = (),
+        odd: Counter[tuple[str, str]] | None = None,
+        ignored: str | None = None,
+    ) -> None:
+        super().__init__(said)
+        #: How often a field had a value that it cannot have, by name and reason.
+        self.odd: Counter[tuple[str, str]] = Counter() if odd is None else odd
+        #: The event, when it is one that says nothing about jobs: ``ping`` or ``other``.
+        self.ignored = ignored
+
+
+class Provider(Protocol):
+    """One source of webhooks.
+
+    What it returns depends on its arguments alone: the same delivery gives the same facts, byte
+    for byte. tests/test_providers.py holds every registered one to this.
+    """
+
+    @property
+    def name(self) -> str:
+        """What its kinds begin with, and its keys: a word without a dot or a colon."""
+        ...
+
+    @property
+    def events(self) -> Collection[str]:
+        """The events that say something about jobs. Each is a metric label."""
+        ...
+
+    @property
+    def odd_fields(self) -> Collection[str]:
+        """Names under which it counts odd fields. Each is a metric label."""
+        ...
+
+    def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
+        """Raise Unreadable (``bad_signature``) unless one of the secrets signed these bytes.
+
+        Names of ``headers`` are lower-case.
+        """
+        ...
+
+    def facts(self, delivery: Delivery) -> Facts:
+        """What a delivery of this provider says. Raises Unreadable for what says nothing."""
+        ...
+
+
+def verify_sha256(given: str | None, header: str, body: bytes, secrets: Sequence[bytes]) -> None:
+    """Check ``sha256=<hex>``, the HMAC of the body that most providers send.
+
+    Compares in constant time. Any of the secrets will do, so they can be rotated. Raises
+    Unreadable (``bad_signature``); it tells nothing of the secrets and of the signature wanted.
+    """
+    if not given:
+        raise Unreadable(Reason.BAD_SIGNATURE, f"no {header}, and a secret is set")
+    told = given.strip().lower().encode("utf-8", "replace")
+    right = False
+    for secret in secrets:
+        wanted = b"sha256=" + hmac.digest(secret, body, sha256).hex().encode()
+        right |= hmac.compare_digest(wanted, told)
+    if not right:
+        raise Unreadable(
+            Reason.BAD_SIGNATURE, f"{header} is not the body's, by none of {len(secrets)} secrets"
+        )

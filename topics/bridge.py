@@ -1,0 +1,183 @@
+"""The natural form of a webhook: value = the body's raw bytes, headers = the HTTP headers.
+
+Every HTTP-to-Kafka bridge produces it, and so does :meth:`topics.producer.Producer.webhook`.
+Nothing is encoded twice, and the bytes are those that the provider signed. The other form on
+``runners.webhooks`` is the envelope, :class:`~topics.models.Delivery` as JSON.
+
+A record is raw when one of its headers is that by which a provider names the event
+(:data:`FORMS`) and its value is no envelope. Names of headers are compared without regard to case.
+
+Pure: a record in, a delivery out, no clock. What the headers do not say, the record says:
+
+* the arrival is the record's timestamp, or what :data:`RECEIVED_AT` says, if that is earlier. A
+  timestamp that cannot be (-1, seconds, the year 2200) gives way to the clock in the delivery id;
+* without a delivery id there is one made of the body, so the same body twice is one statement;
+* a body that GitHub sent as ``application/x-www-form-urlencoded`` is the ``payload`` in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
+from urllib.parse import parse_qs
+
+from pydantic_core import from_json
+
+from topics.dead_letters import SourceRecord
+from topics.keys import GITHUB_HOST, github_host
+from topics.models import EARLIEST_MS, LATEST_MS, Delivery, Reason, Unreadable
+
+#: When a record that is posted again first arrived, in milliseconds: a header of our own.
+RECEIVED_AT: Final = "runnerstream-received-at"
+#: Headers that a bridge may pass on and nobody should store.
+CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "cookie"})
+#: An event at the provider is not later than its arrival; clocks may differ by a day.
+_AHEAD_MS: Final = 86_400_000
+
+_GUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+#: 100 ns intervals between 1582-10-15, where UUID version 1 counts from, and 1970-01-01.
+_GUID_EPOCH: Final = 0x01B2_1DD2_1381_4000
+
+
+def guid_time_ms(guid: str) -> int | None:
+    """The time inside a delivery id, in milliseconds, or None.
+
+    GitHub's delivery ids are UUIDs of version 1, which carry a 100 ns clock; it agreed with the
+    event in every sample taken (not documented by GitHub). Other versions, and times that cannot
+    be a delivery's (before 2015, after 2100), give None.
+    """
+    guid = guid.lower()
+    if _GUID.fullmatch(guid) is None:
+        return None
+    ticks = int(guid[15:18] + guid[9:13] + guid[:8], 16)
+    ms = (ticks - _GUID_EPOCH) // 10_000
+    return ms if EARLIEST_MS <= ms <= LATEST_MS else None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What one provider's HTTP headers mean. Names are lower-case."""
+
+    provider: str
+    #: Names the event. A record that has it is this provider's, in raw form.
+    event: str
+    #: The delivery's id.
+    delivery: str
+    #: The time inside a delivery's id, in milliseconds, where it has one.
+    clock: Callable[[str], int | None]
+    #: The provider's host, from the headers.
+    host: Callable[[Mapping[str, str]], str]
+
+
+#: Every provider's form, by its name. A new provider has a line here.
+FORMS: Final[dict[str, Form]] = {
+    "github": Form(
+        provider="github",
+        event="x-github-event",
+        delivery="x-github-delivery",
+        clock=guid_time_ms,
+        host=lambda headers: github_host(GITHUB_HOST, headers, ()),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A record in raw form: whose it is, its headers and its body as they came."""
+
+    form: Form
+    #: Lower-case names. Of a name that came twice, the last.
+    headers: dict[str, str]
+    body: bytes
+    record: SourceRecord
+
+
+def raw(record: SourceRecord) -> Raw | None:
+    """The record as a bridge wrote it; None for an envelope, and for a record without a value."""
+    body = record.value
+    if not record.headers or body is None:
+        return None
+    headers = {
+        _name(name): value.decode("utf-8", "replace").strip()
+        for name, value in record.headers
+        if value is not None
+    }
+    for form in FORMS.values():
+        if form.event in headers:
+            return None if _is_envelope(form.provider, body) else Raw(form, headers, body, record)
+    return None
+
+
+def delivery(found: Raw) -> Delivery:
+    """The same delivery as an envelope would say it.
+
+    Raises Unreadable: ``not_json`` for a body that is no UTF-8, or a form without a payload;
+    ``bad_time`` when neither the record nor the delivery id tells a time that can be.
+    """
+    form, headers = found.form, found.headers
+    event = headers[form.event].lower()[:64]
+    told = headers.get(form.delivery, "")[:512]
+    made = form.clock(told) if told else None
+    received = _received(found.record.timestamp, headers.get(RECEIVED_AT, ""), made)
+    # Built without validation, which would cost more: every field is of its type, and bounded.
+    return Delivery.model_construct(
+        id=told or f"body-{blake2b(found.body, digest_size=12).hexdigest()}",
+        kind=f"{form.provider}.{event}",
+        source=form.provider,
+        occurred_at=made if made is not None and made <= received + _AHEAD_MS else received,
+        received_at=received,
+        key=(found.record.key or b"").decode("utf-8", "replace")[:512],
+        host=form.host(headers)[:512],
+        headers={
+            name: value
+            for name, value in headers.items()
+            if name not in CREDENTIALS and name != RECEIVED_AT
+        },
+        payload=_payload(headers.get("content-type", ""), found.body),
+    )
+
+
+def _name(name: str | bytes) -> str:
+    return (name if isinstance(name, str) else name.decode("utf-8", "replace")).lower()
+
+
+def _received(timestamp: int, told: str, made: int | None) -> int:
+    first = int(told) if told.isascii() and told.isdecimal() and len(told) < 15 else 0
+    if EARLIEST_MS <= timestamp <= LATEST_MS:
+        return first if EARLIEST_MS <= first < timestamp else timestamp
+    if made is None:
+        raise Unreadable(
+            Reason.BAD_TIME,
+            f"the record's timestamp {timestamp} is no time in milliseconds from 2015 to 2100, "
+            "and the delivery id tells none",
+        )
+    return made
+
+
+def _payload(content_type: str, body: bytes) -> str:
+    try:
+        if not content_type.lower().startswith("application/x-www-form-urlencoded"):
+            return body.decode()
+        return parse_qs(body.decode(), errors="strict", max_num_fields=100)["payload"][0]
+    except UnicodeDecodeError as error:
+        raise Unreadable(Reason.NOT_JSON, f"the body is not UTF-8: {error.reason}") from None
+    except (KeyError, ValueError):
+        raise Unreadable(Reason.NOT_JSON, "the body is a form without a payload") from None
+
+
+def _is_envelope(provider: str, body: bytes) -> bool:
+    """Whether a producer of envelopes sends the provider's headers as well: the content decides."""
+    if b'"payload"' not in body or b'"kind"' not in body:  # found, or not, in a microsecond
+        return False
+    try:
+        found = from_json(body)
+    except ValueError:
+        return False
+    return (
+        isinstance(found, dict)
+        and str(found.get("kind")).startswith(f"{provider}.")
+        and isinstance(found.get("payload"), str)
+    )
