@@ -168,10 +168,14 @@ class Settings(BaseSettings):
                 raise ValueError(
                     'begins with [ and is no JSON array such as ["new", "old"]'
                 ) from None
-        if not all(isinstance(each, str) and each for each in found):
-            # One that is empty would sign for anybody.
-            raise ValueError("has an empty secret, or one that is no text")
         return found
+
+    @field_validator("github_secrets")
+    @classmethod
+    def _usable(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(each.get_secret_value() for each in value):
+            raise ValueError("has an empty secret, with which anybody could sign")
+        return value
 
     @field_validator("web_port", "sink_port", mode="before")
     @classmethod

@@ -147,7 +147,7 @@ def test_the_file_name_tells_the_event_of_a_body_that_does_not(tmp_path: Path) -
             "a.json",
             {"payload": {}, "headers": {"X-GitHub-Event": "workflow_jobs"}},
             None,
-            "a workflow_jobs event is none of GitHub's",
+            "a workflow_jobs event is none that github has",
         ),
         (
             "a.json",

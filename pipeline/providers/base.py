@@ -54,6 +54,11 @@ class Provider(Protocol):
         ...
 
     @property
+    def other_events(self) -> Collection[str]:
+        """Its further events: authentic, and they say nothing about jobs."""
+        ...
+
+    @property
     def odd_fields(self) -> Collection[str]:
         """Names under which it counts odd fields. Each is a metric label."""
         ...

@@ -178,6 +178,7 @@ class GitHub:
 
     name: Final = "github"
     events: Final = ("workflow_job", "workflow_run", "api_job")
+    other_events: Final = Delivery.OTHER_EVENTS
     odd_fields: Final = ODD_FIELDS
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:

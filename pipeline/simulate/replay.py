@@ -30,6 +30,8 @@ from typing import Any, Final, Protocol
 import msgspec
 from pydantic import ValidationError
 
+from pipeline.providers.registry import PROVIDERS
+from topics.bridge import FORMS
 from topics.keys import github_host, job_key, run_key
 from topics.models import EARLIEST_MS, GITHUB_HOST, LATEST_MS, Delivery, Record
 from topics.reading import mend_surrogates
@@ -138,27 +140,35 @@ def _delivery(
             path, line, f"{item}a delivery is an object, not a {type(found).__name__}"
         )
     headers, payload, body = _open(path, line, item, found, text)
-    event = _event(path, line, item, headers, body)
+    provider, event = _event(path, line, item, headers, body)
     subject = body if event == API_JOB else body.get(event)
     digest = blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
     number = subject.get("id") if isinstance(subject, dict) else None
     urls = [
         part.get("html_url") for part in (subject, body.get("repository")) if isinstance(part, dict)
     ]
-    host = github_host(GITHUB_HOST, headers, urls)
+    form = FORMS[provider]
+    github = provider == "github"
+    host = github_host(GITHUB_HOST, headers, urls) if github else form.host(headers)
     make_key = run_key if event == "workflow_run" else job_key
     # A body that names no job still goes to the topic: refusing it is the pipeline's business.
-    key = make_key("github", host, number) if isinstance(number, int) else f"github:{host}:unknown"
+    key = f"{provider}:{host}:unknown"
+    if isinstance(number, int):
+        key = make_key(provider, host, number)
     try:
         return Delivery(
-            id=headers.get("x-github-delivery") or f"replay-{digest}",
-            kind=f"github.{event}",
+            id=headers.get(form.delivery) or f"replay-{digest}",
+            kind=f"{provider}.{event}",
             source="replay",
             occurred_at=_occurred(subject, now),
             received_at=now,
             key=key,
             host=host,
-            headers={name: value for name, value in headers.items() if name in _KEPT_HEADERS},
+            headers={
+                name: value
+                for name, value in headers.items()
+                if name in _KEPT_HEADERS or name == form.event
+            },
             payload=payload,
         )
     except ValidationError as error:
@@ -227,14 +237,26 @@ def _payload(path: Path, line: int | None, item: str, payload: str) -> Any:
 
 def _event(
     path: Path, line: int | None, item: str, headers: dict[str, str], body: dict[str, Any]
-) -> str:
-    named = headers.get("x-github-event")
-    if named is not None:
-        if named in EVENTS or named in Delivery.OTHER_EVENTS:
-            return named
+) -> tuple[str, str]:
+    """The provider and the event."""
+    for form in FORMS.values():
+        named = headers.get(form.event)
+        if named is None:
+            continue
+        provider = PROVIDERS[form.provider]
+        if named in provider.events or named in provider.other_events:
+            return provider.name, named
+        ours = EVENTS if provider.name == "github" else provider.events
         raise ReplayError(
-            path, line, f"{item}a {named} event is none of GitHub's: {', '.join(EVENTS)} ..."
+            path,
+            line,
+            f"{item}a {named} event is none that {provider.name} has: {', '.join(ours)} ...",
         )
+    return "github", _githubs(path, line, item, body)
+
+
+def _githubs(path: Path, line: int | None, item: str, body: dict[str, Any]) -> str:
+    """The event of a body that comes without headers, from its shape or the file's name."""
     # A workflow_job body never has a workflow_run beside the job; GitHub's check events have both.
     for event in EVENTS:
         if event in body:

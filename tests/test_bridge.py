@@ -1,0 +1,295 @@
+"""The natural form of a webhook: raw body, HTTP headers. Read, checked, stored, replayed."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from aiokafka.structs import TopicPartition
+
+from pipeline.agents.normalise import Normalise, record_facts
+from pipeline.commands.letters import _headers
+from pipeline.faust_safe import Batch
+from pipeline.ledger import Effects, Note
+from pipeline.settings import Settings, load
+from sinks import rows
+from tests.test_sink_rows import FakeRecord
+from topics import bridge
+from topics.catalogue import DEAD_LETTERS, JOBS, WEBHOOKS
+from topics.models import DEAD_LETTER, Delivery, JobFact, Reason, Unreadable
+from topics.reading import read
+
+BODY = (Path(__file__).parent / "data/github/workflow_job.in_progress.json").read_bytes()
+#: Its clock says when the event was made; the records below arrive a second later.
+GUID = "5d2a3b80-b5f4-11f1-8a3f-0242ac120002"
+MADE = bridge.guid_time_ms(GUID) or 0
+ARRIVED = MADE + 1_000
+SECRETS = {"github": [b"new", b"old"]}
+
+
+def signed(body: bytes, secret: bytes = b"old") -> str:
+    return "sha256=" + hmac.new(secret, body, sha256).hexdigest()
+
+
+def hook(body: bytes | None = BODY, *, signature: str = "", **more: Any) -> FakeRecord:
+    """A record as a bridge writes it; ``headers`` of the argument replace the usual ones."""
+    named = {"X-GitHub-Event": "workflow_job", "X-GitHub-Delivery": GUID, "User-Agent": "GitHub"}
+    named |= more.pop("headers", {})
+    if signature:
+        named["X-Hub-Signature-256"] = signature
+    headers: list[tuple[str, bytes | None]] = [
+        (name, value.encode()) for name, value in named.items() if value is not None
+    ]
+    more = {"timestamp": ARRIVED, "key": None} | more
+    return FakeRecord(WEBHOOKS, body, headers=headers, **more)
+
+
+def envelope(body: bytes = BODY, **headers: str) -> bytes:
+    made = Delivery(
+        id=GUID, kind="github.workflow_job", source="github", occurred_at=MADE,
+        received_at=ARRIVED, key="k", headers=headers, payload=body.decode(),
+    )  # fmt: skip
+    return made.model_dump_json().encode()
+
+
+def facts(record: FakeRecord, **more: Any) -> list[Any]:
+    return [fact.model_dump() for fact in record_facts(record, **more)[0]]
+
+
+def reason(record: FakeRecord, *checks: Any) -> Reason:
+    with pytest.raises(Unreadable) as caught:
+        record_facts(record, *checks)
+    return caught.value.reason
+
+
+async def fold(normalise: Normalise, *records: FakeRecord) -> Effects:
+    return await normalise.fold(Batch(TopicPartition(WEBHOOKS, 0), list(records)))  # type: ignore[arg-type]
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def test_raw_form_says_what_the_envelope_says() -> None:
+    plain = FakeRecord(WEBHOOKS, envelope(**{"x-github-event": "workflow_job"}))
+    assert facts(hook()) == facts(plain)
+    assert len(facts(hook())) == 2
+    assert Note("webhook_lag", (), 1.0) in record_facts(hook())[1]
+
+
+@pytest.mark.parametrize("style", [str.lower, str.upper, str.title])
+def test_the_names_of_headers_are_read_in_any_case(style: Any) -> None:
+    headers = {"X-GitHub-Event": None, "X-GitHub-Delivery": None}
+    headers |= {style("x-github-event"): "workflow_job", style("x-github-delivery"): GUID}
+    headers |= {style("x-github-enterprise-host"): "GHE.corp.example"}
+    [fact, link] = record_facts(hook(headers=headers))[0]
+    assert isinstance(fact, JobFact)
+    assert fact.key.startswith("github:ghe.corp.example:")
+    assert fact.id.startswith(GUID)
+    assert link.key.startswith("github:ghe.corp.example:run/")
+
+
+def test_a_tenants_host_is_part_of_the_key() -> None:
+    [fact, _] = record_facts(hook(headers={"x-github-tenant": "octo"}))[0]
+    assert fact.key.startswith("github:octo.ghe.com:")
+
+
+def test_other_events_and_pings_are_known_and_ignored() -> None:
+    for event, label in (("ping", "ping"), ("push", "other")):
+        said, notes = record_facts(hook(b"{}", headers={"X-GitHub-Event": event}))
+        assert (list(said), notes) == ([], [Note("ignored_webhooks", (label,))])
+    assert reason(hook(headers={"X-GitHub-Event": "workflow_jobs"})) is Reason.UNKNOWN_KIND
+
+
+def test_without_a_delivery_id_the_same_body_twice_is_one_statement() -> None:
+    anonymous = {"X-GitHub-Delivery": None}
+    first, again = (facts(hook(headers=anonymous, offset=n))[0]["id"] for n in (1, 2))
+    assert first == again
+    assert facts(hook(BODY + b" ", headers=anonymous))[0]["id"] != first
+
+
+@pytest.mark.parametrize("timestamp", [-1, 0, 1_790_000_000, 2**62])
+def test_a_timestamp_that_cannot_be_gives_way_to_the_delivery_ids_clock(timestamp: int) -> None:
+    [fact, _] = record_facts(hook(timestamp=timestamp))[0]
+    assert (fact.occurred_at, fact.received_at) == (MADE, MADE)
+    unknown = hook(timestamp=timestamp, headers={"X-GitHub-Delivery": None})
+    assert reason(unknown) is Reason.BAD_TIME
+
+
+def test_a_body_sent_as_a_form_is_the_payload_in_it() -> None:
+    form = urlencode({"payload": BODY.decode()}).encode()
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    plain = hook(headers={"Content-Type": "application/json"})
+    assert facts(hook(form, headers=headers)) == facts(plain)
+    assert facts(hook(form, headers=headers, signature=signed(form)), secrets=SECRETS)
+    for broken in (b"", b"a=b", b"payload=%ff", b"payload"):
+        assert reason(hook(broken, headers=headers)) is Reason.NOT_JSON
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (None, Reason.NOT_JSON),
+        (b"", Reason.NOT_JSON),
+        (BODY[:500], Reason.NOT_JSON),
+        (b'{"a": "\xff"}', Reason.NOT_JSON),
+        (b'{"workflow_job": null}', Reason.NO_JOB),
+        (b"[]", Reason.BAD_PAYLOAD),
+    ],
+)
+def test_what_is_wrong_with_a_raw_body_is_told_like_an_envelopes(
+    body: bytes | None, why: Reason
+) -> None:
+    assert reason(hook(body)) is why
+
+
+def test_the_content_decides_when_an_envelope_comes_with_the_providers_headers() -> None:
+    assert facts(hook(envelope())) == facts(FakeRecord(WEBHOOKS, envelope()))
+    # A body may have such words anywhere, and is still a body.
+    body = json.loads(BODY) | {"deployment": {"payload": "p", "kind": "github.x"}}
+    assert facts(hook(json.dumps(body).encode()))
+
+
+def test_odd_headers_harm_nobody() -> None:
+    record = hook()
+    record.headers[:0] = [(b"gr\xfc\xdfe", b"\xff"), ("null", None)]  # type: ignore[list-item]
+    assert facts(record) == facts(hook())
+    record.headers[:] = [("x-github-event", None)]
+    assert reason(record) is Reason.UNKNOWN_KIND, "nothing names an event"
+
+
+# -- signatures ------------------------------------------------------------------------------------
+
+
+def test_without_secrets_nothing_is_checked() -> None:
+    assert facts(hook(signature="sha256=00")) == facts(hook())
+
+
+def test_with_secrets_each_of_them_signs_and_nothing_else() -> None:
+    for secret in (b"new", b"old"):
+        good = hook(signature=signed(BODY, secret))
+        assert facts(good, secrets=SECRETS) == facts(hook())
+    sha1 = "sha1=" + hmac.new(b"old", BODY, "sha1").hexdigest()
+    forged = [
+        hook(),
+        hook(signature=signed(BODY, b"guess")),
+        hook(BODY + b"\n", signature=signed(BODY)),
+        hook(signature=sha1),
+        hook(headers={"X-Hub-Signature": sha1}),
+        # Before anything else is looked at.
+        hook(b"{", signature=signed(BODY)),
+        hook(b"{}", headers={"X-GitHub-Event": "ping"}),
+    ]
+    for record in forged:
+        assert reason(record, SECRETS) is Reason.BAD_SIGNATURE
+
+
+def test_envelopes_are_trusted_unless_told_otherwise() -> None:
+    plain = FakeRecord(WEBHOOKS, envelope())
+    assert facts(plain, secrets=SECRETS)
+    # Behind a bridge anybody may leave the header out, or send it, with an envelope as body.
+    for forged in (plain, hook(envelope()), hook(envelope(), signature=signed(BODY))):
+        assert reason(forged, SECRETS, False) is Reason.BAD_SIGNATURE
+    good = FakeRecord(WEBHOOKS, envelope(**{"X-Hub-Signature-256": signed(BODY)}))
+    assert facts(good, secrets=SECRETS, trust_envelopes=False)
+    assert facts(plain, trust_envelopes=False), "nothing to check without secrets"
+
+
+async def test_a_forged_webhook_is_buried_and_the_rest_goes_on() -> None:
+    counted: list[Note] = []
+    normalise = Normalise(counted.extend, SECRETS)
+    forged = hook(signature=signed(BODY, b"guess"), offset=4)
+    effects = await fold(normalise, forged, hook(signature=signed(BODY), offset=5))
+    assert [output.topic for output in effects.outputs] == [DEAD_LETTERS, JOBS, JOBS]
+    assert Note("dead_letters", ("normalise", "bad_signature")) in effects.notes
+    letter = read(DEAD_LETTER, effects.outputs[0].value)
+    assert (letter.reason, letter.offset) == (Reason.BAD_SIGNATURE, 4)
+    assert letter.record_value == BODY
+    # What `dead-letters replay` posts is understood once the secret is known, as it was.
+    posted = FakeRecord(
+        WEBHOOKS, letter.record_value, headers=list(_headers(letter)), timestamp=ARRIVED + 9**9
+    )
+    late = {"github": [b"guess"]}
+    assert facts(posted, secrets=late) == facts(hook(signature=signed(BODY)))
+    assert [(n, v) for n, v in posted.headers if n != bridge.RECEIVED_AT] == forged.headers
+
+
+def test_a_letter_without_headers_is_posted_without() -> None:
+    letter = read(
+        DEAD_LETTER,
+        json.dumps(
+            {"id": "a:0:1", "kind": "dead_letter", "source": "x", "occurred_at": ARRIVED,
+             "received_at": ARRIVED, "key": "a", "reason": "not_json", "stage": "normalise",
+             "error": "", "topic": WEBHOOKS, "partition": 0, "offset": 1}
+        ).encode(),
+    )  # fmt: skip
+    assert _headers(letter) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "secrets"),
+    [
+        ("", ()),
+        ("one", (b"one",)),
+        ("new, old", (b"new", b"old")),
+        ('["with, comma", "\u00e4"]', (b"with, comma", "\u00e4".encode())),
+    ],
+)
+def test_secrets_are_read_and_never_shown(
+    said: str, secrets: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNNERSTREAM_GITHUB_SECRETS", said)
+    settings = load()
+    assert settings.webhook_secrets().get("github", ()) == secrets
+    shown = repr(settings) + settings.model_dump_json()
+    assert not [secret for secret in secrets if secret.decode() in repr(settings.github_secrets)]
+    assert "with, comma" not in shown
+
+
+@pytest.mark.parametrize("said", [",", "a,,b", '["a", ""]', '["a", 5]', "[s3cret"])
+def test_an_empty_secret_is_refused_without_showing_the_others(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNNERSTREAM_GITHUB_SECRETS", said)
+    with pytest.raises(ValueError, match="github_secrets") as caught:
+        load()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_an_empty_secret_in_code_is_refused_too() -> None:
+    with pytest.raises(ValueError, match="github_secrets"):
+        Settings(github_secrets=("",))
+
+
+# -- the sink --------------------------------------------------------------------------------------
+
+
+def row(record: FakeRecord) -> dict[str, Any]:
+    tables, failed = rows.build([rows.decode(record)])
+    assert failed == []
+    [table] = tables
+    return dict(zip(table.table.columns, table.rows[0], strict=True))
+
+
+def test_raw_webhooks_are_stored_like_envelopes() -> None:
+    secret = {"Authorization": "Bearer s3cret", "Cookie": "a=b"}
+    told = row(hook(key=b"k", headers={"x-github-tenant": "octo", **secret}))
+    assert (told["id"], told["kind"], told["key"]) == (GUID, "github.workflow_job", "k")
+    assert (told["occurred_at"], told["received_at"]) == (MADE, ARRIVED)
+    assert (told["host"], told["source"], told["version"]) == ("octo.ghe.com", "github", 1)
+    assert told["payload"] == BODY.decode()
+    assert told["headers"] == {
+        "x-github-event": "workflow_job", "x-github-delivery": GUID, "user-agent": "GitHub",
+        "x-github-tenant": "octo",
+    }  # fmt: skip
+    assert told["unreadable"] == ""
+
+
+def test_a_raw_body_that_is_no_text_is_stored_as_it_is() -> None:
+    told = row(hook(b"\xff"))
+    assert (told["payload"], told["unreadable"]) == (b"\xff", "not_json")
+    assert row(hook(envelope()))["payload"] == BODY.decode()
