@@ -16,7 +16,7 @@ from pipeline.agents.normalise import Normalise, record_facts
 from pipeline.commands.letters import _headers
 from pipeline.faust_safe import Batch
 from pipeline.ledger import Effects, Note
-from pipeline.settings import Settings, load
+from pipeline.settings import load
 from sinks import rows
 from tests.test_sink_rows import FakeRecord
 from topics import bridge
@@ -49,10 +49,10 @@ def hook(body: bytes | None = BODY, *, signature: str = "", **more: Any) -> Fake
     return FakeRecord(WEBHOOKS, body, headers=headers, **more)
 
 
-def envelope(body: bytes = BODY, **headers: str) -> bytes:
+def envelope(**headers: str) -> bytes:
     made = Delivery(
         id=GUID, kind="github.workflow_job", source="github", occurred_at=MADE,
-        received_at=ARRIVED, key="k", headers=headers, payload=body.decode(),
+        received_at=ARRIVED, key="k", headers=headers, payload=BODY.decode(),
     )  # fmt: skip
     return made.model_dump_json().encode()
 
@@ -262,7 +262,7 @@ def test_an_empty_secret_is_refused_without_showing_the_others(
 
 def test_an_empty_secret_in_code_is_refused_too() -> None:
     with pytest.raises(ValueError, match="github_secrets"):
-        Settings(github_secrets=("",))
+        load(environment=False, github_secrets=("",))
 
 
 # -- the sink --------------------------------------------------------------------------------------

@@ -89,10 +89,12 @@ class Raw:
     """A record in raw form: whose it is, its headers and its body as they came."""
 
     form: Form
-    #: Lower-case names. Of a name that came twice, the last.
+    #: Lower-case names, without credentials. Of a name that came twice, the last.
     headers: dict[str, str]
     body: bytes
     record: SourceRecord
+    #: What :data:`RECEIVED_AT` says.
+    first: str = ""
 
 
 def raw(record: SourceRecord) -> Raw | None:
@@ -101,13 +103,18 @@ def raw(record: SourceRecord) -> Raw | None:
     if not record.headers or body is None:
         return None
     headers = {
-        _name(name): value.decode("utf-8", "replace").strip()
+        (name if isinstance(name, str) else _text(name)).lower(): str(value, "utf-8", "replace")
         for name, value in record.headers
         if value is not None
     }
     for form in FORMS.values():
         if form.event in headers:
-            return None if _is_envelope(form.provider, body) else Raw(form, headers, body, record)
+            if _is_envelope(form.provider, body):
+                return None
+            for name in CREDENTIALS & headers.keys():
+                del headers[name]
+            first = headers.pop(RECEIVED_AT, "")
+            return Raw(form, headers, body, record, first)
     return None
 
 
@@ -118,30 +125,27 @@ def delivery(found: Raw) -> Delivery:
     ``bad_time`` when neither the record nor the delivery id tells a time that can be.
     """
     form, headers = found.form, found.headers
-    event = headers[form.event].lower()[:64]
-    told = headers.get(form.delivery, "")[:512]
+    event = headers[form.event].strip().lower()[:64]
+    told = headers.get(form.delivery, "").strip()[:512]
     made = form.clock(told) if told else None
-    received = _received(found.record.timestamp, headers.get(RECEIVED_AT, ""), made)
-    # Built without validation, which would cost more: every field is of its type, and bounded.
-    return Delivery.model_construct(
+    host = form.host(headers)[:256]
+    received = _received(found.record.timestamp, found.first, made)
+    return Delivery(
         id=told or f"body-{blake2b(found.body, digest_size=12).hexdigest()}",
         kind=f"{form.provider}.{event}",
         source=form.provider,
         occurred_at=made if made is not None and made <= received + _AHEAD_MS else received,
         received_at=received,
-        key=(found.record.key or b"").decode("utf-8", "replace")[:512],
-        host=form.host(headers)[:512],
-        headers={
-            name: value
-            for name, value in headers.items()
-            if name not in CREDENTIALS and name != RECEIVED_AT
-        },
+        # It has done what it is for: the record has its partition.
+        key=_text(found.record.key)[:512] or f"{form.provider}:{host}:unknown",
+        host=host,
+        headers=headers,
         payload=_payload(headers.get("content-type", ""), found.body),
     )
 
 
-def _name(name: str | bytes) -> str:
-    return (name if isinstance(name, str) else name.decode("utf-8", "replace")).lower()
+def _text(raw: bytes | None) -> str:
+    return "" if raw is None else raw.decode("utf-8", "replace")
 
 
 def _received(timestamp: int, told: str, made: int | None) -> int:
@@ -170,7 +174,8 @@ def _payload(content_type: str, body: bytes) -> str:
 
 def _is_envelope(provider: str, body: bytes) -> bool:
     """Whether a producer of envelopes sends the provider's headers as well: the content decides."""
-    if b'"payload"' not in body or b'"kind"' not in body:  # found, or not, in a microsecond
+    # GitHub's bodies begin so, and no envelope does: searching 9 kB would cost 4 us.
+    if body.startswith(b'{"action"') or b'"payload"' not in body or b'"kind"' not in body:
         return False
     try:
         found = from_json(body)
