@@ -190,7 +190,10 @@ def _raw(adapter: TypeAdapter[Any]) -> Callable[[SourceRecord], Item]:
         try:
             # In raw form: without its signature checked, which is the pipeline's business.
             raw = bridge.raw(record) if adapter is DELIVERY else None
-            event = read(adapter, record.value) if raw is None else bridge.delivery(raw)
+            if raw is None or raw.enveloped:
+                event = read(adapter, record.value)
+            else:
+                event = bridge.delivery(raw)
         except Unreadable as refused:
             return Item(record, _refused_row, refused)
         return Item(record, _event_row, event)

@@ -194,6 +194,9 @@ def test_envelopes_are_trusted_unless_told_otherwise() -> None:
     # Behind a bridge anybody may leave the header out, or send it, with an envelope as body.
     for forged in (plain, hook(envelope()), hook(envelope(), signature=signed(BODY))):
         assert reason(forged, SECRETS, False) is Reason.BAD_SIGNATURE
+    # With the header it came over HTTP: so its bytes are signed, or it is not believed.
+    assert reason(hook(envelope(), signature=signed(BODY)), SECRETS) is Reason.BAD_SIGNATURE
+    assert facts(hook(envelope(), signature=signed(envelope())), secrets=SECRETS)
     good = FakeRecord(WEBHOOKS, envelope(**{"X-Hub-Signature-256": signed(BODY)}))
     assert facts(good, secrets=SECRETS, trust_envelopes=False)
     assert facts(plain, trust_envelopes=False), "nothing to check without secrets"

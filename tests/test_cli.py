@@ -30,6 +30,7 @@ from pipeline.local.process import free_port
 from pipeline.text import duration
 from tests.support.brokers import Broker, broker
 from tests.support.worker import ROOT, WorkerProcess
+from topics.bridge import RECEIVED_AT
 from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
 from topics.models import DeadLetter, Reason
 from topics.producer import Producer
@@ -272,6 +273,7 @@ def test_dead_letters(kafka: Broker) -> None:
         letter(3, Reason.NO_JOB, b"three", age_s=7_200),
         letter(4, Reason.TOO_LARGE, None).model_copy(update={"record_key": None}),
     ]
+    given[1] = given[1].model_copy(update={"record_headers": {"X-GitHub-Event": "ping"}})
     with Producer(kafka.bootstrap) as producer:
         # The first one twice: a batch that was repeated after a crash.
         for each in (*given, given[0]):
@@ -305,6 +307,11 @@ def test_dead_letters(kafka: Broker) -> None:
     posted = sorted(records(kafka, WEBHOOKS), key=lambda r: r.timestamp)[before:]
     assert {(r.key, r.value) for r in posted} == {(b"key \xff 1", value), (b"key \xff 2", b"two")}
     assert len(posted) == 2
+    with_headers, without = sorted(posted, key=lambda r: r.value)
+    assert without.headers == []
+    assert dict(with_headers.headers) == {
+        "X-GitHub-Event": b"ping", RECEIVED_AT: b"%d" % given[1].occurred_at,
+    }  # fmt: skip
     result = run(
         "dead-letters", "replay", "--all", "--since", "1h", "--reason", "too_large", **options
     )

@@ -25,7 +25,7 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ServerException
 from kafka import KafkaConsumer, TopicPartition
 
-from pipeline.agents.normalise import lifecycle_facts, webhook_facts
+from pipeline.agents.normalise import lifecycle_facts, record_facts, webhook_facts
 from pipeline.cli import main
 from pipeline.commands.reach import ask
 from pipeline.local import EmbeddedClickHouse, unavailable
@@ -304,17 +304,17 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[brokers.Broker]
         yield running
 
 
-def _values(bootstrap: str, topic: str) -> list[bytes]:
+def _records(bootstrap: str, topic: str) -> list[Any]:
     where = [TopicPartition(topic, p) for p in range(PARTITIONS)]
     consumer = KafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     try:
         consumer.assign(where)
         ends = consumer.end_offsets(where)
-        values = []
+        found: list[Any] = []
         while any(consumer.position(tp) < ends[tp] for tp in where):
             for records in consumer.poll(timeout_ms=500).values():
-                values += [record.value for record in records]
-        return values
+                found += records
+        return found
     finally:
         consumer.close()
 
@@ -330,14 +330,14 @@ def test_python_blocks_run(broker: brokers.Broker) -> None:
             check=False,
         )  # fmt: skip
         assert result.returncode == 0, f"{block}\n{result.stderr}"
-    events = [read(models.LIFECYCLE, value) for value in _values(broker.bootstrap, LIFECYCLE)]
+    events = [read(models.LIFECYCLE, each.value) for each in _records(broker.bootstrap, LIFECYCLE)]
     assert [event.kind.value for event in events] == [
         "job.queued", "job.claimed", "job.minted", "job.started",
     ]  # fmt: skip
-    for value in _values(broker.bootstrap, LIFECYCLE):
-        lifecycle_facts(value)
-    (delivery,) = _values(broker.bootstrap, WEBHOOKS)
-    facts, _ = webhook_facts(delivery)
+    for record in _records(broker.bootstrap, LIFECYCLE):
+        lifecycle_facts(record.value)
+    (webhook,) = _records(broker.bootstrap, WEBHOOKS)
+    facts, _ = record_facts(webhook)
     assert [fact.key for fact in facts] == ["github:github.com:4712"]
 
 

@@ -4,8 +4,9 @@ Every HTTP-to-Kafka bridge produces it, and so does :meth:`topics.producer.Produ
 Nothing is encoded twice, and the bytes are those that the provider signed. The other form on
 ``runners.webhooks`` is the envelope, :class:`~topics.models.Delivery` as JSON.
 
-A record is raw when one of its headers is that by which a provider names the event
-(:data:`FORMS`) and its value is no envelope. Names of headers are compared without regard to case.
+A record came over HTTP when one of its headers is that by which a provider names the event
+(:data:`FORMS`); names of headers are compared without regard to case. Should its value be an
+envelope all the same, it is read as one.
 
 Pure: a record in, a delivery out, no clock. What the headers do not say, the record says:
 
@@ -86,7 +87,7 @@ FORMS: Final[dict[str, Form]] = {
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A record in raw form: whose it is, its headers and its body as they came."""
+    """A record with a provider's HTTP headers: whose it is, headers and body as they came."""
 
     form: Form
     #: Lower-case names, without credentials. Of a name that came twice, the last.
@@ -94,11 +95,13 @@ class Raw:
     body: bytes
     record: SourceRecord
     #: What :data:`RECEIVED_AT` says.
-    first: str = ""
+    first: str
+    #: Whether the value is an envelope that comes with such headers.
+    enveloped: bool
 
 
 def raw(record: SourceRecord) -> Raw | None:
-    """The record as a bridge wrote it; None for an envelope, and for a record without a value."""
+    """The record as a bridge wrote it; None without a provider's header, or without a value."""
     body = record.value
     if not record.headers or body is None:
         return None
@@ -109,12 +112,10 @@ def raw(record: SourceRecord) -> Raw | None:
     }
     for form in FORMS.values():
         if form.event in headers:
-            if _is_envelope(form.provider, body):
-                return None
             for name in CREDENTIALS & headers.keys():
                 del headers[name]
             first = headers.pop(RECEIVED_AT, "")
-            return Raw(form, headers, body, record, first)
+            return Raw(form, headers, body, record, first, _is_envelope(form.provider, body))
     return None
 
 

@@ -105,9 +105,10 @@ def record_facts(
 ) -> tuple[Iterable[Fact], list[Note]]:
     """The facts of one ``runners.webhooks`` record, in raw form or an envelope.
 
-    Of a provider with ``secrets``, raw bodies must be signed. What posts envelopes may write to
-    the topic and has checked them itself; without ``trust_envelopes`` they must carry the
-    signature of their payload among their headers. Raises Unreadable.
+    Of a provider with ``secrets``, what has its HTTP headers must be signed, byte for byte. What
+    posts envelopes may write to the topic and has checked them itself; without
+    ``trust_envelopes`` they must carry the signature of their payload among their headers. Raises
+    Unreadable.
     """
     raw = bridge.raw(record)
     if raw is None:
@@ -116,6 +117,8 @@ def record_facts(
     known = secrets.get(name)
     if known:
         PROVIDERS[name].verify(raw.headers, raw.body, known)
+    if raw.enveloped:
+        return webhook_facts(record.value)
     return _delivery_facts(bridge.delivery(raw), [])
 
 
