@@ -161,7 +161,7 @@ def test_sha1_alone_is_not_enough() -> None:
     old = {"x-hub-signature": "sha1=" + hmac.new(b"s", body, "sha1").hexdigest()}
     with pytest.raises(Unreadable, match="no x-hub-signature-256"):
         GitHub().verify(old, body, [b"s"])
-    with pytest.raises(Unreadable, match="none of 1"):
+    with pytest.raises(Unreadable, match=r"not made of this body .*\(1\)"):
         GitHub().verify({"x-hub-signature-256": old["x-hub-signature"]}, body, [b"s"])
 
 

@@ -90,5 +90,6 @@ def verify_sha256(given: str | None, header: str, body: bytes, secrets: Sequence
         right |= hmac.compare_digest(wanted, told)
     if not right:
         raise Unreadable(
-            Reason.BAD_SIGNATURE, f"{header} is not the body's, by none of {len(secrets)} secrets"
+            Reason.BAD_SIGNATURE,
+            f"{header} was not made of this body with any secret that is set ({len(secrets)})",
         )
