@@ -122,6 +122,13 @@ def test_what_is_not_code_is_installed_too(installed: Path) -> None:
                 assert (package / path.relative_to(ROOT)).is_file(), path.relative_to(ROOT)
 
 
+def test_the_licences_come_along(installed: Path) -> None:
+    (about,) = installed.parent.glob("lib/python*/site-packages/runnerstream-*.dist-info")
+    assert "License-Expression: Apache-2.0\n" in (about / "METADATA").read_text()
+    for name in ("LICENSE", "pipeline/simulate/data/LICENSE"):
+        assert (about / "licenses" / name).read_bytes() == (ROOT / name).read_bytes()
+
+
 # --- imports ----------------------------------------------------------------------------------
 
 #: Imports each module in a process of its own, forked after the libraries are loaded, so that no
