@@ -34,8 +34,8 @@ help: ## Show this list.
 demo: $(VENV)/.demo ## Show everything at work on this machine; options in ARGS="...".
 	@"$(BIN)/runnerstream" demo $(ARGS)
 
-unit: export HYPOTHESIS_PROFILE = quick
-unit: $(VENV)/.dev ## The tests that need no server, with few generated examples: seconds.
+unit: export HYPOTHESIS_PROFILE = unit
+unit: $(VENV)/.dev ## The tests that need no server, with few generated examples.
 	"$(BIN)/python" -m pytest --quiet $(UNIT:%=tests/test_%.py) $(ARGS)
 
 test: lint ## Lint, types, and all tests with coverage; options of pytest in ARGS="...".
