@@ -61,7 +61,7 @@ def test_a_hook_of_somebody_else_is_left_alone(repository: Path) -> None:
 
 def test_the_floor_of_coverage_is_for_all_tests_and_not_for_some() -> None:
     whole = run(ROOT, "make", "--dry-run", "test").stdout
-    assert "--cov-fail-under=70" in whole
+    assert "--cov-fail-under=60" in whole
     some = run(ROOT, "make", "--dry-run", "test", "ARGS=tests/test_keys.py").stdout
     assert "--cov=pipeline" in some
     assert "--cov-fail-under" not in some
