@@ -31,8 +31,8 @@ from sinks import schema  # noqa: E402
 from sinks.metrics import SinkMetrics  # noqa: E402
 from topics import catalogue, models  # noqa: E402
 
-#: Where generated parts are.
-PAGES: Final = ("README.md", "docs/*.md")
+#: All pages; generated parts may be in any.
+PAGES: Final = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md")
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 

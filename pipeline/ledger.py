@@ -530,6 +530,9 @@ class Ledger:
     # -- the clock -----------------------------------------------------------------------------
 
     def _tick(self, offset: int, at: int) -> None:
+        if at < self.clock:
+            # Repeated by a replay; or from a worker whose clock is behind the one before it.
+            self._note("refused_ticks", ("past",))
         if at <= self.clock:
             return
         self.clock = at

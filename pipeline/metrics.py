@@ -155,7 +155,10 @@ class Metrics:
             registry=registry,
         )
         self.refused_ticks = Counter(
-            p + "ticks_refused", "Ticks that were not believed.", ["reason"], registry=registry
+            p + "ticks_refused",
+            "Ticks that did not move the clock of their partition: too far ahead, or behind it.",
+            ["reason"],
+            registry=registry,
         )
         self.healed_clocks = Counter(
             p + "clocks_healed",
@@ -221,7 +224,8 @@ class Metrics:
             odd.update(provider.odd_fields)
             for event in provider.events:
                 self.webhooks.labels(event)
-        self.refused_ticks.labels("future")
+        for told in ("future", "past"):
+            self.refused_ticks.labels(told)
         for event in ("ping", "other"):
             self.ignored_webhooks.labels(event)
         for name in sorted(odd):

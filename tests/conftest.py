@@ -12,7 +12,8 @@ from pipeline.local import EmbeddedClickHouse, MissingServer
 from tests.support import brokers
 from tests.support.worker import kill_leftovers
 
-# `ordinary` runs with every `make test`; `nightly` is for a long look: HYPOTHESIS_PROFILE=nightly.
+# `ordinary` runs with every `make test`, `unit` with `make unit`; `nightly` is for a long look,
+# `quick` for a short one: HYPOTHESIS_PROFILE=quick.
 COMMON = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -21,6 +22,7 @@ COMMON = {
 settings.register_profile("ordinary", max_examples=500, **COMMON)  # type: ignore[arg-type]
 settings.register_profile("nightly", max_examples=5_000, **COMMON)  # type: ignore[arg-type]
 settings.register_profile("quick", max_examples=50, **COMMON)  # type: ignore[arg-type]
+settings.register_profile("unit", max_examples=15, **COMMON)  # type: ignore[arg-type]
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
 

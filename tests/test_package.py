@@ -67,7 +67,7 @@ def clean_env() -> dict[str, str]:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A fresh environment with the package and nothing optional; its directory of programs."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for package in OURS:
         shutil.copytree(
@@ -120,6 +120,13 @@ def test_what_is_not_code_is_installed_too(installed: Path) -> None:
             wanted = path.is_file() and "__pycache__" not in path.parts
             if wanted and path.suffix not in (".py", ".md") and path.name != "LICENSE":
                 assert (package / path.relative_to(ROOT)).is_file(), path.relative_to(ROOT)
+
+
+def test_the_licences_come_along(installed: Path) -> None:
+    (about,) = installed.parent.glob("lib/python*/site-packages/runnerstream-*.dist-info")
+    assert "License-Expression: Apache-2.0\n" in (about / "METADATA").read_text()
+    for name in ("LICENSE", "pipeline/simulate/data/LICENSE"):
+        assert (about / "licenses" / name).read_bytes() == (ROOT / name).read_bytes()
 
 
 # --- imports ----------------------------------------------------------------------------------

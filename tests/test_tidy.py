@@ -1,0 +1,164 @@
+"""Files and functions stay small, what is open is no comment, and the quick tests stay quick.
+
+Each exception has its reason, and goes when it is no longer one.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("topics", "pipeline", "sinks", "tests", "benchmarks", "docs", "examples")
+
+MOST_LINES = 1_000
+#: Files that may be longer, and why.
+LONG_FILES: dict[str, str] = {}
+
+MOST_LINES_OF_A_FUNCTION = 120
+#: Functions that may be longer, and why.
+LONG_FUNCTIONS = {
+    "pipeline/metrics.py:Metrics.__init__": "a list: one statement a metric, with its help",
+    "pipeline/providers/github.py:_job_facts": "one pass over the hottest body there is; its parts"
+    " share a dozen locals",
+}
+
+#: What stands for work that nobody has taken on. An issue is the place for it.
+OPEN = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+#: Files that must name these words, and why.
+NAMES_OPEN = {"tests/test_tidy.py": "it looks for them"}
+
+#: What a test imports that runs servers or processes, or needs a network.
+HEAVY = (
+    "aiohttp",
+    "aiokafka",
+    "clickhouse_driver.Client",
+    "clickhouse_driver.client",
+    "clickhouse_driver.connection",
+    "clickhouse_driver.dbapi",
+    "faust",
+    "http",
+    "kafka",
+    "pipeline.local",
+    "socket",
+    "subprocess",
+    "tests.support",
+)
+
+
+def sources(*suffixes: str) -> list[Path]:
+    """Files of ours, those in the root as well, by how their names end."""
+    found = list(ROOT.iterdir())
+    for folder in FOLDERS:
+        found += [path for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts]
+    return sorted(path for path in found if path.is_file() and path.suffix in suffixes)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def functions(path: Path) -> dict[str, int]:
+    """Lines of each function of a module, those inside others as well."""
+    found: dict[str, int] = {}
+
+    def look(node: ast.AST, within: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            inside = within
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                inside = f"{within}{child.name}."
+                if not isinstance(child, ast.ClassDef):
+                    found[within + child.name] = (child.end_lineno or 0) - child.lineno + 1
+            look(child, inside)
+
+    look(ast.parse(path.read_text(encoding="utf-8")), "")
+    return found
+
+
+def test_no_file_is_too_long() -> None:
+    long = {
+        name_of(path)
+        for path in sources(".py", ".sql", ".css")
+        if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES
+    }
+    assert long == set(LONG_FILES)
+    assert all(LONG_FILES.values())
+
+
+def test_no_function_is_too_long() -> None:
+    long = {
+        f"{name_of(path)}:{function}"
+        for path in sources(".py")
+        for function, lines in functions(path).items()
+        if lines > MOST_LINES_OF_A_FUNCTION
+    }
+    assert long == set(LONG_FUNCTIONS)
+    assert all(LONG_FUNCTIONS.values())
+
+
+def test_long_functions_would_be_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    body = "        x = 1\n" * MOST_LINES_OF_A_FUNCTION
+    file.write_text(f"class A:\n    async def f(self):\n{body}\n    def g(self): ...\n")
+    assert functions(file) == {"A.f": MOST_LINES_OF_A_FUNCTION + 1, "A.g": 1}
+
+
+def test_what_is_open_is_no_comment() -> None:
+    found = {
+        name_of(path)
+        for path in sources(".py", ".md", ".sql", ".toml", ".css", ".txt")
+        if OPEN.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == set(NAMES_OPEN)
+
+
+# --- the quick tests --------------------------------------------------------------------------
+
+
+def is_quick(path: Path) -> bool:
+    """Whether a test file needs neither server nor process: by what it imports and asks for."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        imported: list[str] = []
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            # `from pipeline import local` is pipeline.local, too.
+            imported = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.arg) and node.arg == "server":
+            return False  # the ClickHouse of tests/conftest.py
+        if any(
+            name == heavy or name.startswith(f"{heavy}.") for name in imported for heavy in HEAVY
+        ):
+            return False
+    return True
+
+
+def test_make_unit_runs_what_needs_no_server_and_nothing_else() -> None:
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    match = re.search(r"^UNIT = (.*)$", makefile, re.MULTILINE)
+    assert match is not None
+    listed = match.group(1).split()
+    quick = [
+        path.stem.removeprefix("test_")
+        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        if is_quick(path)
+    ]
+    assert listed == quick
+
+
+def test_a_test_with_a_server_would_be_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "test_x.py"
+    for text in (
+        "from kafka.admin import NewTopic",
+        "import subprocess",
+        "from tests import support",
+        "from pipeline import local",
+        "def test_x(server): ...",
+    ):
+        file.write_text(text)
+        assert not is_quick(file), text
+    file.write_text("from pipeline.jobs import merge\nimport json\n")
+    assert is_quick(file)
