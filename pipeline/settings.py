@@ -108,9 +108,9 @@ class Settings(BaseSettings):
     #: Secrets of GitHub webhooks in raw form, separated by commas, or a JSON array of them: each
     #: body must be signed by one. Several while you rotate. Without any nothing is checked.
     github_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    #: Take webhooks in envelopes without a signature although secrets are set: what may write to
-    #: the topic has checked them. Say `false` where a bridge posts what anybody sends it.
-    trust_envelopes: bool = True
+    #: Take webhooks in envelopes without a signature although secrets are set. For producers that
+    #: check them before they post; never where a bridge posts what anybody sends it.
+    trust_envelopes: bool = False
 
     # -- worker --------------------------------------------------------------------------------
     #: Where the worker listens, and the URL under which other workers reach it. Port 0 picks one.

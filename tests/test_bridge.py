@@ -188,18 +188,18 @@ def test_with_secrets_each_of_them_signs_and_nothing_else() -> None:
         assert reason(record, SECRETS) is Reason.BAD_SIGNATURE
 
 
-def test_envelopes_are_trusted_unless_told_otherwise() -> None:
+def test_envelopes_are_checked_unless_they_are_trusted() -> None:
     plain = FakeRecord(WEBHOOKS, envelope())
-    assert facts(plain, secrets=SECRETS)
+    assert facts(plain, secrets=SECRETS, trust_envelopes=True)
     # Behind a bridge anybody may leave the header out, or send it, with an envelope as body.
     for forged in (plain, hook(envelope()), hook(envelope(), signature=signed(BODY))):
-        assert reason(forged, SECRETS, False) is Reason.BAD_SIGNATURE
+        assert reason(forged, SECRETS) is Reason.BAD_SIGNATURE
     # With the header it came over HTTP: so its bytes are signed, or it is not believed.
     assert reason(hook(envelope(), signature=signed(BODY)), SECRETS) is Reason.BAD_SIGNATURE
     assert facts(hook(envelope(), signature=signed(envelope())), secrets=SECRETS)
     good = FakeRecord(WEBHOOKS, envelope(**{"X-Hub-Signature-256": signed(BODY)}))
-    assert facts(good, secrets=SECRETS, trust_envelopes=False)
-    assert facts(plain, trust_envelopes=False), "nothing to check without secrets"
+    assert facts(good, secrets=SECRETS)
+    assert facts(plain), "nothing to check without secrets"
 
 
 async def test_a_forged_webhook_is_buried_and_the_rest_goes_on() -> None:

@@ -112,7 +112,6 @@ def test_over_http_through_a_bridge_to_a_worker(kafka: Broker, bridge: str, tmp_
         partitions=PARTITIONS,
         log=tmp_path / "worker.log",
         github_secrets=json.dumps(["another", SECRET]),
-        trust_envelopes="false",
     ) as worker:
 
         def knows(job: int) -> bool:

@@ -37,7 +37,7 @@ class Normalise:
         self,
         on_notes: Callable[[list[Note]], None],
         secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
-        trust_envelopes: bool = True,
+        trust_envelopes: bool = False,
     ) -> None:
         """``secrets`` are those of providers that sign, see :func:`record_facts`."""
         self._on_notes = on_notes
@@ -101,14 +101,13 @@ class Normalise:
 def record_facts(
     record: SourceRecord,
     secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
-    trust_envelopes: bool = True,
+    trust_envelopes: bool = False,
 ) -> tuple[Iterable[Fact], list[Note]]:
     """The facts of one ``runners.webhooks`` record, in raw form or an envelope.
 
-    Of a provider with ``secrets``, what has its HTTP headers must be signed, byte for byte. What
-    posts envelopes may write to the topic and has checked them itself; without
-    ``trust_envelopes`` they must carry the signature of their payload among their headers. Raises
-    Unreadable.
+    Of a provider with ``secrets``, what has its HTTP headers must be signed, byte for byte. An
+    envelope must carry the signature of its payload among its headers, unless
+    ``trust_envelopes`` says that whoever posts them has checked them. Raises Unreadable.
     """
     raw = bridge.raw(record)
     if raw is None:
