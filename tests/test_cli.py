@@ -28,7 +28,7 @@ from pipeline.commands.common import cell, seconds_of
 from pipeline.local import EmbeddedClickHouse, unavailable
 from pipeline.local.process import free_port
 from pipeline.text import duration
-from tests.support.brokers import Broker, broker
+from tests.support.brokers import Broker, broker, kind
 from tests.support.worker import ROOT, WorkerProcess
 from topics.bridge import RECEIVED_AT
 from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
@@ -209,6 +209,12 @@ def test_topics_from_nothing(kafka: Broker) -> None:
     result = run("worker", "--role", "fold", **{**options, "partitions": "5"})
     assert result.exit_code == 1
     assert "contradict" in result.output
+
+
+def test_doctor_says_whether_a_replaced_worker_is_refused(kafka: Broker) -> None:
+    told = json.loads(run("doctor", "--json", kafka=kafka.bootstrap, web_port="1").stdout)
+    [fencing] = [each for each in told if each["what"] == "fencing"]
+    assert fencing["state"] == ("ok" if kind() == "kafka" else "look")
 
 
 def records(kafka: Broker, topic: str) -> list[Any]:

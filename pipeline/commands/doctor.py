@@ -117,6 +117,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     broker = next(iter(_guarded("Kafka", lambda: iter([_broker(settings)]))))
     yield broker
     if broker.state == "ok":
+        yield from _guarded("fencing", lambda: _fencing(settings))
         yield from _guarded("topics", lambda: _topics(settings))
         yield from _guarded("lag", lambda: _lags(settings))
         yield from _guarded("dead letters", lambda: _letters(settings))
@@ -162,6 +163,24 @@ def _broker(settings: Settings) -> Finding:
     count = len(brokers)
     told = f"{settings.kafka} answers in {took}, {count} broker{'' if count == 1 else 's'}"
     return Finding("Kafka", "ok", told)
+
+
+def _fencing(settings: Settings) -> Iterator[Finding]:
+    # Late: Faust takes half a second to import.
+    from pipeline.faust_safe.fencing import can_fence
+
+    with kafka_admin(settings) as admin:
+        fenced = can_fence(admin.describe_cluster()["cluster_id"])
+    if fenced:
+        yield Finding("fencing", "ok", "the broker refuses a worker that was replaced")
+    else:
+        yield Finding(
+            "fencing",
+            "look",
+            "the embedded broker has no working transactions: a worker that was replaced while it "
+            "slept is not refused",
+            "use Apache Kafka for more than a trial",
+        )
 
 
 def _topics(settings: Settings) -> Iterator[Finding]:
