@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,11 @@ settings.register_profile("nightly", max_examples=5_000, **COMMON)  # type: igno
 settings.register_profile("quick", max_examples=50, **COMMON)  # type: ignore[arg-type]
 settings.register_profile("unit", max_examples=15, **COMMON)  # type: ignore[arg-type]
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
+
+# A suite that was started in the background of a script ignores the interrupt key, and so do the
+# programs it starts: the tests of that key would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
