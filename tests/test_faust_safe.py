@@ -362,6 +362,13 @@ async def test_delivery_is_direct_while_nothing_is_suspended() -> None:
     assert delivered == [before], "a delivery made tasks of its own"
 
 
+def test_a_partition_without_a_position_ends_nothing() -> None:
+    # Faust's watch over stuck partitions asserted on it in the middle of a rebalance.
+    safe = consumer()
+    safe._thread = None  # it is not even asked
+    safe.verify_event_path(0.0, SOURCE)
+
+
 async def test_undecodable_bytes_reach_the_agent() -> None:
     # robinhood/faust#586: a decode error inside Faust ends the agent for good.
     decode = BatchSchema().compile(

@@ -348,17 +348,21 @@ class Terminal:
         deadline = time.monotonic() + timeout
         while text not in self.seen:
             assert time.monotonic() < deadline, self.seen
-            if select.select([self._fd], [], [], 0.2)[0]:
-                try:
-                    got = os.read(self._fd, 65_536).decode(errors="replace")
-                except OSError:
-                    got = ""
-                assert got, self.seen
-                # A real terminal says where its cursor is.
-                if "\x1b[6n" in got:
-                    os.write(self._fd, b"\x1b[1;1R")
-                self.seen += got
+            self.listen(0.2)
         self.seen = self.seen.partition(text)[2]
+
+    def listen(self, seconds: float) -> None:
+        """Take what is written, as a terminal always does: else the shell waits to write more."""
+        if select.select([self._fd], [], [], seconds)[0]:
+            try:
+                got = os.read(self._fd, 65_536).decode(errors="replace")
+            except OSError:
+                got = ""
+            assert got, self.seen
+            # A real terminal says where its cursor is.
+            if "\x1b[6n" in got:
+                os.write(self._fd, b"\x1b[1;1R")
+            self.seen += got
 
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
@@ -402,7 +406,7 @@ def test_the_shell(clickhouse: EmbeddedClickHouse, tmp_path: Path) -> None:
             " AND query NOT LIKE '%processes%'"
         )[0][0]:
             assert time.monotonic() < deadline
-            time.sleep(0.05)
+            shell.listen(0.05)
     typed("\x03", "stopped")
     typed("SELECT 6 * 7 AS again;\r", "42", "1 row")
     shell.type("exit;\r")
