@@ -67,6 +67,7 @@ from pipeline.windows import (
 from topics.catalogue import JOB_STATES, JOBS, SAMPLES, WINDOWS
 from topics.models import (
     EARLIEST_MS,
+    LATEST_MS,
     VERSION,
     ClaimFact,
     Clock,
@@ -311,7 +312,8 @@ class Ledger:
             del self._fences[0]
         self._offset = offset
         if isinstance(record, JobFact):
-            if _is_after(record, self._near):
+            # Before the first tick it is the record's own time that tells.
+            if _is_after(record, self._near or self._near_of(written)):
                 record = self._arrived(record, _latest(record), written)
             self._fact(record)
         elif isinstance(record, Tick):
@@ -342,6 +344,10 @@ class Ledger:
         if self.now is not None and (written is None or written > self.now):
             written = self.now
         return None if written is None else max(self.clock, written)
+
+    def _near_of(self, written: int | None) -> int:
+        ahead = self._known_time(written)
+        return LATEST_MS if ahead is None else ahead + FACT_AHEAD_MS
 
     def _heal(self) -> None:
         """Take back a clock that was set by somebody whose clock was wrong."""
