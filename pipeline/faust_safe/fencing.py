@@ -27,7 +27,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 
-from pipeline.faust_safe.outbox import Outbox
+from pipeline.faust_safe.outbox import Outbox, connect
 from pipeline.ledger import Output
 
 log = logging.getLogger(__name__)
@@ -95,20 +95,11 @@ class FencedOutbox:
                 raise each
 
     async def _become(self, partition: int, turn: int) -> None:
-        producer = AIOKafkaProducer(
-            acks="all",
+        producer = await connect(
+            self._options,
             transactional_id=f"{self._app_id}-{partition}",
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
-            linger_ms=0,
-            max_batch_size=Outbox.MAX_BATCH,
-            max_request_size=Outbox.MAX_RECORD,
-            **self._options,
         )
-        try:
-            await producer.start()
-        except BaseException:
-            await producer.stop()
-            raise
         self._producers[partition] = producer
         if turn != self._turn:
             # Cut short by the next rebalance while it started.

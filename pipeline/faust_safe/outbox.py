@@ -51,23 +51,7 @@ class Outbox:
         # soon as recovery ends, and starts tasks only then.
         async with self._starting:
             if self._producer is None:
-                self._producer = await self._connect()
-
-    async def _connect(self) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=0,
-            max_batch_size=self.MAX_BATCH,
-            max_request_size=self.MAX_RECORD,
-            **self._options,
-        )
-        try:
-            await producer.start()
-        except BaseException:
-            await producer.stop()
-            raise
-        return producer
+                self._producer = await connect(self._options, enable_idempotence=True)
 
     async def stop(self) -> None:
         """Flush and disconnect."""
@@ -123,6 +107,24 @@ class Outbox:
                     )
         if builder.record_count():
             await sent.batch(producer, builder, topic, partition)
+
+
+async def connect(options: Mapping[str, Any], **more: Any) -> AIOKafkaProducer:
+    """A started producer of prebuilt batches. Raises aiokafka.errors.KafkaError."""
+    producer = AIOKafkaProducer(
+        acks="all",
+        linger_ms=0,
+        max_batch_size=Outbox.MAX_BATCH,
+        max_request_size=Outbox.MAX_RECORD,
+        **options,
+        **more,
+    )
+    try:
+        await producer.start()
+    except BaseException:
+        await producer.stop()
+        raise
+    return producer
 
 
 class Sent:
