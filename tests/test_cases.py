@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.jobs import FleetNames, Job, View, merge, view
 from pipeline.providers import facts
-from pipeline.simulate.replay import deliveries
+from pipeline.replay import deliveries
 from pipeline.windows import contributions
 from topics.models import JobFact
 

@@ -12,13 +12,13 @@ from typing import Final
 import pytest
 from prometheus_client import generate_latest
 
+from pipeline import replay as recorded
 from pipeline.agents.normalise import record_facts, webhook_facts
 from pipeline.ledger import Note
 from pipeline.metrics import Metrics
 from pipeline.providers.base import ODD_REASONS, Facts, Provider, verify_sha256
 from pipeline.providers.github import GitHub
 from pipeline.providers.registry import PROVIDERS, provider_of
-from pipeline.simulate import replay as recorded
 from sinks import rows
 from tests.test_sink_rows import FakeRecord
 from topics import bridge

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.jobs import FleetNames, merge, view
 from pipeline.providers import facts
-from pipeline.simulate.replay import ReplayError, deliveries, replay
+from pipeline.replay import ReplayError, deliveries, replay
 from pipeline.windows import contributions
 from topics.models import Clock, Conclusion, Delivery, JobFact, Reason, Record, Unreadable
 

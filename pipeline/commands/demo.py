@@ -55,11 +55,11 @@ from pipeline.ledger import LIVE
 from pipeline.local import LocalError, LocalStack, PortTaken, default_data_dir, unavailable
 from pipeline.local.process import LOOPBACK, free_port, require_free_port, resident_mib
 from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PORT
+from pipeline.replay import deliveries
 from pipeline.settings import Settings, load
 from pipeline.simulate import LIVE as LIVE_TEMPO
 from pipeline.simulate import Faults, Simulation, default_fleets
 from pipeline.simulate.produce import live
-from pipeline.simulate.replay import deliveries
 from pipeline.text import duration
 from sinks import schema
 from topics.apply import TopicsError, apply

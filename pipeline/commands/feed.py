@@ -18,10 +18,10 @@ from kafka.errors import KafkaError
 
 from pipeline.commands.common import USAGE, Context, Duration, Failure, say
 from pipeline.commands.reach import broker_failure, kafka_admin, kafka_options
+from pipeline.replay import ReplayError
+from pipeline.replay import replay as post
 from pipeline.settings import Settings
 from pipeline.simulate.produce import live, send_all, send_live
-from pipeline.simulate.replay import ReplayError
-from pipeline.simulate.replay import replay as post
 from pipeline.text import duration
 from topics.catalogue import LIFECYCLE, WEBHOOKS
 from topics.models import DELIVERY, Delivery, Reason, Unreadable
