@@ -19,7 +19,7 @@ from topics.catalogue import catalogue
 
 PARTITIONS: Final = 8
 #: The worker's default: facts taken at a time.
-BATCH: Final = 3_000
+BATCH: Final = 5_000
 
 
 @dataclass(frozen=True)

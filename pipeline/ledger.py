@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from msgspec import Struct
 from msgspec.json import Encoder
@@ -51,12 +51,14 @@ from pipeline.jobs import (
     summary,
     view,
 )
+from pipeline.jobs.ahead import Said, is_after, latest_of, latest_of_run, without_after
 from pipeline.jobs.facts import MAX_FACTS
 from pipeline.windows import (
     SIZES_S,
     Contribution,
     Pane,
     WindowPolicy,
+    bin_of,
     contributions,
     decode_pane,
     encode_pane,
@@ -69,11 +71,7 @@ from topics.models import (
     EARLIEST_MS,
     LATEST_MS,
     VERSION,
-    ClaimFact,
-    Clock,
     JobFact,
-    Milestone,
-    ParentRun,
     RunFact,
     RunLink,
     Status,
@@ -166,10 +164,16 @@ class _Entry(Struct, frozen=True, gc=False):
     reached: int
 
 
+class _Change(Struct, gc=False):
+    """A job in the stretch under way: as it was before it, and as it is now."""
+
+    before: _Entry | None
+    job: Job
+
+
 _MISSING: Final[frozenset[Contribution]] = frozenset()
 
-
-Said = TypeVar("Said", JobFact, RunFact, RunLink)
+_NEVER: Final = LATEST_MS, 0
 
 
 class Ledger:
@@ -198,6 +202,8 @@ class Ledger:
         self.clock = 0
         #: Up to here no time needs a second look.
         self._near = 0
+        #: Before the first tick: the same for what was written then or later, within a batch.
+        self._near_since = _NEVER
         #: The wall clock in ms, as whoever drives the ledger last read it; None: nobody knows, so
         #: no time lies in the future.
         self.now: int | None = None
@@ -223,9 +229,8 @@ class Ledger:
         self._replayed_to = -1
         # Loaded fences, ascending: where stretches end during a replay.
         self._fences: list[int] = []
-        # The stretch under way: each changed job as it is now and as it was before.
-        self._changed: dict[str, Job] = {}
-        self._before: dict[str, _Entry | None] = {}
+        # The stretch under way: each job that a fact of it is about.
+        self._changed: dict[str, _Change] = {}
         # What the batch under way has touched.
         self._offset = -1
         self._dirty_jobs: dict[str, bytes] = {}
@@ -312,9 +317,14 @@ class Ledger:
             del self._fences[0]
         self._offset = offset
         if isinstance(record, JobFact):
-            # Before the first tick it is the record's own time that tells.
-            if _is_after(record, self._near or self._near_of(written)):
-                record = self._arrived(record, _latest(record), written)
+            near = self._near
+            if not near:
+                # Before the first tick it is the record's own time that tells.
+                first, near = self._near_since
+                if written is None or written < first:
+                    near = self._near_of(written)
+            if is_after(record, near):
+                record = self._arrived(record, latest_of(record), written)
             self._fact(record)
         elif isinstance(record, Tick):
             self._settle()
@@ -331,7 +341,7 @@ class Ledger:
             before = self._run(record.key)
             self._run_changed(before, link_run(before, record))
         else:
-            latest = _latest_of_run(max(record.received_at, record.occurred_at), record.run)
+            latest = latest_of_run(max(record.received_at, record.occurred_at), record.run)
             if latest > self._near:
                 record = self._arrived(record, latest, written)
             before = self._run(record.key)
@@ -346,8 +356,12 @@ class Ledger:
         return None if written is None else max(self.clock, written)
 
     def _near_of(self, written: int | None) -> int:
+        """Up to here no time of a record that was written then needs a second look."""
         ahead = self._known_time(written)
-        return LATEST_MS if ahead is None else ahead + FACT_AHEAD_MS
+        near = LATEST_MS if ahead is None else ahead + FACT_AHEAD_MS
+        if written is not None and written >= EARLIEST_MS:
+            self._near_since = written, near
+        return near
 
     def _heal(self) -> None:
         """Take back a clock that was set by somebody whose clock was wrong."""
@@ -364,7 +378,7 @@ class Ledger:
         if ahead is None or latest <= ahead + FACT_AHEAD_MS:
             return record
         self._note("future_times")
-        return _until(record, ahead, ahead + FACT_AHEAD_MS)
+        return without_after(record, ahead, ahead + FACT_AHEAD_MS)
 
     def flush(self) -> Effects:
         """The effects of all records since the last flush."""
@@ -374,6 +388,7 @@ class Ledger:
             effects.notes.append(Note(name, labels, float(times)))
         self._counted.clear()
         self._open.clear()
+        self._near_since = _NEVER
         for key, value in self._dirty_jobs.items():
             raw = key.encode()
             effects.outputs.append(Output(JOB_STATES, self.partition, raw, value))
@@ -401,16 +416,16 @@ class Ledger:
 
     def _fact(self, fact: JobFact) -> None:
         key = fact.key
-        known = self._changed.get(key)
-        if known is None:
+        change = self._changed.get(key)
+        if change is None:
             before = self._entry(key)
-            if before is not None:
-                known = before.job
-            elif self._too_old(fact):
+            if before is None and self._too_old(fact):
                 self._note("expired_facts")
                 return
+            known = None if before is None else before.job
         else:
-            before = self._before[key]
+            before = change.before
+            known = change.job
         job = merge(known, fact)
         if known is not None and job.facts is known.facts:
             # Of a flood it is not known which facts were there before.
@@ -422,14 +437,15 @@ class Ledger:
             since = before.since
             if since is not None and fact.occurred_at < since - 1_000:
                 self._note("out_of_order_facts")
-        if key not in self._before:
-            self._before[key] = before
-        self._changed[key] = job
+        if change is None:
+            self._changed[key] = _Change(before, job)
+        else:
+            change.job = job
 
     def _settle(self) -> None:
         """End the stretch: work out what follows from what has changed in it."""
-        for key, job in self._changed.items():
-            before = self._before[key]
+        for key, change in self._changed.items():
+            before, job = change.before, change.job
             after = view(job, self.fleets)
             added = contributions(after)
             reached = _reached(after)
@@ -439,9 +455,13 @@ class Ledger:
                 adds, known = before.adds, before.reached
             if added != adds:
                 # Sorted, so that the effects do not depend on hash order.
-                for c in sorted(adds - added, key=_order):
-                    self._contribute(self._offset, c, -1)
-                for c in sorted(added - adds, key=_order):
+                if adds:
+                    for c in sorted(adds - added, key=_order):
+                        self._contribute(self._offset, c, -1)
+                    added_now = added - adds
+                else:
+                    added_now = added
+                for c in sorted(added_now, key=_order):
                     self._contribute(self._offset, c, 1)
             if reached != known:
                 self._count(known, reached, after)
@@ -463,7 +483,6 @@ class Ledger:
                 self._gone_states.pop(key, None)
             self._dirty_jobs[key] = encode(job, after)
         self._changed.clear()
-        self._before.clear()
 
     def _count(self, known: int, reached: int, after: View) -> None:
         """Note the statuses a job is now known to have reached, each once per job.
@@ -471,9 +490,8 @@ class Ledger:
         Not "the status changed": that would depend on what arrived together.
         """
         new = reached & ~known
-        for bit, status in _BITS:
-            if new & bit:
-                self._note("transitions", (after.fleet, status))
+        for status in _STATUSES[new]:
+            self._note("transitions", (after.fleet, status))
         if new & _COMPLETED:
             self._note("completions", (after.fleet, after.conclusion or "unknown"))
             self._account_for_gaps(after)
@@ -530,8 +548,9 @@ class Ledger:
         else:
             due = heard + self.retention.unfinished_ms
         due = max(due, heard + self.retention.completed_ms)
-        self._runs[run.key] = due
-        heapq.heappush(self._expiry, (due, run.key))
+        if self._runs.get(run.key) != due:
+            self._runs[run.key] = due
+            heapq.heappush(self._expiry, (due, run.key))
 
     # -- the clock -----------------------------------------------------------------------------
 
@@ -651,15 +670,19 @@ class Ledger:
         if around is None and self.policy.closes_at(start, SIZES_S[0]) <= self.clock:
             self._note("late_samples", (c.name if c.ms is not None else "conclusion",))
             return
+        if around is None:
+            around = self._open[pane_key] = self._dirty(pane, pane_key[0], start)
         if c.ms is not None:
             if weight > 0:
                 self._effects.notes.append(Note("timings", (c.name, c.fleet), c.ms / 1000))
             else:
                 self._note("revised_timings", (c.name,))
-        if around is None:
-            around = self._open[pane_key] = self._dirty(pane, pane_key[0], start)
-        for each in around:
-            each.add(c, weight)
+            bin_ = bin_of(c.ms)
+            for each in around:
+                each.put(c.name, c.ms, bin_, weight)
+        else:
+            for each in around:
+                each.tally(c.name, weight)
 
     def _shares(self, fleet: str, start: int) -> bool:
         """Whether the fleet's samples go to the panes of ``other``.
@@ -883,91 +906,15 @@ def _heard(first_seen: int, last_seen: int) -> int:
     return end if last_seen and end > first_seen else first_seen
 
 
-def _is_after(fact: JobFact, near: int) -> bool:
-    """Whether any time in a fact is later than ``near``: asked of every fact, so written out."""
-    if fact.received_at > near or fact.occurred_at > near:
-        return True
-    for clocks in fact.times.values():
-        for at in clocks.values():
-            if at > near:
-                return True
-    for at, _ in fact.marks:
-        if at > near:
-            return True
-    claim = fact.claim
-    if claim is not None and (
-        (claim.claimed_at or 0) > near
-        or (claim.minted_at or 0) > near
-        or (claim.released_at or 0) > near
-    ):
-        return True
-    return fact.run is not None and _latest_of_run(0, fact.run) > near
-
-
-def _latest(fact: JobFact) -> int:
-    """The latest time in a fact."""
-    times = [fact.occurred_at, fact.received_at]
-    for clocks in fact.times.values():
-        times.extend(clocks.values())
-    times.extend(at for at, _ in fact.marks)
-    if fact.claim is not None:
-        claim = fact.claim
-        times += [claim.claimed_at or 0, claim.minted_at or 0, claim.released_at or 0]
-    if fact.run is not None:
-        times += [fact.run.started_at or 0, fact.run.completed_at or 0]
-    return max(times)
-
-
-def _latest_of_run(latest: int, run: ParentRun) -> int:
-    return max(latest, run.started_at or 0, run.completed_at or 0)
-
-
-def _until(record: Said, ahead: int, limit: int) -> Said:
-    """The record without times after ``limit``.
-
-    A milestone that no other clock dates is dated by arrival: what was said has happened.
-    """
-    arrived = record.received_at if record.received_at <= limit else ahead
-    told: dict[str, Any] = {
-        "occurred_at": record.occurred_at if record.occurred_at <= limit else arrived,
-        "received_at": arrived,
-    }
-    if isinstance(record, JobFact):
-        times: dict[Milestone, dict[Clock, int]] = {}
-        for milestone, clocks in record.times.items():
-            known = {clock: at for clock, at in clocks.items() if at <= limit}
-            times[milestone] = known or {Clock.RECEIVED: arrived}
-        told["times"] = times
-        told["marks"] = tuple((at if at <= limit else arrived, kind) for at, kind in record.marks)
-        told["claim"] = record.claim and _claim_until(record.claim, arrived, limit)
-    if not isinstance(record, RunLink):
-        told["run"] = record.run and _run_until(record.run, arrived, limit)
-    return record.model_copy(update=told)
-
-
-def _claim_until(claim: ClaimFact, arrived: int, limit: int) -> ClaimFact:
-    late = {
-        name: arrived
-        for name in ("claimed_at", "minted_at", "released_at")
-        if (at := getattr(claim, name)) is not None and at > limit
-    }
-    return claim.model_copy(update=late) if late else claim
-
-
-def _run_until(run: ParentRun, arrived: int, limit: int) -> ParentRun:
-    late: dict[str, int | None] = {}
-    if run.started_at is not None and run.started_at > limit:
-        late["started_at"] = None
-    if run.completed_at is not None and run.completed_at > limit:
-        late["completed_at"] = arrived
-    return run.model_copy(update=late) if late else run
-
-
 def _sample_order(where: tuple[str, str]) -> tuple[str, int]:
     return where[0], LIVE.index(where[1])
 
 
 _BITS: Final = tuple((1 << n, status.value) for n, status in enumerate(Status))
+#: By the bits that are set.
+_STATUSES: Final = tuple(
+    tuple(status for bit, status in _BITS if bits & bit) for bits in range(1 << len(_BITS))
+)
 _WAITING, _QUEUED, _CLAIMED, _STARTING, _RUNNING, _COMPLETED = (bit for bit, _ in _BITS)
 
 

@@ -124,8 +124,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=default_data_dir)
     #: Interval of the clock: ticks per partition. What windows, samples and expiry run on.
     tick_interval: float = Field(5.0, gt=0)
-    #: Records taken at a time. Fewer cost throughput; more only make the first of them wait longer.
-    batch_records: int = Field(3_000, ge=1)
+    #: Records taken at a time. Fewer cost throughput, because a transaction has its price whatever
+    #: is in it; more only make the first of them wait longer.
+    batch_records: int = Field(5_000, ge=1)
     #: How often offsets are committed.
     commit_interval: float = Field(1.0, gt=0)
     #: Lateness of windows, grace after closing, retention of jobs. See docs/how-it-works.md.

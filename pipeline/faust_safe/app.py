@@ -26,7 +26,7 @@ MAX_POLL_INTERVAL_S = 86_400.0
 #: When the cyclic garbage collector runs: after so many new objects, and every so many runs over
 #: older ones. What the fold makes and drops has no cycles and is freed by reference counts, but
 #: what it keeps made the defaults (700, 10, 10) look at all of it again and again: a third of the
-#: fold's time. The first threshold is several batches of 3,000 facts: a collection in the middle of
+#: fold's time. The first threshold is several batches of 5,000 facts: a collection in the middle of
 #: one finds everything alive. Cycles do occur, in asyncio and in clients, so it stays on.
 GC_THRESHOLDS = (500_000, 20, 100)
 

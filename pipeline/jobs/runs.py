@@ -106,6 +106,8 @@ def run_outcomes(before: Run | None, after: Run) -> list[RunOutcome]:
     """
     # Found first: while a run is on there is nothing to tell, and each of its jobs, up to
     # thousands, comes by here.
+    if not after.attempts:
+        return []
     telling = {
         attempt: (said, f"{after.key}#{attempt}:{digest(repr(astuple(said)))}")
         for attempt, said in after.attempts.items()

@@ -12,7 +12,7 @@ from pipeline.windows.panes import (
     start_of,
     window_record,
 )
-from pipeline.windows.sketch import Sketch
+from pipeline.windows.sketch import Sketch, bin_of
 
 __all__ = [
     "SIZES_S",
@@ -20,6 +20,7 @@ __all__ = [
     "Pane",
     "Sketch",
     "WindowPolicy",
+    "bin_of",
     "contributions",
     "decode_pane",
     "encode_pane",

@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
 from pipeline.jobs import View
-from pipeline.windows.sketch import Sketch
+from pipeline.windows.sketch import Sketch, bin_of
 from topics.models import VERSION
 
 PANE_S: Final = 60
@@ -112,21 +112,25 @@ class Pane(Struct, eq=False, omit_defaults=True):
         shown it must learn that it is gone, also when it sees only the last of several records
         of a window. People see :meth:`filled`. What is not inside is not taken out.
         """
-        if weight < 0 and not self._has(c):
-            return
         if c.ms is None:
-            self.conclusions[c.name] = self.conclusions.get(c.name, 0) + weight
-            return
-        sketch = self.families.get(c.name)
-        if sketch is None:
-            sketch = self.families[c.name] = Sketch()
-        sketch.add(c.ms, weight)
+            self.tally(c.name, weight)
+        else:
+            self.put(c.name, c.ms, bin_of(c.ms), weight)
 
-    def _has(self, c: Contribution) -> bool:
-        if c.ms is None:
-            return self.conclusions.get(c.name, 0) > 0
-        sketch = self.families.get(c.name)
-        return sketch is not None and sketch.has(c.ms)
+    def tally(self, conclusion: str, weight: int) -> None:
+        """Count a completed job (1) or uncount it (-1): see :meth:`add`."""
+        known = self.conclusions.get(conclusion, 0)
+        if weight > 0 or known > 0:
+            self.conclusions[conclusion] = known + weight
+
+    def put(self, family: str, ms: int, bin_: int | None, weight: int) -> None:
+        """Put a sample of the bin ``bin_of(ms)`` in or take it out: see :meth:`add`."""
+        sketch = self.families.get(family)
+        if sketch is None:
+            if weight < 0:
+                return
+            sketch = self.families[family] = Sketch()
+        sketch.put(ms, bin_, weight)
 
     @property
     def empty(self) -> bool:

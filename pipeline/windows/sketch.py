@@ -34,23 +34,25 @@ class Sketch(Struct, array_like=True):
     bins: dict[int, int] = {}
 
     def add(self, ms: int, weight: int = 1) -> None:
-        """Add a sample, or take it out with ``weight=-1``."""
+        """Add a sample, or take it out with ``weight=-1``. What is not inside is not taken out."""
+        self.put(ms, bin_of(ms), weight)
+
+    def put(self, ms: int, bin_: int | None, weight: int) -> None:
+        """The same for whoever knows the sample's bin."""
+        if bin_ is None:
+            if self.zeros + weight < 0:
+                return
+            self.zeros += weight
+        else:
+            left = self.bins.get(bin_, 0) + weight
+            if left > 0:
+                self.bins[bin_] = left
+            elif left == 0:
+                del self.bins[bin_]
+            else:
+                return
         self.count += weight
         self.sum_ms += ms * weight
-        bin_ = bin_of(ms)
-        if bin_ is None:
-            self.zeros += weight
-            return
-        left = self.bins.get(bin_, 0) + weight
-        if left:
-            self.bins[bin_] = left
-        else:
-            del self.bins[bin_]
-
-    def has(self, ms: int) -> bool:
-        """Whether a sample of this size is inside, and so can be taken out again."""
-        bin_ = bin_of(ms)
-        return self.zeros > 0 if bin_ is None else self.bins.get(bin_, 0) > 0
 
     def merge(self, other: Sketch) -> None:
         """Add all samples of another sketch."""
