@@ -167,6 +167,37 @@ def test_sleepers_and_rebalances_in_recoveries_under_load(
     assert sink.stop() == 0, sink.tail()
 
 
+def test_clocks_that_are_off_by_less_than_an_hour(
+    kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, tmp_path: Path
+) -> None:
+    """Two workers whose clocks are 100 minutes apart, and partitions that go back and forth."""
+    load = Load(kafka.bootstrap, simulation(41, 3_000), rate=300)
+    ahead, behind = (
+        fold_worker(kafka, tmp_path, name, clickhouse=clickhouse.url, TEST_CLOCK_OFF_S=off).start()
+        for name, off in (("ahead", 3_000), ("behind", -3_000))
+    )
+    sink = sink_worker(kafka, clickhouse, tmp_path).start(wait=False)
+    for worker in (ahead, behind):
+        worker.wait_ready()
+    load.start()
+    refused = 0.0
+    for worker in (ahead, behind) * 2:
+        time.sleep(6)  # some ticks
+        refused += behind.metric("runnerstream_ticks_refused_total")
+        worker.kill()
+        time.sleep(SESSION_TIMEOUT + 2)
+        worker.start(wait=False)
+        worker.wait_ready()
+    load.finish()
+    wait_folded(kafka)
+    time.sleep(3)  # two ticks: windows are sent at ticks
+    wait_sunk(kafka)
+    compare(kafka, clickhouse, load)
+    assert refused > 0
+    for worker in (ahead, behind, sink):
+        assert worker.stop() == 0, worker.tail()
+
+
 def compare(kafka: ApacheKafka, clickhouse: EmbeddedClickHouse, load: Load) -> None:
     evidence.expect("older after newer", evidence.older_after_newer(kafka.bootstrap))
     evidence.check_topics(kafka.bootstrap, load.truth)

@@ -6,11 +6,14 @@ durable steps and ``TEST_FENCED=0`` that they are no Kafka transaction (for the 
 two of them). It dies by SIGKILL: no handler, no flush,
 no commit; ``TEST_KILL_BY=raise`` raises in the agent instead, ``TEST_KILL_BY=stop`` stops the
 process there by SIGSTOP, once, until somebody continues it. ``TEST_BREAK=n`` gives it a bug that
-refuses one in n deliveries.
+refuses one in n deliveries, ``TEST_CLOCK_OFF_S`` a clock that is so many seconds ahead.
 """
 
 from __future__ import annotations
 
+import tests.support.clock  # noqa: F401 - before whatever keeps a reference to the clock
+
+# isort: split
 import os
 import signal
 import sys
