@@ -25,7 +25,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -33,6 +33,7 @@ from msgspec import Struct
 from msgspec.json import Encoder
 from msgspec.structs import replace
 
+from pipeline.effects import Effects, Note, Output, PaneKey
 from pipeline.jobs import (
     FleetNames,
     Job,
@@ -110,36 +111,6 @@ class Retention:
     #: A job that never ends is forgotten this long after it was last heard of: GitHub ends a run
     #: after 35 days, an approval gate waits 30.
     unfinished_ms: int = 70 * DAY_MS
-
-
-class Output(Struct, frozen=True, gc=False):
-    """A record to publish. ``partition`` None: by key."""
-
-    topic: str
-    partition: int | None
-    key: bytes
-    value: bytes | None
-
-
-class Note(Struct, frozen=True, gc=False):
-    """Something to count once the batch is durable. ``name`` is an attribute of metrics."""
-
-    name: str
-    labels: tuple[str, ...] = ()
-    value: float = 1.0
-
-
-PaneKey = tuple[str, int]
-
-
-@dataclass(slots=True)
-class Effects:
-    """What a batch leads to, in the order in which it must become durable."""
-
-    outputs: list[Output] = field(default_factory=list)
-    panes: list[tuple[PaneKey, bytes | None]] = field(default_factory=list)
-    states: list[tuple[bytes, bytes | None]] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
 
 
 class Known(Struct, frozen=True, gc=False):

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.effects import Effects, Note, Output
 from pipeline.jobs import FleetNames, decode, view
 from pipeline.ledger import (
     DAY_MS,
@@ -25,10 +26,7 @@ from pipeline.ledger import (
     OTHER_FLEET,
     QUIET_MS,
     TICK_AHEAD_MS,
-    Effects,
     Ledger,
-    Note,
-    Output,
     Retention,
     clock_key,
 )
