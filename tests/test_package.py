@@ -250,6 +250,13 @@ def test_rules_touch_no_edge(room: str) -> None:
     assert not {n: via for n, via in found.items() if within(n, *edges)}
 
 
+def test_parts_of_the_ledger_do_not_know_it() -> None:
+    parts = [name for name in modules() if within(name, "pipeline.ledger")]
+    whole = {"pipeline.ledger", "pipeline.ledger.ledger"}
+    assert len(parts) > len(whole)
+    assert not {name for name in parts if name not in whole and imports(name) & whole}
+
+
 def test_sinks_know_topics_only() -> None:
     assert not {n: via for n, via in reached("sinks").items() if within(n, "pipeline")}
 

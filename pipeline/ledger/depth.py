@@ -87,8 +87,8 @@ class Depth:
                 told[fleet, status] = counts.get((fleet, status), 0), oldest(fleet, status)
         if merged:
             for status in LIVE:
-                all_since = (oldest(fleet, status) for fleet in merged)
-                since = [one for one in all_since if one is not None]
+                known = (oldest(fleet, status) for fleet in merged)
+                since = [at_ for at_ in known if at_ is not None]
                 n = sum(counts.get((fleet, status), 0) for fleet in merged)
                 told[OTHER_FLEET, status] = n, min(since, default=None)
         for where in self._sampled:

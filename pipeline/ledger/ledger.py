@@ -1,14 +1,13 @@
 """The ledger itself: a partition's clock, offset and stretches of records.
 
 A :class:`Ledger` is the pure heart of the fold. :meth:`Ledger.apply` takes the partition's
-records one by one, in offset order; :meth:`Ledger.flush` returns the effects of all of
-them: what to publish, which panes and states to write; :meth:`Ledger.written` is told when they
-are. It knows no Kafka, no Faust and no clock
-but the ticks in the log, so the same log always gives the same effects, whatever the batch
-borders. What only a clock of ours can tell, that a time lies in the future, it is told with each
-record (see :meth:`Ledger.apply`). It is a working copy: it may run ahead of what is durable,
-because a failure after ``apply`` ends the process (or drops the ledger, on a rebalance) and the
-next owner rebuilds it from the tables with :meth:`Ledger.load`.
+records one by one, in offset order; :meth:`Ledger.flush` returns the effects of all of them: what
+to publish, which panes and states to write; :meth:`Ledger.written` is told when they are. It knows
+no Kafka, no Faust and no clock but the ticks in the log, so the same log always gives the same
+effects, whatever the batch borders. What only a clock of ours can tell, that a time lies in the
+future, it is told with each record (see :meth:`Ledger.apply`). It is a working copy: it may run
+ahead of what is durable, because a failure after ``apply`` ends the process (or drops the ledger,
+on a rebalance) and the next owner rebuilds it from the tables with :meth:`Ledger.load`.
 
 Why a crash cannot count twice or lose: the effects are written in the order outputs, panes,
 states. A state already knows its facts, so its records repeat as duplicates; a pane skips
@@ -253,7 +252,7 @@ class Ledger:
         # The hottest loop there is: what it uses of the parts is looked up once.
         fleets, gone = self._fleets, self._pending.gone
         decoded, dirty = self._entries.decoded, self._entries.dirty
-        index, adds_change = self._index.put, self._windows.on_change
+        put, on_change = self._index.put, self._windows.on_change
         for key, change in self._changed.items():
             before, job = change.before, change.job
             after = view(job, fleets)
@@ -264,11 +263,11 @@ class Ledger:
             else:
                 adds, known = before.adds, before.reached
             if added != adds:
-                adds_change(self._offset, self.clock, adds, added)
+                on_change(self._offset, self.clock, adds, added)
             if reached != known:
                 self._count(known, reached, after)
             completed = after.at.completed
-            index(
+            put(
                 key,
                 Known(
                     after.status,
