@@ -11,9 +11,10 @@ from itertools import groupby
 from typing import Final
 
 from pipeline.agents.normalise import lifecycle_facts, to_bytes, webhook_facts
+from pipeline.effects import Output
 from pipeline.faust_safe import Outbox
 from pipeline.faust_safe.outbox import partition_of
-from pipeline.ledger import Ledger, Output
+from pipeline.ledger import Ledger
 from pipeline.simulate import NO_FAULTS, Faults, Simulation
 from topics.catalogue import JOB_STATES, JOBS, WEBHOOKS
 from topics.models import JOBS_RECORD, JobFact, RunFact, RunLink

@@ -34,9 +34,10 @@ import uvloop
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from pipeline.agents.fold import pane_key_bytes
+from pipeline.effects import Output
 from pipeline.faust_safe import Outbox
 from pipeline.faust_safe.app import GC_THRESHOLDS
-from pipeline.ledger import Ledger, Output
+from pipeline.ledger import Ledger
 from topics.catalogue import JOB_STATES, JOBS, catalogue
 from topics.models import JOBS_RECORD
 from topics.reading import read

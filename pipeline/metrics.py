@@ -22,7 +22,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pipeline.agents.transaction import Done
-from pipeline.ledger import LIVE, Note
+from pipeline.effects import Note
+from pipeline.ledger import LIVE
 from pipeline.providers.base import ODD_REASONS
 from pipeline.providers.registry import PROVIDERS
 from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS

@@ -25,12 +25,13 @@ except ImportError:  # not made for Windows
 from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import STEPS, Observer, Transactions
+from pipeline.effects import Output
 from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
 from pipeline.faust_safe.fencing import can_fence
 from pipeline.faust_safe.identity import cluster_id, log_names
 from pipeline.holes import Holes
 from pipeline.jobs import FleetNames
-from pipeline.ledger import LIVE, Ledger, Output, Retention
+from pipeline.ledger import LIVE, Ledger, Retention
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
 from pipeline.web import mount

@@ -14,8 +14,8 @@ from aiokafka.structs import TopicPartition
 
 from pipeline.agents.normalise import Normalise, record_facts
 from pipeline.commands.letters import _headers
+from pipeline.effects import Effects, Note
 from pipeline.faust_safe import Batch
-from pipeline.ledger import Effects, Note
 from pipeline.settings import load
 from sinks import rows
 from tests.test_sink_rows import FakeRecord

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.agents.letters import bury
 from pipeline.agents.normalise import Normalise
+from pipeline.effects import Note
 from pipeline.faust_safe import Batch
-from pipeline.ledger import Note
 from topics.catalogue import DEAD_LETTERS, MAX_DEAD_LETTER_BYTES, MAX_WEBHOOK_BYTES, WEBHOOKS
 from topics.dead_letters import (
     MAX_HEADERS,

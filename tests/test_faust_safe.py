@@ -23,10 +23,10 @@ import pytest
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
 
+from pipeline.effects import Output
 from pipeline.faust_safe import Batch, BatchSchema, Outbox, create_app
 from pipeline.faust_safe.table import SafeTable
 from pipeline.faust_safe.transport import SafeConsumer, SafeTransport
-from pipeline.ledger import Output
 from pipeline.settings import Settings
 from pipeline.simulate import NO_FAULTS, Simulation
 from pipeline.simulate.produce import send_all

@@ -18,17 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.effects import Effects, Note, Output
 from pipeline.jobs import FleetNames, decode, view
+from pipeline.jobs.facts import DAY_MS
 from pipeline.ledger import (
-    DAY_MS,
     MAX_FLEETS,
     OTHER_FLEET,
     QUIET_MS,
     TICK_AHEAD_MS,
-    Effects,
     Ledger,
-    Note,
-    Output,
     Retention,
     clock_key,
 )
@@ -78,11 +76,15 @@ class Tables:
         self, policy: WindowPolicy, now: int | None = None, max_fleets: int = MAX_FLEETS
     ) -> Ledger:
         ledger = Ledger(
-            0, self.states.get, windows=policy, retention=Retention(), max_fleets=max_fleets
+            0,
+            self.states.get,
+            windows=policy,
+            retention=Retention(),
+            max_fleets=max_fleets,
+            cache=2,  # so that jobs and runs are forgotten and read again all the time
         )
         ledger.now = now
         ledger.load(self.states.items(), self.panes.items())
-        ledger.CACHE = 2  # so that jobs and runs are forgotten and read again all the time
         return ledger
 
     def put(self, kind: str, key: Any, value: bytes | None) -> None:
@@ -510,7 +512,7 @@ def test_a_reader_does_not_fill_the_cache(tables: Tables) -> None:
     run(tables, fact(1, times=times(queued=BASE)))
     ledger = tables.ledger(WIDE)
     assert ledger.job("github:github.com:1") is not None
-    assert not ledger._entries
+    assert not ledger._entries.decoded
 
 
 def test_contributions_have_a_total_order() -> None:

@@ -241,13 +241,20 @@ def test_topics_knows_nobody() -> None:
 
 
 @pytest.mark.parametrize("room", ["pipeline.jobs", "pipeline.windows", "pipeline.providers",
-                                  "pipeline.ledger"])  # fmt: skip
+                                  "pipeline.effects", "pipeline.ledger"])  # fmt: skip
 def test_rules_touch_no_edge(room: str) -> None:
     found = reached(room)
     assert not {n: via for n, via in found.items() if n.split(".")[0] in EDGES}
     edges = ("pipeline.agents", "pipeline.faust_safe", "pipeline.web", "pipeline.commands",
              "pipeline.local", "pipeline.settings", "pipeline.metrics", "sinks")  # fmt: skip
     assert not {n: via for n, via in found.items() if within(n, *edges)}
+
+
+def test_parts_of_the_ledger_do_not_know_it() -> None:
+    parts = [name for name in modules() if within(name, "pipeline.ledger")]
+    whole = {"pipeline.ledger", "pipeline.ledger.ledger"}
+    assert len(parts) > len(whole)
+    assert not {name for name in parts if name not in whole and imports(name) & whole}
 
 
 def test_sinks_know_topics_only() -> None:

@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 
 from pipeline import replay as recorded
 from pipeline.agents.normalise import record_facts, webhook_facts
-from pipeline.ledger import Note
+from pipeline.effects import Note
 from pipeline.metrics import Metrics
 from pipeline.providers.base import ODD_REASONS, Facts, Provider, verify_sha256
 from pipeline.providers.github import GitHub

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.agents.normalise import lifecycle_facts, webhook_facts
-from pipeline.ledger import Note
+from pipeline.effects import Note
 from pipeline.metrics import Metrics
 from pipeline.providers.base import ODD_REASONS
 from pipeline.providers.github import ODD_FIELDS

@@ -14,12 +14,12 @@ from faust.types.tuples import TP
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
+from pipeline.effects import Output
 from pipeline.faust_safe import Fenced, FencedOutbox, create_app
 from pipeline.faust_safe.fencing import can_fence
 from pipeline.faust_safe.identity import cluster_id, log_names
 from pipeline.faust_safe.recovery import BatchRecovery
 from pipeline.faust_safe.store import Origin, PartitionedStore
-from pipeline.ledger import Output
 from pipeline.settings import Settings
 from tests.support import evidence
 from tests.support.brokers import Broker, broker, kind

@@ -11,8 +11,8 @@ import pytest
 from faust.types.tuples import TP
 
 from pipeline.agents.transaction import Transactions
+from pipeline.effects import Effects, Output
 from pipeline.faust_safe import Batch
-from pipeline.ledger import Effects, Output
 from topics.catalogue import JOBS
 
 TIMEOUT = 5.0

@@ -84,8 +84,10 @@ def many_fleets(count: int, partition: int = 0) -> Ledger:
     for n in range(count):
         fleet = f"labels-{n:05d}-" + "x" * 20
         known = Known("queued", fleet, NOW - n * 1000, NOW, None)
-        ledger._index(f"github:github.com:{partition}-{n}", known)
-        ledger._contribute(n, Contribution(NOW - NOW % MINUTE, fleet, "queue", 1_000 + n), 1)
+        ledger._index.put(f"github:github.com:{partition}-{n}", known)
+        ledger._windows.contribute(
+            n, 0, Contribution(NOW - NOW % MINUTE, fleet, "queue", 1_000 + n), 1
+        )
     ledger.flush()
     return ledger
 
@@ -175,10 +177,10 @@ def test_two_hundred_thousand_jobs_do_not_stop_the_loop() -> None:
     ledgers = {}
     for partition in range(8):
         ledger = Ledger(partition, value_of)
-        ledger.index = {
-            f"github:github.com:{partition}-{n}": Known("queued", f"f{n % 50}", n, 0, None)
+        ledger._index.known.update(
+            (f"github:github.com:{partition}-{n}", Known("queued", f"f{n % 50}", n, 0, None))
             for n in range(25_000)
-        }
+        )
         ledger.job = lambda key: None  # type: ignore[method-assign]
         ledgers[partition] = ledger
     worker = cast("Any", SimpleNamespace(fold=SimpleNamespace(ledgers=ledgers)))
@@ -357,7 +359,7 @@ def test_windows_come_in_pages_whole_and_once() -> None:
         ledger = ledger_of([], partition)
         for n in range(400):
             at = NOW - NOW % MINUTE - (n // 4) * MINUTE
-            ledger._contribute(n, Contribution(at, f"fleet~{n % 4}", "queue", 1_000), 1)
+            ledger._windows.contribute(n, 0, Contribution(at, f"fleet~{n % 4}", "queue", 1_000), 1)
         ledger.flush()
         ledgers[partition] = ledger
     with House(ledgers) as house:
@@ -384,10 +386,10 @@ def test_what_is_empty_is_not_shown() -> None:
     at = NOW - NOW % MINUTE
     for offset, (fleet, weights) in enumerate({"left": (1, -1), "stays": (1, 1, -1)}.items()):
         for weight in weights:
-            ledger._contribute(offset, Contribution(at, fleet, "run", 1_000), weight)
-            ledger._contribute(offset, Contribution(at, fleet, "failure", None), weight)
-    ledger._contribute(9, Contribution(at, "stays", "success", None), 1)
-    ledger._contribute(9, Contribution(at, "stays", "success", None), -1)
+            ledger._windows.contribute(offset, 0, Contribution(at, fleet, "run", 1_000), weight)
+            ledger._windows.contribute(offset, 0, Contribution(at, fleet, "failure", None), weight)
+    ledger._windows.contribute(9, 0, Contribution(at, "stays", "success", None), 1)
+    ledger._windows.contribute(9, 0, Contribution(at, "stays", "success", None), -1)
     ledger.flush()
     with House({0: ledger}) as house:
         _, answer = house.get(f"/windows?to={NOW + MINUTE}&limit=1")

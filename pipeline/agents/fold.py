@@ -12,9 +12,10 @@ import msgspec
 
 from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE
+from pipeline.effects import Effects, Note, Output, PaneKey
 from pipeline.faust_safe import Batch
 from pipeline.faust_safe.store import PartitionedStore
-from pipeline.ledger import Effects, Ledger, Note, Output, PaneKey
+from pipeline.ledger import Ledger
 from pipeline.windows.panes import PANE_S
 from topics.models import JOBS_RECORD, Unreadable
 from topics.reading import read

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from pipeline.effects import Note, Output
 from pipeline.faust_safe.undecodable import Undecodable
-from pipeline.ledger import Note, Output
 from topics import dead_letters
 from topics.catalogue import DEAD_LETTERS
 from topics.dead_letters import SourceRecord

@@ -8,8 +8,8 @@ from typing import Final
 
 from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE
+from pipeline.effects import Effects, Note, Output
 from pipeline.faust_safe import Batch
-from pipeline.ledger import Effects, Note, Output
 from pipeline.providers import lifecycle
 from pipeline.providers.base import Fact
 from pipeline.providers.registry import PROVIDERS, provider_of

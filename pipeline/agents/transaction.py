@@ -36,8 +36,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipeline.effects import Effects, Output
 from pipeline.faust_safe import Batch, Fenced, FencedOutbox, Outbox
-from pipeline.ledger import Effects, Output
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 
+from pipeline.effects import Output
 from pipeline.faust_safe.outbox import Outbox, connect
-from pipeline.ledger import Output
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 
+from pipeline.effects import Output
 from pipeline.faust_safe import producer_id
-from pipeline.ledger import Output
 from topics.catalogue import MAX_DEAD_LETTER_BYTES
 
 producer_id.install()
@@ -32,7 +32,7 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 class Outbox:
-    """Publishes :class:`~pipeline.ledger.Output` records and waits until they are durable."""
+    """Publishes :class:`~pipeline.effects.Output` records and waits until they are durable."""
 
     #: Prebuilt batches grow to this; a single larger record gets a batch of its own. Bytes.
     MAX_BATCH = 1 << 19

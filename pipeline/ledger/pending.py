@@ -1,0 +1,37 @@
+"""What the batch under way leads to so far: gathered from all parts of a ledger."""
+
+from __future__ import annotations
+
+from pipeline.effects import Effects, Note, Output
+
+
+class Pending:
+    """Records to publish, states to delete and things to count, since the last flush."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Output] = []
+        self.notes: list[Note] = []
+        #: Keys of jobs and runs that are forgotten, in one order.
+        self.gone: dict[str, None] = {}
+        #: Counts of the batch, one note per name and labels instead of one per record.
+        self._counted: dict[tuple[str, tuple[str, ...]], int] = {}
+
+    def note(self, name: str, labels: tuple[str, ...] = ()) -> None:
+        """Count one more of what metrics call ``name``."""
+        what = (name, labels)
+        self._counted[what] = self._counted.get(what, 0) + 1
+
+    def take(self) -> Effects:
+        """What there is to publish and to count; none of it is pending any more."""
+        effects = Effects(self.outputs, notes=self.notes)
+        for (name, labels), times in self._counted.items():
+            effects.notes.append(Note(name, labels, float(times)))
+        self.outputs, self.notes = [], []
+        self._counted.clear()
+        return effects
+
+    def forget(self, effects: Effects) -> None:
+        """Delete the states of what is forgotten."""
+        for key in self.gone:
+            effects.states.append((key.encode(), None))
+        self.gone.clear()
