@@ -130,9 +130,10 @@ def run_fold(settings: Settings, supervisor: SinkSupervisor | None = None) -> in
 def run_sink(settings: Settings) -> int:
     """Run the sink in this process until a signal; the exit code."""
     from pipeline.faust_safe.app import logging_config
+    from sinks.config import SinkConfig
     from sinks.http import HealthServer
     from sinks.schema import SchemaError
-    from sinks.sink import Sink, SinkConfig
+    from sinks.sink import Sink
 
     logging.config.dictConfig(logging_config(settings))
     url = clickhouse_url(settings)
