@@ -23,7 +23,7 @@ from benchmarks.bench import BATCH, PARTITIONS, Observed, Options, Stage, say, s
 from benchmarks.throughput import ends
 from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
-from sinks.sink import SinkConfig
+from sinks.config import SinkConfig
 from sinks.writer import INSERT_SETTINGS
 from tests.support.worker import ROOT, WorkerProcess
 from topics.catalogue import JOB_STATES

@@ -42,29 +42,30 @@ with quiet_interrupt():
 
     import click
 
-    from pipeline.commands.common import Context, OutputClosed
+    from pipeline.commands.context import Context
+    from pipeline.commands.output import OutputClosed
     from pipeline.text import version
 
 # clickhouse-driver makes a table of all days of four centuries when it is imported, a sixth of the
 # time that a command takes to start; with this it makes each day when it meets it.
 os.environ.setdefault("CLICKHOUSE_DRIVER_LASY_DATE_LUT", "lazy")
 
-#: Where each command is. A module is imported when its command is meant: all of them together take
-#: several times as long as the one.
-_COMMANDS: Final = {
-    "demo": "demo:demo",
-    "worker": "worker:worker",
-    "topics": "setup:topics",
-    "schema": "setup:schema",
-    "simulate": "feed:simulate",
-    "replay": "feed:replay",
-    "post": "feed:post_records",
-    "local": "setup:local",
-    "sql": "sql:sql",
-    "jobs": "look:jobs",
-    "dead-letters": "letters:dead_letters",
-    "doctor": "doctor:doctor",
-}
+#: Each is in the module of its name. A module is imported when its command is meant: all of them
+#: together take several times as long as the one.
+_COMMANDS: Final = (
+    "demo",
+    "worker",
+    "topics",
+    "schema",
+    "simulate",
+    "replay",
+    "post",
+    "local",
+    "sql",
+    "jobs",
+    "dead-letters",
+    "doctor",
+)
 
 
 class _Commands(dict[str, click.Command]):
@@ -80,9 +81,10 @@ class _Commands(dict[str, click.Command]):
         if name not in self:
             return default
         if not isinstance(super().get(name), click.Command):
-            module, _, attribute = _COMMANDS[name].partition(":")
+            python_name = name.replace("-", "_")
             with quiet_interrupt():
-                self[name] = getattr(import_module(f"pipeline.commands.{module}"), attribute)
+                module = import_module(f"pipeline.commands.{python_name}")
+            self[name] = getattr(module, python_name)
         return super().get(name)
 
     def items(self) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from pipeline.agents.normalise import Normalise, record_facts
-from pipeline.commands.letters import _headers
+from pipeline.commands.dead_letters import _headers
 from pipeline.effects import Effects, Note
 from pipeline.faust_safe import Batch
 from pipeline.settings import load

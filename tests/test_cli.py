@@ -24,7 +24,8 @@ from click.testing import CliRunner, Result
 from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.cli import main, quiet_interrupt
-from pipeline.commands.common import cell, seconds_of
+from pipeline.commands.context import seconds_of
+from pipeline.commands.output import cell
 from pipeline.local import EmbeddedClickHouse, unavailable
 from pipeline.local.process import free_port
 from pipeline.text import duration

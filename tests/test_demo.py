@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.commands.check import Check, renamed
 from pipeline.commands.demo import ALIASES, MEMORY_MIB, USUAL_S, Demo, recorded
+from pipeline.commands.demo_check import Check, renamed
 from pipeline.local import unavailable
 from pipeline.simulate import JobTruth, Truth
 from tests.support.worker import ROOT

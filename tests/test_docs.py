@@ -27,7 +27,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from pipeline.agents.normalise import lifecycle_facts, record_facts, webhook_facts
 from pipeline.cli import main
-from pipeline.commands.reach import ask
+from pipeline.commands.connections import ask
 from pipeline.local import EmbeddedClickHouse, unavailable
 from pipeline.settings import Settings
 from sinks import schema

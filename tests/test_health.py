@@ -17,17 +17,15 @@ from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartitio
 from kafka.admin import KafkaAdminClient
 
 from pipeline.holes import Holes, missing
-from pipeline.web import health as health_module
-from pipeline.web.health import (
-    STUCK_S,
-    WEDGED_S,
-    WORKER_STUCK_S,
+from pipeline.web import watch as watch_module
+from pipeline.web.health import STUCK_S, WEDGED_S, WORKER_STUCK_S
+from pipeline.web.watch import (
     Evidence,
     Lag,
+    LagMeter,
     Remains,
     Trouble,
     Watch,
-    _LagMeter,
     more_partitions,
 )
 from tests.support import brokers
@@ -63,7 +61,7 @@ def admin(running: Broker) -> Iterator[KafkaAdminClient]:
 
 
 def test_lag_is_measured_in_records_and_seconds() -> None:
-    meter = _LagMeter()
+    meter = LagMeter()
     assert meter.measure(0.0, {ONE: 5}, {ONE: 5}).total == 0
     lag = meter.measure(10.0, {ONE: 5}, {ONE: 8})
     assert (lag.total, lag.seconds, lag.still) == (3, 0.0, 0.0)
@@ -157,7 +155,7 @@ def alone(tmp_path: Path) -> Iterator[Broker]:
 def test_control_and_aborted_records_are_no_lag(
     alone: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health_module, "EVERY_S", 0.5)
+    monkeypatch.setattr(watch_module, "EVERY_S", 0.5)
     _topics(alone, "marks")
     producer = KafkaProducer(bootstrap_servers=alone.bootstrap, transactional_id="t")
     producer.init_transactions()
@@ -361,7 +359,7 @@ def test_records_removed_before_they_were_read_are_counted_and_shown(alone: Brok
 def _codes(lag: Lag, **changes: Any) -> tuple[set[str], int]:
     """The reasons for a lag of the worker, and what /healthz says."""
     with House({}) as house:
-        health = house.views.health
+        health = house.views.site.health
         health._joined = True
         watch = health.watch
         watch.evidence = replace(Evidence(time.monotonic(), worker=lag), **changes)
@@ -387,7 +385,7 @@ def test_a_worker_that_stands_still_is_stuck_and_then_not_alive() -> None:
 
 def test_a_recovery_that_gets_no_further_is_not_alive() -> None:
     with House({}) as house:
-        health, app = house.views.health, house.worker.app
+        health, app = house.views.site.health, house.worker.app
         health.watch.evidence = Evidence(time.monotonic())
         left = 100
         app.tables = SimpleNamespace(recovery=SimpleNamespace(active_remaining_total=lambda: left))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.common import USAGE, Failure, read_settings
+from pipeline.commands.context import read_settings
+from pipeline.commands.failure import USAGE, Failure
 from pipeline.settings import Settings, check_clickhouse_url, environment_problems, load
 
 SECRET = "s3cr3t"

@@ -11,7 +11,7 @@ from kafka import KafkaProducer
 
 from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
-from sinks.sink import SinkConfig
+from sinks.config import SinkConfig
 from tests.support.brokers import Broker, broker
 from tests.support.worker import WorkerProcess
 from tests.test_sink_loop import QUICK_GROUP, count, eventually, job_state, now_ms, query, running

@@ -33,10 +33,11 @@ from kafka.structs import MemberState, OffsetAndMetadata
 
 from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
+from sinks.config import SinkConfig
 from sinks.consumer import known_options
 from sinks.http import HealthServer
 from sinks.metrics import FLUSH_REASONS
-from sinks.sink import Sink, SinkConfig
+from sinks.sink import Sink
 from sinks.writer import Backoff
 from tests.support.brokers import Broker, broker, kind
 from topics.models import Delivery, JobState, LifecycleEvent, Record, Sample, Status
@@ -387,8 +388,8 @@ def test_a_refused_connection_is_trouble_and_not_the_end(config: SinkConfig) -> 
 
     consumer = Consumer()
     assert sink._poll(consumer, 0.0) == {}
-    assert sink._broker_trouble is not None
-    assert "refused" in sink._broker_trouble[1]
+    assert sink._broker.now is not None
+    assert "refused" in sink._broker.now[1]
     consumer.error = TopicAuthorizationFailedError()
     with pytest.raises(TopicAuthorizationFailedError):
         sink._poll(consumer, 0.0)
@@ -521,25 +522,25 @@ def test_where_a_partition_begins_tells_what_is_gone(
 ) -> None:
     sink = Sink(SinkConfig(kafka={}, clickhouse_url="clickhouse://h", group_id="g"))
     where = TopicPartition(rows.SAMPLES, 0)
-    sink._owned.on_partitions_assigned([where])
+    sink._members.owned.on_partitions_assigned([where])
     log = Log(begin, committed)
-    sink._take(log, {}, 1.0)  # its position is still looked for
+    sink._progress.take(log, {}, sink._batch, 1.0)  # its position is still looked for
     log.at = starts
-    sink._take(log, {}, 1.0)
-    sink._look_into(log)
+    sink._progress.take(log, {}, sink._batch, 1.0)
+    sink._progress.look_into(log)
     assert sum(hole.records for hole in sink.status().holes) == lost
     assert sink._batch.first is None, "there is nothing to commit"
     # A jump over what compaction took, or marks of transactions: to be committed, and no loss.
     log.at = starts + 40
-    sink._take(log, {}, 2.0)
-    sink._look_into(log)
+    sink._progress.take(log, {}, sink._batch, 2.0)
+    sink._progress.look_into(log)
     assert sum(hole.records for hole in sink.status().holes) == lost
     assert sink._batch.offsets == {where: (starts + 40, 1)}
     # Retention has overtaken us.
     log.begin = starts + 60
     log.at = starts + 70
-    sink._take(log, {}, 3.0)
-    sink._look_into(log)
+    sink._progress.take(log, {}, sink._batch, 3.0)
+    sink._progress.look_into(log)
     assert sink.status().holes[0].records == 20
     assert sum(hole.records for hole in sink.status().holes) == lost + 20
 
@@ -655,13 +656,13 @@ def _stuck(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def test_alive_ends_when_joining_anew_does_not_help(config: SinkConfig) -> None:
     sink = Sink(replace(config, rejoin_s=5.0))
     sink._preparing = None
-    sink._owned.joined = True
-    sink._absent = (time.monotonic() - 8, "not a member of the group (rebalancing)")
+    sink._members.owned.joined = True
+    sink._members.absent = (time.monotonic() - 8, "not a member of the group (rebalancing)")
     sink._turned = time.monotonic()
     assert sink.status().alive
     assert not sink.status().ready
     assert "rebalancing" in sink.status().reason
-    sink._absent = (time.monotonic() - 11, "not a member of the group (rebalancing)")
+    sink._members.absent = (time.monotonic() - 11, "not a member of the group (rebalancing)")
     assert not sink.status().alive
 
 
@@ -669,19 +670,19 @@ def test_a_lag_that_is_not_known_is_not_zero() -> None:
     sink = Sink(SinkConfig(kafka={}, clickhouse_url="clickhouse://h", group_id="g"))
     assert sink.status().lag == {}
     where = TopicPartition(rows.SAMPLES, 0)
-    sink._owned.on_partitions_assigned([where])
+    sink._members.owned.on_partitions_assigned([where])
     log: Any = Log(0, None)
     log.end_offsets = lambda places, timeout_ms: {where: 9}
-    sink._absent = (0.0, "not a member of the group (rebalancing)")
-    sink._observe(log, 100.0)
+    sink._members.absent = (0.0, "not a member of the group (rebalancing)")
+    sink._progress.observe(log, 100.0, member=sink._members.absent is None)
     assert sink.status().lag == {}
-    sink._absent = None
-    sink._observe(log, 100.0)
+    sink._members.absent = None
+    sink._progress.observe(log, 100.0, member=sink._members.absent is None)
     others = set(rows.TOPICS) - {rows.SAMPLES}
     assert sink.status().lag == dict.fromkeys(others, 0), "its position is still looked for"
     log.at = 4
-    sink._take(log, {}, 101.0)
-    sink._observe(log, 101.0)
+    sink._progress.take(log, {}, sink._batch, 101.0)
+    sink._progress.observe(log, 101.0, member=sink._members.absent is None)
     assert sink.status().lag[rows.SAMPLES] == 5
 
 
@@ -760,7 +761,8 @@ def test_a_broker_outage_is_said_and_survived(
 
 _PROGRAM = """
 import json, sys, threading
-from sinks.sink import Sink, SinkConfig
+from sinks.config import SinkConfig
+from sinks.sink import Sink
 options = json.loads(sys.argv[1])
 Sink(SinkConfig(**options)).run(threading.Event())
 """

@@ -14,8 +14,8 @@ from kafka import KafkaAdminClient, KafkaProducer
 
 from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
+from sinks.config import SinkConfig
 from sinks.refill import refill, topics_of
-from sinks.sink import SinkConfig
 from tests.support.brokers import Broker, broker
 from tests.test_sink_loop import (
     QUICK_GROUP,

@@ -21,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli import main
-from pipeline.commands.common import to_json
+from pipeline.commands.output import to_json
 from pipeline.commands.sql import ended
-from pipeline.commands.sqltext import format_clause, split, statements, writes_file
-from pipeline.commands.sqlvalues import FORMAT_NAMES, FORMATS, moment, shortest
+from pipeline.commands.sql_statements import format_clause, split, statements, writes_file
+from pipeline.commands.sql_values import FORMAT_NAMES, FORMATS, moment, shortest
 from pipeline.local import EmbeddedClickHouse, unavailable
 from tests.support.worker import ROOT
 

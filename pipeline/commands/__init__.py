@@ -1,1 +1,1 @@
-"""The commands of ``runnerstream``, one module per kind of task; ``pipeline.cli`` lists them."""
+"""The commands of ``runnerstream``, each in the module of its name, and what they share."""

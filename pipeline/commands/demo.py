@@ -23,7 +23,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
@@ -32,25 +31,14 @@ from typing import Any, Final
 
 import click
 from clickhouse_driver import Client
-from rich.console import Console, Group
-from rich.live import Live
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
+from rich.console import Group
 
-from pipeline.commands.check import Check, compare, renamed
-from pipeline.commands.common import (
-    FAILED,
-    USAGE,
-    Context,
-    Duration,
-    Failure,
-    cell,
-    print_table,
-    say,
-    short,
-)
-from pipeline.commands.reach import ask
+from pipeline.commands.connections import ask
+from pipeline.commands.context import Context, Duration
+from pipeline.commands.demo_check import Check, compare, renamed
+from pipeline.commands.demo_screen import STUCK_MS, Snapshot, display, status_line, summary
+from pipeline.commands.failure import FAILED, USAGE, Failure, short
+from pipeline.commands.output import cell, print_table, say
 from pipeline.ledger import LIVE
 from pipeline.local import LocalError, LocalStack, PortTaken, default_data_dir, unavailable
 from pipeline.local.process import LOOPBACK, free_port, require_free_port, resident_mib
@@ -64,7 +52,7 @@ from pipeline.text import duration
 from sinks import schema
 from topics.apply import TopicsError, apply
 from topics.catalogue import catalogue
-from topics.models import Delivery, Status
+from topics.models import Delivery
 from topics.producer import Producer
 
 #: The clock of the demo: often enough to watch. Seconds.
@@ -90,8 +78,6 @@ FAULTS: Final = Faults(
 #: The recorded payloads are told as of so long ago: their queued jobs are stuck for us to find,
 #: and their samples stay clear of the simulated ones.
 RECORDED_AGO: Final = timedelta(hours=3)
-#: A job longer than this in one state is shown as stuck. ms.
-STUCK_MS: Final = 60_000
 #: Whose rows are counted, without the superseded ones.
 TABLES: Final = ("jobs", "job_transitions", "job_timings", "windows", "dead_letters")
 #: How long the pipeline may take to drain before differences count. Seconds.
@@ -170,16 +156,6 @@ def demo(
         raise SystemExit(FAILED)
 
 
-@dataclass(slots=True)
-class Snapshot:
-    """What the summary shows. Gaps stay as they were."""
-
-    fleets: list[dict[str, Any]] = field(default_factory=list)
-    stuck: list[dict[str, Any]] = field(default_factory=list)
-    ready: dict[str, Any] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-
-
 class Demo:
     """The parts of the demo, as a context: whatever happens inside, all of it is stopped."""
 
@@ -194,8 +170,6 @@ class Demo:
         self._weighed = 0.0
         self._broker_mib = 0
         self._ended = ""
-        # Literal: job names come from strangers, and are neither markup nor names of emoji.
-        self.console = Console(markup=False, emoji=False, highlight=False)
         self.began = time.monotonic()
         self.sent = 0
         self.recorded = 0
@@ -376,7 +350,7 @@ class Demo:
     def watch(self, stop: threading.Event) -> None:
         """Show the summary until ``stop`` is set or the time is over."""
         ends = time.monotonic() + self.lasts
-        with self._display() as show:
+        with display(self._say_status, self._summary) as show:
             while not stop.is_set() and not self._ended:
                 self._still_alive()
                 self._weigh()
@@ -404,20 +378,21 @@ class Demo:
                 "Kafka of yours keeps records on disk"
             )
 
-    @contextlib.contextmanager
-    def _display(self) -> Iterator[Any]:
-        if not sys.stdout.isatty():
-            last = [0.0]
+    def _say_status(self) -> None:
+        self._say(status_line(self.snapshot, self._elapsed_ms(), self.sent))
 
-            def line() -> None:
-                if time.monotonic() - last[0] >= 5:
-                    last[0] = time.monotonic()
-                    self._say(self._status_line())
+    def _summary(self) -> Group:
+        return summary(
+            self.snapshot,
+            self._elapsed_ms(),
+            self.sent,
+            self.lasts,
+            self.url,
+            self.directory / "env",
+        )
 
-            yield line
-            return
-        with Live(console=self.console, auto_refresh=False, transient=True) as screen:
-            yield lambda: screen.update(self._summary(), refresh=True)
+    def _elapsed_ms(self) -> float:
+        return (time.monotonic() - self.began) * 1000
 
     def _look(self) -> None:
         """Refresh the snapshot; what does not answer now stays as it was."""
@@ -445,95 +420,6 @@ class Demo:
             with contextlib.suppress(Exception):
                 client.disconnect()
 
-    def _depth(self) -> dict[str, int]:
-        depth = dict.fromkeys((status.value for status in Status), 0)
-        for fleet in self.snapshot.fleets:
-            for status, count in fleet["jobs"].items():
-                depth[status] += count
-        return depth
-
-    def _lag(self) -> str:
-        ready = self.snapshot.ready
-        if not ready:
-            return "–"
-        waiting = sum((ready.get("consumer_lag") or {}).values())
-        told = f"fold {ready.get('tick_lag_s', 0):.1f} s, {waiting:,} records waiting"
-        sink = ready.get("sink")
-        return f"{told}; sink {sink['lag_records']:,} records" if sink else told
-
-    def _status_line(self) -> str:
-        depth = self._depth()
-        jobs = ", ".join(f"{depth[status]} {status}" for status in (*LIVE, "completed"))
-        rows = self.snapshot.rows.get("jobs", 0)
-        state = "" if self.snapshot.ready.get("ready") else " NOT READY:"
-        why = "".join(f" {r['text']};" for r in self.snapshot.ready.get("reasons", ()))
-        return (
-            f"{duration((time.monotonic() - self.began) * 1000):>9}  {self.sent:,} events; {jobs}; "
-            f"{rows:,} rows of jobs in ClickHouse; lag: {self._lag()}{state}{why}"
-        )
-
-    def _summary(self) -> Group:
-        depth = self._depth()
-        head = Text.assemble(
-            ("runnerstream demo", "bold"),
-            f"   {duration((time.monotonic() - self.began) * 1000)}   {self.sent:,} events sent",
-            (f"   ends after {duration(self.lasts * 1000)}", "dim"),
-        )
-        states = Text()
-        for status in (*LIVE, "completed"):
-            states.append(f"{status} ", "dim")
-            states.append(f"{depth[status]:,}    ", "bold" if depth[status] else "dim")
-        fleets = Table(box=None, pad_edge=False, header_style="dim")
-        for number, name in enumerate(
-            ("fleet", "queued", "running", "oldest queued", "queue p50", "p95", "run p50", "p95")
-        ):
-            fleets.add_column(name, justify="right" if number else "left", no_wrap=True)
-        busiest = sorted(self.snapshot.fleets, key=lambda f: -sum(f["jobs"].values()))[:8]
-        for fleet in sorted(busiest, key=lambda f: str(f["fleet"])):
-            queue = fleet["families"].get("queue", {})
-            run = fleet["families"].get("run", {})
-            fleets.add_row(
-                cell(fleet["fleet"]),
-                str(fleet["jobs"]["queued"]),
-                str(fleet["jobs"]["running"]),
-                duration(fleet["oldest_ms"]["queued"]),
-                *(duration(each.get(q)) for each in (queue, run) for q in ("p50_ms", "p95_ms")),
-            )
-        parts: list[Any] = [Text(), head, Text(), states, Text(), fleets, Text()]
-        if self.snapshot.stuck:
-            stuck = Table(box=None, pad_edge=False, show_header=False)
-            for row in self.snapshot.stuck:
-                stuck.add_row(
-                    row["status"],
-                    duration(row["age_ms"]),
-                    cell(row["name"] or row["key"]),
-                    cell(row["repo"]),
-                    Text(row["key"], "dim"),
-                )
-            over = f"longest in their state, over {duration(STUCK_MS)}"
-            parts += [Text(over, "dim"), Padding(stuck, (0, 0, 0, 2)), Text()]
-        rows = self.snapshot.rows
-        stored = "   ".join(f"{name} {number:,}" for name, number in rows.items())
-        parts.append(Text.assemble(("ClickHouse  ", "dim"), stored or "–"))
-        parts.append(Text.assemble(("lag         ", "dim"), self._lag()))
-        for reason in self.snapshot.ready.get("reasons", ()):
-            parts.append(Text.assemble(("not ready   ", "yellow"), cell(reason["text"])))
-        parts += [Text(), *self._pointers(), Text(), Text("Ctrl-C stops everything", "dim")]
-        return Group(*parts)
-
-    def _pointers(self) -> list[Text]:
-        return [
-            Text.assemble(("views       ", "dim"), f"{self.url}/  and  {self.url}/jobs/KEY"),
-            Text.assemble(("SQL         ", "dim"), self._example()),
-        ]
-
-    def _example(self) -> str:
-        file = str(self.directory / "env")
-        home = f"{Path.home()}{os.sep}"
-        if file.startswith(home):
-            file = f"~/{file.removeprefix(home)}"
-        return f'runnerstream --config {file} sql "SELECT * FROM queue_now"'
-
     # -- end -----------------------------------------------------------------------------------
 
     def check(self, stop: threading.Event) -> Check | None:
@@ -559,12 +445,12 @@ class Demo:
         if self._settings is None:
             return
         self._look()
-        depth = self._depth()
+        depth = self.snapshot.depth()
         alive = sum(depth[status] for status in LIVE)
         rows = sum(self.snapshot.rows.values())
         self._say("")
         self._say(
-            f"{duration((time.monotonic() - self.began) * 1000)}: {self.recorded} recorded "
+            f"{duration(self._elapsed_ms())}: {self.recorded} recorded "
             f"deliveries and {self.sent:,} simulated events; {depth['completed']:,} jobs "
             f"completed, {alive:,} live; {rows:,} rows in ClickHouse"
         )

@@ -14,19 +14,7 @@ from kafka import TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError
 
-from pipeline.commands.common import (
-    FAILED,
-    UNREACHABLE,
-    Context,
-    Failure,
-    cell,
-    on_terminal,
-    place,
-    print_json,
-    say,
-    short,
-)
-from pipeline.commands.reach import (
+from pipeline.commands.connections import (
     Answer,
     ask,
     bounded,
@@ -41,6 +29,9 @@ from pipeline.commands.reach import (
     within,
     worker_url,
 )
+from pipeline.commands.context import Context
+from pipeline.commands.failure import FAILED, UNREACHABLE, Failure, place, short
+from pipeline.commands.output import cell, on_terminal, print_json, say
 from pipeline.commands.worker import deployment, sink_group
 from pipeline.settings import Settings
 from pipeline.text import duration

@@ -21,9 +21,10 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import Error as ClickHouseError
 from clickhouse_driver.errors import ServerException, UnknownTypeError
 
-from pipeline.commands.common import UNREACHABLE, USAGE, Context, Duration, Failure, place, short
-from pipeline.commands.reach import SILENCE_S, clickhouse_failure, open_clickhouse
-from pipeline.commands.sqltext import (
+from pipeline.commands.connections import SILENCE_S, clickhouse_failure, open_clickhouse
+from pipeline.commands.context import Context, Duration
+from pipeline.commands.failure import UNREACHABLE, USAGE, Failure, place, short
+from pipeline.commands.sql_statements import (
     Statement,
     first_words,
     format_clause,
@@ -31,7 +32,7 @@ from pipeline.commands.sqltext import (
     statements,
     writes_file,
 )
-from pipeline.commands.sqlvalues import (
+from pipeline.commands.sql_values import (
     FORMAT_NAMES,
     FORMATS,
     as_json_lines,

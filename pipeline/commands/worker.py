@@ -24,16 +24,9 @@ from urllib.parse import urlsplit
 
 import click
 
-from pipeline.commands.common import (
-    FAILED,
-    UNREACHABLE,
-    USAGE,
-    Context,
-    Duration,
-    Failure,
-    place,
-)
-from pipeline.commands.reach import clickhouse_url, local_url, topics_plan, worker_url
+from pipeline.commands.connections import clickhouse_url, local_url, topics_plan, worker_url
+from pipeline.commands.context import Context, Duration
+from pipeline.commands.failure import FAILED, UNREACHABLE, USAGE, Failure, place
 from pipeline.settings import Settings
 from pipeline.text import version
 
@@ -103,7 +96,7 @@ def worker(
 def run_fold(settings: Settings, supervisor: SinkSupervisor | None = None) -> int:
     """Run the fold in this process, with the sink beside it; the exit code."""
     # Late: Faust takes half a second to import, which the other commands need not pay.
-    from pipeline.commands.ready import tell_when_ready
+    from pipeline.commands.worker_ready import tell_when_ready
     from pipeline.faust_safe.app import logging_config
     from pipeline.worker import Worker, is_fenced
 
@@ -137,9 +130,10 @@ def run_fold(settings: Settings, supervisor: SinkSupervisor | None = None) -> in
 def run_sink(settings: Settings) -> int:
     """Run the sink in this process until a signal; the exit code."""
     from pipeline.faust_safe.app import logging_config
+    from sinks.config import SinkConfig
     from sinks.http import HealthServer
     from sinks.schema import SchemaError
-    from sinks.sink import Sink, SinkConfig
+    from sinks.sink import Sink
 
     logging.config.dictConfig(logging_config(settings))
     url = clickhouse_url(settings)

@@ -13,7 +13,8 @@ from typing import Final
 from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
-from pipeline.jobs.facts import Attributes, Claim, Ending, Job, RunAttempt, Runner
+from pipeline.jobs.attributes import Attributes
+from pipeline.jobs.facts import Claim, Ending, Job, RunAttempt, Runner
 from pipeline.jobs.runs import Run
 from pipeline.jobs.status import View
 from pipeline.jobs.timings import Measured

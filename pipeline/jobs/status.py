@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from pipeline.jobs.facts import Attributes, Job
+from pipeline.jobs.attributes import Attributes
+from pipeline.jobs.facts import Job
 from pipeline.jobs.timings import (
     Measured,
     Milestones,

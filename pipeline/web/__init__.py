@@ -1,7 +1,9 @@
 """What people and programs ask a worker over HTTP: jobs, fleets, windows, workers, health.
 
-``part`` is what this worker knows itself, ``group`` asks the others, ``health`` knows whether the
-answers can be trusted, ``views`` makes JSON and HTML of them. Views only read.
+``part`` is what this worker knows itself, ``group`` asks the others. ``watch`` asks broker and
+ClickHouse, ``health`` knows from it whether the answers can be trusted. ``jobs``, ``fleets``,
+``windows`` and ``views`` make JSON and HTML of it all, with what ``site`` and ``answers`` hold for
+them. Views only read.
 """
 
 from pipeline.web.views import mount

@@ -16,6 +16,8 @@ from aiohttp import web
 #: The form of the answer; every page knows it.
 FORMAT: Final = "format"
 FORMS: Final = ("json", "html")
+#: The greatest moment that may be asked for, Unix milliseconds.
+FOREVER: Final = 1 << 53
 
 # Python's int() and float() also take Arabic digits, underscores and white space.
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)

@@ -89,7 +89,7 @@ class House:
     async def _start(self) -> None:
         self.views = Views(self.worker)
         # There is no broker to watch.
-        self.views.health.watch.start = lambda: None  # type: ignore[method-assign]
+        self.views.site.health.watch.start = lambda: None  # type: ignore[method-assign]
         app = web.Application(middlewares=[announce(self.door)])
         self.views.register(app)
         self._runner = new_runner(app)

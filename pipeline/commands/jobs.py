@@ -6,16 +6,10 @@ from typing import Any
 
 import click
 
-from pipeline.commands.common import (
-    FAILED,
-    Context,
-    Duration,
-    Failure,
-    print_json,
-    print_table,
-    say,
-)
-from pipeline.commands.reach import ask, web_url, worker_url
+from pipeline.commands.connections import ask, web_url, worker_url
+from pipeline.commands.context import Context, Duration
+from pipeline.commands.failure import FAILED, Failure
+from pipeline.commands.output import print_json, print_table, say
 from pipeline.text import duration
 from topics.models import Status
 

@@ -11,17 +11,11 @@ import click
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 
-from pipeline.commands.common import (
-    Context,
-    Duration,
-    Failure,
-    OutputClosed,
-    print_json,
-    print_table,
-    say,
-)
-from pipeline.commands.feed import producer
-from pipeline.commands.reach import broker_failure, kafka_admin, kafka_options, specs
+from pipeline.commands.connections import broker_failure, kafka_admin, kafka_options, specs
+from pipeline.commands.context import Context, Duration
+from pipeline.commands.failure import Failure
+from pipeline.commands.kafka_producer import producer
+from pipeline.commands.output import OutputClosed, print_json, print_table, say
 from pipeline.settings import Settings
 from pipeline.text import duration
 from sinks.consumer import make_consumer

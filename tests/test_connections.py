@@ -21,8 +21,8 @@ import trustme
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from pipeline.commands import probe, reach
-from pipeline.commands.common import Failure
+from pipeline.commands import connections, unreachable
+from pipeline.commands.failure import Failure
 from pipeline.local import EmbeddedClickHouse, unavailable
 from tests.support.brokers import broker
 
@@ -68,8 +68,8 @@ def _short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     and what is said. A real server on a busy machine may need the whole."""
     if "real" in request.node.name:
         return
-    monkeypatch.setattr(reach, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(probe, "PROBE_S", 0.5)
+    monkeypatch.setattr(connections, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(unreachable, "PROBE_S", 0.5)
 
 
 def run(*arguments: str, **settings: str) -> Result:
@@ -130,14 +130,16 @@ def trickle(connection: socket.socket) -> None:
 def test_a_silent_worker_ends_each_question(handler: Handler) -> None:
     with server(handler) as port:
         with pytest.raises(Failure) as told:
-            reach.ask(f"http://127.0.0.1:{port}", "/jobs", timeout=0.5)
+            connections.ask(f"http://127.0.0.1:{port}", "/jobs", timeout=0.5)
         assert told.value.exit_code == 3
         assert "waited 0.5 s for an answer to /jobs" in told.value.message
 
 
 def test_jobs_and_doctor_end_when_the_worker_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = reach.within
-    monkeypatch.setattr(reach, "within", lambda s, what, call: original(min(s, 1.0), what, call))
+    original = connections.within
+    monkeypatch.setattr(
+        connections, "within", lambda s, what, call: original(min(s, 1.0), what, call)
+    )
     with server(silent) as port:
         result = run("jobs", web_port=str(port))
         assert result.exit_code == 3
@@ -185,10 +187,10 @@ def test_a_real_clickhouse_stopped_in_the_middle_of_a_statement(tmp_path: Path) 
 
 def test_a_limit_names_what_was_waited_for() -> None:
     with pytest.raises(TimeoutError, match=r"waited 0\.1 s for nothing"):
-        reach.within(0.1, "nothing", threading.Event().wait)
-    assert reach.within(5, "an answer", lambda: 42) == 42
+        connections.within(0.1, "nothing", threading.Event().wait)
+    assert connections.within(5, "an answer", lambda: 42) == 42
     with pytest.raises(KeyError):
-        reach.within(5, "an error", lambda: {}["x"])
+        connections.within(5, "an error", lambda: {}["x"])
 
 
 # -- TLS and logins --------------------------------------------------------------------------------

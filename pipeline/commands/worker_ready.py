@@ -7,8 +7,8 @@ import threading
 import time
 from typing import Final
 
-from pipeline.commands.common import Failure
-from pipeline.commands.reach import ask
+from pipeline.commands.connections import ask
+from pipeline.commands.failure import Failure
 
 log = logging.getLogger(__name__)
 

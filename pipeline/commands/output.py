@@ -1,7 +1,4 @@
-"""What all commands share: settings, failures with exit codes, being reachable, tables.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 something cannot be reached.
-"""
+"""What commands write on standard output: text, tables, JSON."""
 
 from __future__ import annotations
 
@@ -12,92 +9,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import click
-from pydantic import ValidationError
-
-from pipeline.settings import Settings, SettingsError, load
-
-FAILED: Final = 1
-USAGE: Final = 2
-UNREACHABLE: Final = 3
-
-#: How long a command waits for a server to answer before it says so. Seconds.
-PATIENCE_S: Final = 8.0
-
-
-class Failure(click.ClickException):
-    """A command that cannot go on. ``remedy`` says what to do, ``exit_code`` how it ends."""
-
-    def __init__(self, what: str, remedy: str = "", exit_code: int = FAILED) -> None:
-        super().__init__(what)
-        self.remedy = remedy
-        self.exit_code = exit_code
-
-    def show(self, file: Any = None) -> None:
-        """Print the message and the remedy on standard error."""
-        click.echo(f"error: {self.message}", err=True)
-        if self.remedy:
-            click.echo(f"  {self.remedy}", err=True)
-
-
-@dataclass
-class Context:
-    """What the options before the command's name say."""
-
-    config: Path | None = None
-    verbose: int = 0
-    overrides: dict[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def settings(self) -> Settings:
-        """The settings. Raises :class:`Failure` naming each wrong one, with code 2."""
-        overrides = dict(self.overrides)
-        if self.verbose:
-            overrides.setdefault("log_level", "DEBUG" if self.verbose > 1 else "INFO")
-        return read_settings(self.config, **overrides)
-
-    def with_overrides(self, **overrides: Any) -> Settings:
-        """The settings with options of the command on top; ``None`` leaves a setting as it is."""
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return Context(self.config, self.verbose, {**self.overrides, **given}).settings
-
-
-def read_settings(config: Path | None = None, **overrides: Any) -> Settings:
-    """Load the settings, with errors as a person can use them."""
-    try:
-        return load(config, **overrides)
-    except FileNotFoundError as error:
-        raise Failure(str(error), "give another with --config", USAGE) from None
-    except OSError as error:
-        raise Failure(
-            f"the configuration file cannot be read: {error.strerror}: {error.filename}",
-            "give another with --config",
-            USAGE,
-        ) from None
-    except SettingsError as error:
-        raise Failure("\n  ".join(error.problems), exit_code=USAGE) from None
-    except ValidationError as error:
-        raise Failure("\n  ".join(said(error)), exit_code=USAGE) from None
-
-
-def said(error: ValidationError) -> list[str]:
-    """One line per wrong setting. Values are left out: they may be secrets."""
-    lines = []
-    for each in error.errors(include_url=False, include_input=False):
-        name = ".".join(str(part) for part in each["loc"])
-        what = each["msg"].removeprefix("Value error, ")
-        if name:
-            lines.append(f"setting {name} (RUNNERSTREAM_{name.upper()}): {what}")
-        else:
-            lines.append(f"settings: {what}")
-    return lines
 
 
 class OutputClosed(SystemExit):
@@ -290,45 +205,3 @@ def text_of(value: bytes) -> str:
 def print_json(value: Any) -> None:
     """Print a value as JSON, times and bytes as text."""
     say(to_json(value, indent=2))
-
-
-def seconds_of(text: str) -> float:
-    """Seconds from ``90``, ``90s``, ``15m``, ``2h`` or ``7d``. Raises ValueError."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-    number, unit = (text[:-1], text[-1]) if text and text[-1] in units else (text, "s")
-    value = float(number) * units[unit]
-    if not 0 <= value < 1e10:
-        raise ValueError(text)
-    return value
-
-
-class Duration(click.ParamType):
-    """An option such as ``15m``; the value is in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Parse, or fail as wrong usage."""
-        if isinstance(value, (int, float)):
-            return float(value)
-        try:
-            return seconds_of(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a duration such as 90s, 15m, 2h or 7d", param, ctx)
-
-
-def place(url: str) -> str:
-    """Host and port of a URL, without what is secret in it."""
-    parts = urlsplit(url)
-    try:
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        port = ""
-    return f"{parts.hostname or '?'}{port}"
-
-
-def short(error: BaseException) -> str:
-    """An error in one line: drivers put stack traces and pages into theirs."""
-    text = " ".join(str(error).split("Stack trace:")[0].split())[:300]
-    name = type(error).__name__
-    return text if text.startswith(name) else f"{name}: {text}" if text else name

@@ -29,12 +29,14 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 from pydantic import SecretStr
 
-from pipeline.commands.common import PATIENCE_S, UNREACHABLE, USAGE, Failure, place, short
-from pipeline.commands.probe import address_of, clickhouse_cause, kafka_cause
+from pipeline.commands.failure import UNREACHABLE, USAGE, Failure, place, short
+from pipeline.commands.unreachable import address_of, clickhouse_cause, kafka_cause
 from pipeline.settings import Settings
 from topics.apply import Plan, TopicsError, plan
 from topics.catalogue import TopicSpec, catalogue
 
+#: How long a command waits for a server to answer before it says so. Seconds.
+PATIENCE_S: Final = 8.0
 #: How long ClickHouse may give no sign of life during a statement. It tells of progress several
 #: times a second while it reads; some changes of tables are done in silence. Seconds.
 SILENCE_S: Final = 60.0

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from clickhouse_driver import Client
 
-from pipeline.commands.reach import ask
+from pipeline.commands.connections import ask
 from pipeline.simulate import JobTruth, Truth
 
 FAMILIES: Final = ("queue", "claim_to_start", "run", "total")

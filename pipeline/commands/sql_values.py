@@ -20,7 +20,7 @@ from clickhouse_driver.columns import service
 from clickhouse_driver.columns.datetimecolumn import DateTime64Column, DateTimeColumn
 from clickhouse_driver.columns.floatcolumn import Float32Column
 
-from pipeline.commands.common import cell, print_table, say, text_of, to_json, width_of
+from pipeline.commands.output import cell, print_table, say, text_of, to_json, width_of
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -1,0 +1,156 @@
+"""What ``runnerstream demo`` shows while it runs: a summary that is drawn again, or a line now and
+then where standard output is no terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.commands.output import cell
+from pipeline.ledger import LIVE
+from pipeline.text import duration
+from topics.models import Status
+
+#: A job longer than this in one state is shown as stuck. ms.
+STUCK_MS: Final = 60_000
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What the summary shows. Gaps stay as they were."""
+
+    fleets: list[dict[str, Any]] = field(default_factory=list)
+    stuck: list[dict[str, Any]] = field(default_factory=list)
+    ready: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+
+    def depth(self) -> dict[str, int]:
+        """Jobs by status, over all fleets."""
+        depth = dict.fromkeys((status.value for status in Status), 0)
+        for fleet in self.fleets:
+            for status, count in fleet["jobs"].items():
+                depth[status] += count
+        return depth
+
+    def lag(self) -> str:
+        """How far worker and sink are behind, for people."""
+        if not self.ready:
+            return "–"
+        waiting = sum((self.ready.get("consumer_lag") or {}).values())
+        told = f"fold {self.ready.get('tick_lag_s', 0):.1f} s, {waiting:,} records waiting"
+        sink = self.ready.get("sink")
+        return f"{told}; sink {sink['lag_records']:,} records" if sink else told
+
+
+@contextmanager
+def display(
+    say_line: Callable[[], None], draw_summary: Callable[[], Group]
+) -> Iterator[Callable[[], None]]:
+    """What to call for the summary to be shown as it is now."""
+    if not sys.stdout.isatty():
+        last = [0.0]
+
+        def line() -> None:
+            if time.monotonic() - last[0] >= 5:
+                last[0] = time.monotonic()
+                say_line()
+
+        yield line
+        return
+    # Literal: job names come from strangers, and are neither markup nor names of emoji.
+    console = Console(markup=False, emoji=False, highlight=False)
+    with Live(console=console, auto_refresh=False, transient=True) as screen:
+        yield lambda: screen.update(draw_summary(), refresh=True)
+
+
+def status_line(snapshot: Snapshot, elapsed_ms: float, sent: int) -> str:
+    """The summary in one line, where no terminal is."""
+    depth = snapshot.depth()
+    jobs = ", ".join(f"{depth[status]} {status}" for status in (*LIVE, "completed"))
+    rows = snapshot.rows.get("jobs", 0)
+    state = "" if snapshot.ready.get("ready") else " NOT READY:"
+    why = "".join(f" {r['text']};" for r in snapshot.ready.get("reasons", ()))
+    return (
+        f"{duration(elapsed_ms):>9}  {sent:,} events; {jobs}; "
+        f"{rows:,} rows of jobs in ClickHouse; lag: {snapshot.lag()}{state}{why}"
+    )
+
+
+def summary(
+    snapshot: Snapshot, elapsed_ms: float, sent: int, lasts_s: float, url: str, env_file: Path
+) -> Group:
+    """The summary as it stands on a terminal. ``env_file``: the settings for other commands."""
+    depth = snapshot.depth()
+    head = Text.assemble(
+        ("runnerstream demo", "bold"),
+        f"   {duration(elapsed_ms)}   {sent:,} events sent",
+        (f"   ends after {duration(lasts_s * 1000)}", "dim"),
+    )
+    states = Text()
+    for status in (*LIVE, "completed"):
+        states.append(f"{status} ", "dim")
+        states.append(f"{depth[status]:,}    ", "bold" if depth[status] else "dim")
+    fleets = Table(box=None, pad_edge=False, header_style="dim")
+    for number, name in enumerate(
+        ("fleet", "queued", "running", "oldest queued", "queue p50", "p95", "run p50", "p95")
+    ):
+        fleets.add_column(name, justify="right" if number else "left", no_wrap=True)
+    busiest = sorted(snapshot.fleets, key=lambda f: -sum(f["jobs"].values()))[:8]
+    for fleet in sorted(busiest, key=lambda f: str(f["fleet"])):
+        queue = fleet["families"].get("queue", {})
+        run = fleet["families"].get("run", {})
+        fleets.add_row(
+            cell(fleet["fleet"]),
+            str(fleet["jobs"]["queued"]),
+            str(fleet["jobs"]["running"]),
+            duration(fleet["oldest_ms"]["queued"]),
+            *(duration(each.get(q)) for each in (queue, run) for q in ("p50_ms", "p95_ms")),
+        )
+    parts: list[Any] = [Text(), head, Text(), states, Text(), fleets, Text()]
+    if snapshot.stuck:
+        stuck = Table(box=None, pad_edge=False, show_header=False)
+        for row in snapshot.stuck:
+            stuck.add_row(
+                row["status"],
+                duration(row["age_ms"]),
+                cell(row["name"] or row["key"]),
+                cell(row["repo"]),
+                Text(row["key"], "dim"),
+            )
+        over = f"longest in their state, over {duration(STUCK_MS)}"
+        parts += [Text(over, "dim"), Padding(stuck, (0, 0, 0, 2)), Text()]
+    rows = snapshot.rows
+    stored = "   ".join(f"{name} {number:,}" for name, number in rows.items())
+    parts.append(Text.assemble(("ClickHouse  ", "dim"), stored or "–"))
+    parts.append(Text.assemble(("lag         ", "dim"), snapshot.lag()))
+    for reason in snapshot.ready.get("reasons", ()):
+        parts.append(Text.assemble(("not ready   ", "yellow"), cell(reason["text"])))
+    parts += [Text(), *_pointers(url, env_file), Text(), Text("Ctrl-C stops everything", "dim")]
+    return Group(*parts)
+
+
+def _pointers(url: str, env_file: Path) -> list[Text]:
+    return [
+        Text.assemble(("views       ", "dim"), f"{url}/  and  {url}/jobs/KEY"),
+        Text.assemble(("SQL         ", "dim"), _example(env_file)),
+    ]
+
+
+def _example(env_file: Path) -> str:
+    file = str(env_file)
+    home = f"{Path.home()}{os.sep}"
+    if file.startswith(home):
+        file = f"~/{file.removeprefix(home)}"
+    return f'runnerstream --config {file} sql "SELECT * FROM queue_now"'

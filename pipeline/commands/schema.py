@@ -1,0 +1,169 @@
+"""``schema``: the tables in ClickHouse."""
+
+from __future__ import annotations
+
+import time
+
+import click
+from clickhouse_driver.errors import Error as ClickHouseError
+from kafka.errors import KafkaError
+
+from pipeline.commands.connections import (
+    bounded,
+    clickhouse,
+    clickhouse_failure,
+    clickhouse_url,
+    kafka_admin,
+    require_clickhouse,
+)
+from pipeline.commands.context import Context
+from pipeline.commands.failure import FAILED, USAGE, Failure
+from pipeline.commands.output import print_json, print_table, say
+from sinks import schema as tables
+from sinks.refill import RefillError, refill
+from sinks.rows import TABLES
+
+
+@click.group()
+def schema() -> None:
+    """The tables in ClickHouse: create and upgrade them, show what is applied."""
+
+
+@schema.command("apply")
+@click.pass_obj
+def schema_apply(context: Context) -> None:
+    """Create the database, apply missing migrations, and make again what was dropped.
+
+    Applying twice changes nothing.
+    """
+    settings = context.settings
+    url = clickhouse_url(settings)
+    require_clickhouse(settings)
+    try:
+        report = tables.apply(bounded(url))
+    except tables.SchemaError as error:
+        raise Failure(str(error)) from None
+    except (ClickHouseError, OSError, EOFError, ValueError) as error:
+        raise clickhouse_failure(settings, error) from None
+    for name in report.applied:
+        say(f"applied  {name}")
+    for name in report.mended:
+        say(f"made     {name}, which was gone")
+    say(
+        f"database {report.database}: {len(report.applied)} migrations applied, "
+        f"{len(report.already)} were there"
+    )
+    ours = {table.name for table in TABLES}
+    lost = dict.fromkeys(name.partition(".")[0] for name in report.mended)
+    lost = dict.fromkeys(name for name in lost if name in ours)
+    if lost:
+        say(f"fill from the log what was lost: runnerstream schema refill {' '.join(lost)}")
+
+
+@schema.command("refill")
+@click.argument("names", nargs=-1, required=True, metavar="TABLE...")
+@click.pass_obj
+def schema_refill(context: Context, names: tuple[str, ...]) -> None:
+    """Fill tables from what the topics still hold, after they were dropped and made again.
+
+    May run while sinks run, and twice: rows that are there already are replaced by themselves.
+    """
+    settings = context.settings
+    url = clickhouse_url(settings)
+    unknown = sorted(set(names) - {table.name for table in TABLES})
+    if unknown:
+        raise Failure(
+            f"no table of the sink: {', '.join(unknown)}",
+            f"one of {', '.join(table.name for table in TABLES)}",
+            USAGE,
+        )
+    require_clickhouse(settings)
+    try:
+        gone = sorted(set(names) & set(tables.absent(bounded(url))))
+    except (ClickHouseError, OSError, EOFError, ValueError) as error:
+        raise clickhouse_failure(settings, error) from None
+    if gone:
+        raise Failure(f"missing: {', '.join(gone)}", "make it with `runnerstream schema apply`")
+    with kafka_admin(settings):
+        pass
+    told = time.monotonic()
+
+    def progress(done: int, of: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 5:
+            told = time.monotonic()
+            click.echo(f"{done:,} of {of:,} offsets", err=True)
+
+    try:
+        filled = refill(settings.kafka_options(), url, names, progress)
+    except (RefillError, KafkaError) as error:
+        raise Failure(
+            f"not filled to the end: {error}", "begin it again: nothing is lost"
+        ) from None
+    for name, number in filled.rows.items():
+        say(f"filled   {name}: {number:,} rows")
+    say(f"{filled.records:,} records read, {filled.passed_over:,} of them gave no row")
+
+
+@schema.command("show")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.pass_obj
+def schema_show(context: Context, as_json: bool) -> None:
+    """Show migrations and tables. Exit code 1 while a migration or a table is missing."""
+    settings = context.settings
+    url = clickhouse_url(settings)
+    require_clickhouse(settings)
+    try:
+        pending = {migration.version for migration in tables.pending(bounded(url))}
+        gone: tuple[str, ...] = ()
+        if len(pending) < len(tables.migrations()):
+            gone = tables.absent(bounded(url))
+    except tables.SchemaError as error:
+        raise Failure(str(error)) from None
+    except (ClickHouseError, OSError, EOFError, ValueError) as error:
+        raise clickhouse_failure(settings, error) from None
+    migrations = [
+        (f"{m.version:04d}_{m.name}", "missing" if m.version in pending else "applied")
+        for m in tables.migrations()
+    ]
+    sizes = []
+    with clickhouse(settings) as client:
+        sizes = client.execute(
+            "SELECT name, engine, ifNull(total_rows, 0), ifNull(total_bytes, 0), comment "
+            "FROM system.tables WHERE database = %(database)s ORDER BY engine = 'View', name",
+            {"database": tables.database_of(url)},
+        )
+    if as_json:
+        print_json(
+            {
+                "migrations": [{"name": name, "state": state} for name, state in migrations],
+                "tables": [
+                    {"name": n, "engine": e, "rows": r, "bytes": b, "comment": c}
+                    for n, e, r, b, c in sizes
+                ],
+                "missing": list(gone),
+            }
+        )
+    else:
+        print_table(("migration", "state"), migrations)
+        if sizes:
+            rows = [
+                (n, e, "" if e == "View" else f"{r:,}", "" if e == "View" else _size(b))
+                for n, e, r, b, _ in sizes
+            ]
+            say()
+            print_table(("table", "engine", "rows", "on disk"), rows, right=(2, 3))
+        if gone:
+            say(f"\nmissing: {', '.join(gone)}")
+        if pending or gone:
+            say("\napply what is missing with `runnerstream schema apply`")
+    if pending or gone:
+        raise SystemExit(FAILED)
+
+
+def _size(number: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number //= 1024
+    return f"{number:,} GiB"
