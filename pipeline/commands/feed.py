@@ -18,6 +18,7 @@ from kafka.errors import KafkaError
 
 from pipeline.commands.common import USAGE, Context, Duration, Failure, say
 from pipeline.commands.reach import broker_failure, kafka_admin, kafka_options
+from pipeline.providers.sending import Headers, Signer
 from pipeline.replay import ReplayError
 from pipeline.replay import replay as post
 from pipeline.settings import Settings
@@ -56,6 +57,27 @@ def producer(settings: Settings) -> Iterator[Producer]:
         raise broker_failure(settings, error) from None
 
 
+def signer(settings: Settings) -> Signer:
+    """What makes webhooks that workers with these settings believe."""
+    return Signer(settings.webhook_secrets(), settings.trust_envelopes)
+
+
+class Signing:
+    """A producer whose webhooks are signed."""
+
+    def __init__(self, to: Producer, signer: Signer) -> None:
+        self._to = to
+        self._signer = signer
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
+    ) -> None:
+        """As :meth:`topics.producer.Producer.send`."""
+        if topic == WEBHOOKS and value is not None:
+            headers = self._signer.signed(headers, value)
+        self._to.send(topic, key, value, headers)
+
+
 @click.command()
 @click.option("--rate", type=click.FloatRange(0.1, 1e6), default=300.0, show_default=True,
               help="Jobs a minute.")  # fmt: skip
@@ -67,7 +89,8 @@ def producer(settings: Settings) -> Iterator[Producer]:
 def simulate(context: Context, rate: float, lasts: float, seed: int | None, fast: bool) -> None:
     """Post the events of a simulated CI fleet, faults included, to the configured Kafka.
 
-    Waits and runs take seconds, so that a minute shows everything. Ctrl-C ends it early.
+    Waits and runs take seconds, so that a minute shows everything. Ctrl-C ends it early. Where
+    secrets are set, webhooks are signed with the first.
     """
     if lasts <= 0:
         raise Failure("--duration must be more than 0", exit_code=USAGE)
@@ -82,14 +105,15 @@ def simulate(context: Context, rate: float, lasts: float, seed: int | None, fast
         err=True,
     )
     with producer(context.settings) as to:
+        signing = Signing(to, signer(context.settings))
         previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
         try:
             if fast:
                 # As if it had just happened: nothing in it is later than now.
                 past = live(chosen, rate, lasts / 60, start_ms=now_ms - int(lasts * 1000))
-                sent = send_all(past.records(), to)
+                sent = send_all(past.records(), signing)
             else:
-                sent = send_live(simulation.records(), to, stop=stop.is_set)
+                sent = send_live(simulation.records(), signing, stop=stop.is_set)
         finally:
             signal.signal(signal.SIGINT, previous)
     click.echo(f"{sent.records:,} records, {sent.per_second:,.0f} a second", err=True)
@@ -104,11 +128,12 @@ def replay(context: Context, files: tuple[Path, ...]) -> None:
     """Post recorded webhook deliveries: .json holds one or an array, .jsonl and .ndjson one a line.
 
     A delivery is GitHub's body, or an envelope with headers and payload, or a job as GitHub's REST
-    API returns it. Replaying a file twice says nothing new.
+    API returns it. Replaying a file twice says nothing new. Where secrets are set, what has no
+    signature is signed with the first.
     """
     with producer(context.settings) as to:
         try:
-            number = post(files, to)
+            number = post(files, to, signer=signer(context.settings))
         except ReplayError as error:
             raise Failure(str(error), "what came before it has been posted") from None
     say(f"{number} deliveries posted")
@@ -120,23 +145,28 @@ def replay(context: Context, files: tuple[Path, ...]) -> None:
 def post_records(context: Context, files: tuple[BinaryIO, ...]) -> None:
     """Post records as docs/producers.md describes them, from FILES or standard input.
 
-    JSON objects one after another, or an array of them: deliveries go to runners.webhooks,
-    lifecycle events to runners.lifecycle, each under its key. All are checked before the first is
-    posted, so that a wrong one posts nothing.
+    JSON objects one after another, or an array of them: deliveries go to runners.webhooks in raw
+    form, lifecycle events to runners.lifecycle, each under its key. All are checked before the
+    first is posted, so that a wrong one posts nothing. Where secrets are set, deliveries without a
+    signature are signed with the first.
     """
-    found: list[tuple[str, bytes, bytes]] = []
+    found: list[_Record] = []
     for file in files or (click.get_binary_stream("stdin"),):
-        found += _records(file)
+        found += _records(file, signer(context.settings))
     with producer(context.settings) as to:
-        for topic, key, value in found:
-            to.send(topic, key, value)
-    counts = Counter(topic for topic, _, _ in found)
+        for topic, key, value, headers in found:
+            to.send(topic, key, value, headers)
+    counts = Counter(topic for topic, *_ in found)
     for topic, number in counts.most_common():
         say(f"{number} record{'' if number == 1 else 's'} posted to {topic}")
 
 
-def _records(file: BinaryIO) -> Iterator[tuple[str, bytes, bytes]]:
-    """Topic, key and value of each record in a file. Raises :class:`Failure` for what is none."""
+#: Topic, key, value and headers.
+_Record = tuple[str, bytes, bytes, Headers]
+
+
+def _records(file: BinaryIO, to: Signer) -> Iterator[_Record]:
+    """Each record in a file. Raises :class:`Failure` for what is none."""
     name = getattr(file, "name", None)
     name = name if isinstance(name, str) and name != "<stdin>" else "standard input"
     try:
@@ -157,14 +187,14 @@ def _records(file: BinaryIO) -> Iterator[tuple[str, bytes, bytes]]:
             raise Failure(f"{name}, line {inner}: not JSON: {what}", exit_code=USAGE) from None
         for record in value if isinstance(value, list) else [value]:
             empty = False
-            yield _record(record, f"{name}, line {line}")
+            yield _record(record, f"{name}, line {line}", to)
     if empty:
         raise Failure(
             f"{name} holds no record", "write a JSON object, see docs/producers.md", USAGE
         )
 
 
-def _record(value: Any, where: str) -> tuple[str, bytes, bytes]:
+def _record(value: Any, where: str, to: Signer) -> _Record:
     raw = json.dumps(value).encode()
     delivered = isinstance(value, dict) and value.get("kind") in Delivery.KINDS
     topic = WEBHOOKS if delivered else LIFECYCLE
@@ -177,4 +207,6 @@ def _record(value: Any, where: str) -> tuple[str, bytes, bytes]:
         raise Failure(
             f"{where}: {why.reason.value}: {why.error}", "nothing was posted", USAGE
         ) from None
-    return topic, record.key.encode(), raw
+    if isinstance(record, Delivery):
+        return topic, *to.record(record, raw)
+    return topic, record.key.encode(), raw, ()
