@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from pipeline.agents.normalise import lifecycle_facts, to_bytes, webhook_facts
+from pipeline.agents.normalise import lifecycle_facts, record_facts, to_bytes
 from pipeline.effects import Output
 from pipeline.faust_safe import Outbox
 from pipeline.faust_safe.outbox import partition_of
@@ -41,8 +41,9 @@ def facts_of(simulation: Simulation) -> Iterator[Fact]:
     """The facts of a simulation's records, as the normaliser sends them: each link once."""
     linked: set[str] = set()
     for record in simulation.records():
-        parse = webhook_facts if record.topic == WEBHOOKS else lifecycle_facts
-        for fact in parse(record.value)[0]:
+        hook = record.topic == WEBHOOKS
+        said = record_facts(record) if hook else lifecycle_facts(record.value)
+        for fact in said[0]:
             if isinstance(fact, RunLink):
                 if fact.id in linked:
                     continue

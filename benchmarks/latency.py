@@ -183,7 +183,7 @@ def _offer(
                 watch.expect(key, False, now)
             if key and ended:
                 watch.expect(key, True, now)
-            producer.send(record.topic, record.key, record.value)
+            producer.send(record.topic, record.key, record.value, record.headers)
         seconds = time.monotonic() - began
     until(lambda: not watch.waiting, PATIENCE_S, f"{watch.waiting} effects in ClickHouse")
     drained = time.monotonic() - began - seconds
@@ -223,8 +223,7 @@ def _effect(record: Sending) -> tuple[str, bool]:
         return "", False
     if record.topic != WEBHOOKS:
         return key, False
-    body = msgspec.json.decode(msgspec.json.decode(record.value)["payload"])
-    return key, body["action"] == "completed"
+    return key, msgspec.json.decode(record.value)["action"] == "completed"
 
 
 def _quantiles(took: Sequence[float]) -> dict[str, float] | None:

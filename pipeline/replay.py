@@ -15,13 +15,18 @@ Events that say nothing about jobs are posted too: the pipeline knows and ignore
 
 A body without a delivery id gets one made from its content, so replaying a file twice says
 nothing new.
+
+What is posted is in raw form: the body's bytes, and the headers that were recorded, the signature
+among them. The bytes are those of the file where the body stands in it as text; one that stands in
+an envelope as an object is written anew, so the signature says nothing of it and is left out. A job
+of the REST API came without HTTP headers of a webhook, and stays an envelope.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -31,9 +36,11 @@ import msgspec
 from pydantic import ValidationError
 
 from pipeline.providers.registry import PROVIDERS
-from topics.bridge import FORMS
+from pipeline.providers.sending import Signer
+from topics.bridge import CREDENTIALS, FORMS
+from topics.catalogue import WEBHOOKS
 from topics.keys import github_host, job_key, run_key
-from topics.models import EARLIEST_MS, GITHUB_HOST, LATEST_MS, Delivery, Record
+from topics.models import EARLIEST_MS, GITHUB_HOST, LATEST_MS, Delivery
 from topics.reading import mend_surrogates
 
 EVENTS: Final = ("workflow_job", "workflow_run")
@@ -55,21 +62,36 @@ class ReplayError(ValueError):
 class Poster(Protocol):
     """What posts: :class:`topics.producer.Producer`."""
 
-    def post(self, record: Record) -> None:
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
         """Take one record."""
         ...
 
 
-def replay(files: Iterable[Path], producer: Poster, *, received_ms: int | None = None) -> int:
+def replay(
+    files: Iterable[Path],
+    producer: Poster,
+    *,
+    received_ms: int | None = None,
+    signer: Signer | None = None,
+) -> int:
     """Post every delivery in the files, in order; returns how many.
 
-    ``received_ms`` stands for the time of arrival, by default now. Raises :class:`ReplayError`
-    at the first thing that is not a delivery; what came before it has been posted.
+    ``received_ms`` stands for the time of arrival, by default now. ``signer`` signs what came
+    without a signature. Raises :class:`ReplayError` at the first thing that is not a delivery;
+    what came before it has been posted.
     """
+    signer = signer or Signer()
     number = 0
     for path in files:
         for delivery in deliveries(path, received_ms):
-            producer.post(delivery)
+            sent = signer.record(delivery)
+            producer.send(WEBHOOKS, sent.key, sent.value, sent.headers)
             number += 1
     return number
 
@@ -164,32 +186,13 @@ def _delivery(
             received_at=now,
             key=key,
             host=host,
-            headers={
-                name: value
-                for name, value in headers.items()
-                if name in _KEPT_HEADERS or name == form.event
-            },
+            headers={n: value for n, value in headers.items() if n not in CREDENTIALS},
             payload=payload,
         )
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part)
         raise ReplayError(path, line, f"{item}{place}: {first['msg']}") from error
-
-
-_KEPT_HEADERS: Final = frozenset(
-    {
-        "x-github-event",
-        "x-github-delivery",
-        "x-github-hook-id",
-        "x-github-hook-installation-target-id",
-        "x-github-hook-installation-target-type",
-        "x-github-enterprise-host",
-        "x-github-enterprise-version",
-        "x-github-tenant",
-        "x-github-tenant-id",
-    }
-)
 
 
 def _open(
@@ -222,6 +225,11 @@ def _open(
     else:
         body = payload
         text = msgspec.json.encode(payload).decode()
+    if body is payload or "form-urlencoded" in headers.get("content-type", ""):
+        # Not the bytes that were signed.
+        for provider in PROVIDERS.values():
+            for header in provider.sign(b"", b""):
+                headers.pop(header, None)
     if not isinstance(body, dict):
         raise ReplayError(path, line, f"{item}payload: a body is an object")
     return headers, text, body

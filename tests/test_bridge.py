@@ -81,6 +81,84 @@ def test_raw_form_says_what_the_envelope_says() -> None:
     assert Note("webhook_lag", (), 1.0) in record_facts(hook())[1]
 
 
+WRITTEN = Delivery(
+    id=GUID, kind="github.workflow_job", source="github", occurred_at=MADE, received_at=ARRIVED,
+    key="k", payload=BODY.decode(),
+)  # fmt: skip
+
+
+def written(record: Delivery, timestamp: int = ARRIVED + 9**9) -> FakeRecord:
+    """The record in raw form that says the same, written some time after the arrival."""
+    made = bridge.natural(record)
+    assert made is not None
+    headers, value = made
+    return FakeRecord(
+        WEBHOOKS, value, record.key.encode(), headers=list(headers), timestamp=timestamp
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kind": "github.push", "payload": "{}"},
+        {"id": "replay-4711", "occurred_at": MADE - 10**9},
+        {"id": GUID.upper(), "source": "a receiver"},
+        {"host": "ghe.corp.example:8443"},
+        {"host": "octo.ghe.com", "headers": {"x-github-tenant": "octo"}},
+        {"headers": {"User-Agent": "GitHub", "x-hub-signature-256": signed(BODY)}},
+        {"headers": {"content-type": "application/json"}, "payload": "no JSON \u2028"},
+        # The clock of the id is not believed: what the envelope says stands.
+        {"received_at": MADE - 10**10, "occurred_at": MADE - 10**10 - 5},
+    ],
+)
+def test_what_an_envelope_says_can_be_said_in_raw_form(changes: dict[str, Any]) -> None:
+    told = Delivery.model_validate(WRITTEN.model_dump() | changes)
+    found = bridge.raw(written(told))
+    assert found is not None
+    again = bridge.delivery(found)
+    assert again.model_dump(exclude={"headers"}) == told.model_dump(exclude={"headers"})
+    assert {name.lower(): value for name, value in told.headers.items()}.items() <= (
+        again.headers.items()
+    )
+    assert not [name for name in again.headers if name.startswith("runnerstream")]
+
+
+def test_a_payload_out_of_a_form_is_not_a_form_again() -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Authorization": "Bearer x"}
+    told = WRITTEN.model_copy(update={"headers": headers})
+    assert facts(written(told)) == facts(hook())
+    assert "authorization" not in dict(written(told).headers)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "github.api_job"},
+        {"kind": "elsewhere.workflow_job"},
+        {"kind": "github.Workflow_Job"},
+        {"kind": "github.workflow_job", "headers": {"x-github-event": "ping"}},
+        {"trace": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+        {"id": " with spaces "},
+        {"payload": '{"lone": "\ud83d"}'},
+        {"payload": envelope().decode()},
+    ],
+)
+def test_what_has_no_raw_form_stays_an_envelope(changes: dict[str, Any]) -> None:
+    assert bridge.natural(WRITTEN.model_copy(update=changes)) is None
+
+
+def test_odd_headers_of_our_own_are_as_if_they_were_not_there() -> None:
+    anonymous = {"X-GitHub-Delivery": None}
+    plain = facts(hook(headers=anonymous))
+    for odd in ("", "-5", "0", "9" * 14, "9" * 40, "soon"):
+        assert facts(hook(headers=anonymous | {bridge.OCCURRED_AT: odd})) == plain
+        assert facts(hook(headers=anonymous | {bridge.RECEIVED_AT: odd})) == plain
+    assert facts(hook(headers=anonymous | {bridge.SOURCE: " "})) == plain
+    [fact, _] = facts(hook(headers=anonymous | {bridge.SOURCE: "s" * 600}))
+    assert fact["source"] == "s" * 512
+
+
 @pytest.mark.parametrize("style", [str.lower, str.upper, str.title])
 def test_the_names_of_headers_are_read_in_any_case(style: Any) -> None:
     headers = {"X-GitHub-Event": None, "X-GitHub-Delivery": None}

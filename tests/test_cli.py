@@ -23,6 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 from kafka import KafkaConsumer, TopicPartition
 
+from pipeline.agents.normalise import record_facts
 from pipeline.cli import main, quiet_interrupt
 from pipeline.commands.context import seconds_of
 from pipeline.commands.output import cell
@@ -31,9 +32,9 @@ from pipeline.local.process import free_port
 from pipeline.text import duration
 from tests.support.brokers import Broker, broker, kind
 from tests.support.worker import ROOT, WorkerProcess
-from topics.bridge import RECEIVED_AT
+from topics import bridge
 from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
-from topics.models import DeadLetter, Reason
+from topics.models import DeadLetter, Reason, Unreadable
 from topics.producer import Producer
 
 PAYLOADS = Path(__file__).parent / "data" / "github"
@@ -246,7 +247,9 @@ def test_simulate_and_replay(kafka: Broker, tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "records" in result.output
-    assert len(records(kafka, WEBHOOKS)) > before + 30
+    simulated = records(kafka, WEBHOOKS)[before:]
+    assert len(simulated) > 30
+    assert all(bridge.raw(each) for each in simulated)
     file = tmp_path / "recorded.jsonl"
     bodies = sorted(PAYLOADS.glob("workflow_job.*.json"))
     file.write_text("".join(json.dumps(json.loads(b.read_text())) + "\n" for b in bodies))
@@ -256,6 +259,40 @@ def test_simulate_and_replay(kafka: Broker, tmp_path: Path) -> None:
     result = run("replay", str(file), **options)
     assert result.exit_code == 1
     assert f"{file}:1: neither a workflow_job" in result.output
+
+
+def test_what_we_send_ourselves_is_believed_where_secrets_are_set(
+    kafka: Broker, tmp_path: Path
+) -> None:
+    options = {"kafka": kafka.bootstrap, "partitions": "3", "app_id": "clitopics"}
+    run("topics", "apply", **options)
+    before = {(r.partition, r.offset) for r in records(kafka, WEBHOOKS)}
+    options["github_secrets"] = "new,old"
+    asked = tmp_path / "asked.json"
+    asked.write_text(json.dumps({"id": 5, "run_id": 6, "status": "queued"}))
+    now = int(time.time() * 1000)
+    written = {
+        "id": "d/1", "kind": "github.workflow_job", "source": "me", "occurred_at": now,
+        "received_at": now, "key": "k", "payload": '{"workflow_job": {"id": 993}}',
+    }  # fmt: skip
+    body = PAYLOADS / "workflow_job.queued.json"
+    for arguments, stdin in (
+        (["simulate", "--fast", "--rate", "60", "--duration", "10s", "--seed", "3"], None),
+        (["replay", str(body), str(asked)], None),
+        (["post"], json.dumps([written, {**written, "kind": "github.api_job", "trace": "t",
+                                         "payload": '{"id": 993, "run_id": 6, "status": "queued"}'
+                                         }])),
+    ):  # fmt: skip
+        result = run(*arguments, stdin=stdin, **options)
+        assert result.exit_code == 0, result.output
+    sent = [r for r in records(kafka, WEBHOOKS) if (r.partition, r.offset) not in before]
+    assert len(sent) > 10
+    for record in sent:
+        record_facts(record, {"github": [b"new"]})
+        with pytest.raises(Unreadable, match="x-hub-signature-256"):
+            record_facts(record, {"github": [b"old"]})
+    # Only what no webhook tells is an envelope.
+    assert len([r for r in sent if bridge.raw(r) is None]) == 2
 
 
 def letter(number: int, reason: Reason, value: bytes | None, age_s: float = 0) -> DeadLetter:
@@ -317,7 +354,7 @@ def test_dead_letters(kafka: Broker) -> None:
     with_headers, without = sorted(posted, key=lambda r: r.value)
     assert without.headers == []
     assert dict(with_headers.headers) == {
-        "X-GitHub-Event": b"ping", RECEIVED_AT: b"%d" % given[1].occurred_at,
+        "X-GitHub-Event": b"ping", bridge.RECEIVED_AT: b"%d" % given[1].occurred_at,
     }  # fmt: skip
     result = run(
         "dead-letters", "replay", "--all", "--since", "1h", "--reason", "too_large", **options
@@ -697,7 +734,14 @@ def test_post(kafka: Broker, tmp_path: Path) -> None:
     posted = records(kafka, LIFECYCLE)[before[0] :]
     assert {r.key for r in records(kafka, LIFECYCLE)} >= {b"github:github.com:991"}
     assert len(posted) == 2
-    assert len(records(kafka, WEBHOOKS)) == before[1] + 1
+    (hook,) = (r for r in records(kafka, WEBHOOKS) if r.key == b"github:github.com:992")
+    assert (hook.value, dict(hook.headers)) == (
+        b"{}",
+        {
+            "x-github-event": b"workflow_job", "x-github-delivery": b"d/1",
+            bridge.RECEIVED_AT: b"%d" % now, bridge.SOURCE: b"me",
+        },
+    )  # fmt: skip
     # All are checked before the first is posted.
     file = tmp_path / "records"
     for bad, says in (

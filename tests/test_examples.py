@@ -75,7 +75,7 @@ def test_a_body_from_a_file_is_that_job(worker: tuple[str, WorkerProcess], tmp_p
 
 def test_examples_are_short_and_say_how_they_are_run() -> None:
     assert {path.name for path in EXAMPLES} == {
-        "dispatcher.py", "post_a_webhook.py", "query_api.py",
+        "bridge.py", "dispatcher.py", "post_a_webhook.py", "query_api.py",
     }  # fmt: skip
     for path in EXAMPLES:
         text = path.read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from pipeline import replay as recorded
 from pipeline.agents.normalise import record_facts, webhook_facts
 from pipeline.effects import Note
 from pipeline.metrics import Metrics
-from pipeline.providers.base import ODD_REASONS, Facts, Provider, verify_sha256
+from pipeline.providers.base import ODD_REASONS, Facts, Provider, sign_sha256, verify_sha256
 from pipeline.providers.github import GitHub
 from pipeline.providers.registry import PROVIDERS, provider_of
 from sinks import rows
@@ -40,6 +40,9 @@ class Toy:
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         verify_sha256(headers.get("x-toy-signature"), "x-toy-signature", body, secrets)
+
+    def sign(self, body: bytes, secret: bytes) -> Mapping[str, str]:
+        return {"x-toy-signature": sign_sha256(body, secret)}
 
     def facts(self, delivery: Delivery) -> Facts:
         event = delivery.kind.partition(".")[2]
@@ -133,6 +136,7 @@ def test_contract_of_signatures(provider: Provider) -> None:
     for secret in secrets:
         right = "sha256=" + hmac.new(secret, body, sha256).hexdigest()
         provider.verify({header: right}, body, secrets)
+        assert provider.sign(body, secret) == {header: right}
         for headers, signed in (
             ({header: right}, body + b"\n"),
             ({header: right[:-1]}, body),

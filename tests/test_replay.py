@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import hmac
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.agents.normalise import record_facts
 from pipeline.jobs import FleetNames, merge, view
 from pipeline.providers import facts
+from pipeline.providers.sending import Signer
 from pipeline.replay import ReplayError, deliveries, replay
 from pipeline.windows import contributions
-from topics.models import Clock, Conclusion, Delivery, JobFact, Reason, Record, Unreadable
+from tests.test_sink_rows import FakeRecord
+from topics import bridge
+from topics.catalogue import WEBHOOKS
+from topics.models import DELIVERY, Clock, Conclusion, Delivery, JobFact, Reason, Unreadable
+from topics.reading import read
 
 DATA = Path(__file__).parent / "data" / "github"
 NOW = 1_790_000_000_000
+SECRETS = {"github": [b"new", b"old"]}
 GUID = "4d8ed510-a74e-11f1-9e4b-bb84feffa688"
 
 
 class Posted(list[Delivery]):
-    def post(self, record: Record) -> None:
-        assert isinstance(record, Delivery)
-        self.append(record)
+    """What the pipeline will read; the records are kept as well."""
+
+    def __init__(self) -> None:
+        self.records: list[FakeRecord] = []
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        assert topic == WEBHOOKS
+        written = max(int(time.time() * 1000), NOW) + 5
+        record = FakeRecord(topic, value, key, headers=list(headers), timestamp=written)
+        self.records.append(record)
+        raw = bridge.raw(record)
+        self.append(read(DELIVERY, value) if raw is None else bridge.delivery(raw))
 
 
 def body(name: str = "workflow_job.queued") -> dict[str, Any]:
@@ -89,7 +114,8 @@ def test_envelopes(tmp_path: Path, as_text: bool, wrapped: bool, name: str) -> N
     assert delivery.host == "ghes.example.com"
     assert delivery.key == "github:ghes.example.com:289782451"
     assert json.loads(delivery.payload) == body()
-    assert "x-hub-signature-256" not in delivery.headers
+    # Of an object nobody knows the bytes that were signed.
+    assert ("x-hub-signature-256" in delivery.headers) is as_text
     assert delivery.headers["x-github-event"] == "workflow_job"
 
 
@@ -185,6 +211,96 @@ def test_without_a_time_of_arrival_it_is_now(tmp_path: Path) -> None:
     replay([write(tmp_path, "a.json", {"workflow_job": {"id": 3}})], posted)
     (delivery,) = posted
     assert delivery.received_at == delivery.occurred_at > NOW - 10**11
+
+
+# --- raw form -----------------------------------------------------------------------------------
+
+
+def sent(path: Path, **settings: Any) -> FakeRecord:
+    posted = Posted()
+    replay([path], posted, received_ms=NOW, signer=Signer(**settings))
+    (record,) = posted.records
+    return record
+
+
+def signature(content: bytes, secret: bytes = b"old") -> str:
+    return "sha256=" + hmac.new(secret, content, "sha256").hexdigest()
+
+
+def believed(record: FakeRecord, *checks: Any) -> bool:
+    try:
+        said, _ = record_facts(record, *checks)
+    except Unreadable as why:
+        if why.reason is not Reason.BAD_SIGNATURE:
+            raise
+        return False
+    return bool(said)
+
+
+def test_a_body_is_posted_as_it_stands_in_the_file() -> None:
+    path = DATA / "workflow_job.queued.json"
+    record = sent(path)
+    assert record.value == path.read_bytes()
+    headers = dict(record.headers)
+    assert headers["x-github-event"] == b"workflow_job"
+    assert headers[bridge.SOURCE] == b"replay"
+    (said, _) = record_facts(record)[0]
+    assert said == facts(one(path))[0]
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Cookie"])
+def test_the_headers_that_were_recorded_are_posted_and_no_credentials(
+    tmp_path: Path, name: str
+) -> None:
+    text = json.dumps(body(), indent=1)
+    recorded = {
+        "X-GitHub-Event": "workflow_job", "X-GitHub-Delivery": GUID, name: "s3cret",
+        "X-Hub-Signature-256": signature(text.encode()), "User-Agent": "GitHub-Hookshot/1",
+    }  # fmt: skip
+    record = sent(write(tmp_path, "a.json", {"headers": recorded, "body": text}))
+    assert record.value == text.encode()
+    assert dict(record.headers)["user-agent"] == b"GitHub-Hookshot/1"
+    assert "s3cret" not in str(record)
+    # So whoever knows the secret can check what was recorded.
+    assert believed(record, SECRETS)
+    assert not believed(record, {"github": [b"another"]})
+
+
+def envelope_of(tmp_path: Path, text: object, given: str) -> Path:
+    headers = {"X-GitHub-Event": "workflow_job", "X-GitHub-Delivery": GUID}
+    headers |= {"X-Hub-Signature-256": given} if given else {}
+    return write(tmp_path, "e.json", {"headers": headers, "payload": text})
+
+
+def test_with_secrets_what_came_unsigned_is_signed(tmp_path: Path) -> None:
+    for path in (
+        DATA / "workflow_job.queued.json",
+        write(tmp_path, "job.json", rest_job()),
+        envelope_of(tmp_path, body(), "sha256=of other bytes"),
+    ):
+        assert not believed(sent(path), SECRETS)
+        assert believed(sent(path, secrets=SECRETS), SECRETS)
+        assert believed(sent(path, secrets={"github": [b"old"]}), SECRETS)
+        assert not believed(sent(path, secrets={"github": [b"guess"]}), SECRETS)
+
+
+def test_a_recorded_signature_stays_for_the_workers_to_judge(tmp_path: Path) -> None:
+    text = json.dumps(body())
+    right = signature(text.encode())
+    good = envelope_of(tmp_path, text, right)
+    forged = write(tmp_path, "f.json", good.read_text().replace(right, "sha256=00"))
+    for trusted in (False, True):
+        record = sent(good, secrets=SECRETS, trust_envelopes=trusted)
+        assert dict(record.headers)["x-hub-signature-256"] == right.encode()
+    assert not believed(sent(forged, secrets=SECRETS), SECRETS)
+    # Where envelopes counted as checked, so does what is replayed: as it did as an envelope.
+    assert believed(sent(forged, secrets=SECRETS, trust_envelopes=True), SECRETS)
+
+
+def test_a_job_of_the_rest_api_stays_an_envelope(tmp_path: Path) -> None:
+    record = sent(write(tmp_path, "job.json", rest_job()))
+    assert record.headers == []
+    assert read(DELIVERY, record.value).kind == "github.api_job"
 
 
 # --- other shapes -------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import math
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,7 @@ from pipeline.simulate.produce import Sent, live, send_all, send_live
 from pipeline.simulate.truth import truth_of
 from pipeline.simulate.wire import Said, guid_at
 from pipeline.windows import contributions, start_of
+from topics import bridge
 from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
 from topics.catalogue import WEBHOOKS
 from topics.models import (
@@ -99,6 +101,12 @@ def world(mix: Mix | None = None, fleets: list[Fleet] | None = None, jobs: int =
     )
 
 
+def hook(record: Sending) -> Delivery:
+    """A webhook as the pipeline reads it. The malformed ones may be envelopes."""
+    raw = bridge.raw(record)
+    return read(DELIVERY, record.value, Delivery.KINDS) if raw is None else bridge.delivery(raw)
+
+
 # --- determinism ----------------------------------------------------------------------------------
 
 
@@ -112,11 +120,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not() -> None:
 
 def test_faults_change_what_arrives_but_not_what_happened() -> None:
     def ids(faults: Faults) -> set[str]:
-        return {
-            read(DELIVERY, r.value).id
-            for r in simulation(7, faults=faults).records()
-            if r.topic == WEBHOOKS
-        }
+        return {hook(r).id for r in simulation(7, faults=faults).records() if r.topic == WEBHOOKS}
 
     assert ids(Faults(duplicates=1.0, reordered=1.0, drops=0, redelivered=0)) == ids(NO_FAULTS)
     assert ids(Faults(drops=0.2)) < ids(NO_FAULTS)
@@ -128,7 +132,7 @@ def test_records_come_in_sending_order_and_none_before_it_happened() -> None:
         assert record.send_at_ms >= before
         before = record.send_at_ms
         try:
-            said = read(DELIVERY if record.topic == WEBHOOKS else LIFECYCLE, record.value)
+            said = hook(record) if record.topic == WEBHOOKS else read(LIFECYCLE, record.value)
         except Unreadable:
             continue
         assert said.key.encode() == record.key
@@ -260,7 +264,7 @@ def test_bodies_look_like_githubs() -> None:
     for record in simulation(3, 400, mix=ROUGH, faults=NO_FAULTS).records():
         if record.topic != WEBHOOKS:
             continue
-        delivery = read(DELIVERY, record.value, Delivery.KINDS)
+        delivery = hook(record)
         kinds[delivery.kind] += 1
         assert 6_000 < len(delivery.payload) < 14_000
         assert guid_time_ms(delivery.id) == delivery.occurred_at
@@ -316,17 +320,17 @@ def test_malformed_records_are_refused_for_the_reason_given() -> None:
     assert len({m.key for m in bad}) == len(bad)
     for wrong in bad:
         with pytest.raises(Unreadable) as caught:
-            parse(wrong.topic, wrong.value)
+            parse(Sending(T0, wrong.topic, wrong.key, wrong.value, wrong.headers))
         assert caught.value.reason is wrong.reason, wrong.name
 
 
 # --- the truth ------------------------------------------------------------------------------------
 
 
-def parse(topic: str, value: bytes) -> list[object]:
-    if topic == LIFECYCLE_TOPIC:
-        return [lifecycle_fact(read(LIFECYCLE, value))]
-    return list(facts(read(DELIVERY, value, Delivery.KINDS)))
+def parse(record: Sending) -> list[object]:
+    if record.topic == LIFECYCLE_TOPIC:
+        return [lifecycle_fact(read(LIFECYCLE, record.value))]
+    return list(facts(hook(record)))
 
 
 def folded(records: Iterable[Sending]) -> tuple[dict[str, Job], Counter[str]]:
@@ -336,7 +340,7 @@ def folded(records: Iterable[Sending]) -> tuple[dict[str, Job], Counter[str]]:
     dead: Counter[str] = Counter()
     for record in records:
         try:
-            said = parse(record.topic, record.value)
+            said = parse(record)
         except Unreadable as why:
             dead[why.reason.value] += 1
             continue
@@ -551,7 +555,14 @@ def test_the_truth_knows_nothing_of_what_it_judges() -> None:
 
 
 class Collected(list[tuple[str, bytes | None, bytes | None]]):
-    def send(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        assert (topic == WEBHOOKS) == ("x-github-event" in dict(headers))
         self.append((topic, key, value))
 
 
@@ -577,8 +588,8 @@ def test_live_sending_keeps_to_the_clock(seed: int, per_minute: float) -> None:
     late: list[float] = []
 
     class Watch(Collected):
-        def send(self, topic: str, key: bytes | None, value: bytes | None) -> None:
-            super().send(topic, key, value)
+        def send(self, *record: Any, **more: Any) -> None:
+            super().send(*record, **more)
             late.append(clock[0])
 
     sink = Watch()
@@ -603,7 +614,7 @@ def test_live_sending_can_be_stopped_and_events_stay_near_now() -> None:
     assert 20 < sent.records < 100
     for record in sim.records():
         if record.topic == WEBHOOKS:
-            delivery = read(DELIVERY, record.value)
+            delivery = hook(record)
             # The slowest is a redelivery after two minutes.
             assert record.send_at_ms - delivery.occurred_at < 180_000
 

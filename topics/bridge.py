@@ -8,11 +8,14 @@ A record came over HTTP when one of its headers is that by which a provider name
 (:data:`FORMS`); names of headers are compared without regard to case. Should its value be an
 envelope all the same, it is read as one.
 
-Pure: a record in, a delivery out, no clock. What the headers do not say, the record says:
+Pure: a record in, a delivery out (:func:`delivery`), or the other way (:func:`natural`). No clock.
+What the headers do not say, the record says:
 
 * the arrival is the record's timestamp, or what :data:`RECEIVED_AT` says, if that is earlier. A
   timestamp that cannot be (-1, seconds, the year 2200) gives way to the clock in the delivery id;
 * without a delivery id there is one made of the body, so the same body twice is one statement;
+* a delivery id without a clock leaves the time of the event to :data:`OCCURRED_AT`, else to the
+  arrival; who says so is the provider, or :data:`SOURCE`;
 * a body that GitHub sent as ``application/x-www-form-urlencoded`` is the ``payload`` in it.
 """
 
@@ -28,16 +31,21 @@ from urllib.parse import parse_qs
 from pydantic_core import from_json
 
 from topics.dead_letters import SourceRecord
-from topics.keys import GITHUB_HOST, github_host
+from topics.keys import GITHUB_HOST, canonical_host, github_host
 from topics.models import EARLIEST_MS, LATEST_MS, Delivery, Reason, Unreadable
 
 #: When a record that is posted again first arrived, in milliseconds: a header of our own.
 RECEIVED_AT: Final = "runnerstream-received-at"
+#: When an event happened whose delivery id has no clock, in milliseconds; and who says so, when it
+#: is not the provider. Headers of our own, for what is told from files.
+OCCURRED_AT: Final = "runnerstream-occurred-at"
+SOURCE: Final = "runnerstream-source"
 #: Headers that a bridge may pass on and nobody should store.
 CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "cookie"})
 #: An event at the provider is not later than its arrival; clocks may differ by a day.
 _AHEAD_MS: Final = 86_400_000
 
+_FORM: Final = "application/x-www-form-urlencoded"
 _GUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-1[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 #: 100 ns intervals between 1582-10-15, where UUID version 1 counts from, and 1970-01-01.
 _GUID_EPOCH: Final = 0x01B2_1DD2_1381_4000
@@ -71,6 +79,11 @@ class Form:
     clock: Callable[[str], int | None]
     #: The provider's host, from the headers.
     host: Callable[[Mapping[str, str]], str]
+    #: The header that names a host of one's own, if there is one.
+    named_host: str = ""
+    #: Events that no webhook tells: what the provider's API answers. There are no HTTP headers for
+    #: them, so they are always envelopes.
+    asked: frozenset[str] = frozenset()
 
 
 #: Every provider's form, by its name. A new provider has a line here.
@@ -81,6 +94,8 @@ FORMS: Final[dict[str, Form]] = {
         delivery="x-github-delivery",
         clock=guid_time_ms,
         host=lambda headers: github_host(GITHUB_HOST, headers, ()),
+        named_host="x-github-enterprise-host",
+        asked=frozenset({"api_job"}),
     ),
 }
 
@@ -94,8 +109,11 @@ class Raw:
     headers: dict[str, str]
     body: bytes
     record: SourceRecord
-    #: What :data:`RECEIVED_AT` says.
+    #: What :data:`RECEIVED_AT` and :data:`OCCURRED_AT` say.
     first: str
+    happened: str
+    #: The provider, or what :data:`SOURCE` says.
+    source: str
     #: Whether the value is an envelope that comes with such headers.
     enveloped: bool
 
@@ -114,8 +132,16 @@ def raw(record: SourceRecord) -> Raw | None:
         if form.event in headers:
             for name in CREDENTIALS & headers.keys():
                 del headers[name]
-            first = headers.pop(RECEIVED_AT, "")
-            return Raw(form, headers, body, record, first, _is_envelope(form.provider, body))
+            return Raw(
+                form,
+                headers,
+                body,
+                record,
+                first=headers.pop(RECEIVED_AT, ""),
+                happened=headers.pop(OCCURRED_AT, ""),
+                source=headers.pop(SOURCE, "").strip()[:512] or form.provider,
+                enveloped=_is_envelope(form.provider, body),
+            )
     return None
 
 
@@ -131,11 +157,13 @@ def delivery(found: Raw) -> Delivery:
     made = form.clock(told) if told else None
     host = form.host(headers)[:256]
     received = _received(found.record.timestamp, found.first, made)
+    clocks = (made, _time(found.happened), received)
+    latest = received + _AHEAD_MS
     return Delivery(
         id=told or f"body-{blake2b(found.body, digest_size=12).hexdigest()}",
         kind=f"{form.provider}.{event}",
-        source=form.provider,
-        occurred_at=made if made is not None and made <= received + _AHEAD_MS else received,
+        source=found.source,
+        occurred_at=next(at for at in clocks if at is not None and at <= latest),
         received_at=received,
         # It has done what it is for: the record has its partition.
         key=_text(found.record.key)[:512] or f"{form.provider}:{host}:unknown",
@@ -145,14 +173,58 @@ def delivery(found: Raw) -> Delivery:
     )
 
 
+def natural(delivery: Delivery) -> tuple[list[tuple[str, bytes]], bytes] | None:
+    """Headers and body of the record in raw form that says the same; None when there is none.
+
+    An envelope has no raw form when no webhook tells its event, when it has a trace, or when its
+    texts are none that headers and bytes could carry. Credentials are left out. Of the time of
+    arrival the record's own stands when that is earlier.
+    """
+    provider, _, event = delivery.kind.partition(".")
+    form = FORMS.get(provider)
+    if form is None or event in form.asked or delivery.trace is not None:
+        return None
+    headers = {
+        name.lower(): value
+        for name, value in delivery.headers.items()
+        if name.lower() not in CREDENTIALS
+    }
+    if headers.setdefault(form.event, event) != event or event != event.strip().lower()[:64]:
+        return None
+    if headers.get("content-type", "").lower().startswith(_FORM):
+        # The payload is what was in the form.
+        del headers["content-type"]
+    headers[form.delivery] = delivery.id
+    host = canonical_host(delivery.host)
+    if host not in (form.host(headers), form.host({})):
+        if not form.named_host:
+            return None
+        headers[form.named_host] = host
+    headers[RECEIVED_AT] = str(delivery.received_at)
+    made = form.clock(delivery.id)
+    unclocked = made is None or made > delivery.received_at + _AHEAD_MS
+    if unclocked and delivery.occurred_at != delivery.received_at:
+        headers[OCCURRED_AT] = str(delivery.occurred_at)
+    if delivery.source != provider:
+        headers[SOURCE] = delivery.source
+    if any(told != told.strip() for told in (delivery.id, delivery.source)):
+        return None
+    try:
+        body = delivery.payload.encode()
+        said = [(name, value.encode()) for name, value in headers.items()]
+    except UnicodeEncodeError:
+        return None
+    return None if _is_envelope(provider, body) else (said, body)
+
+
 def _text(raw: bytes | None) -> str:
     return "" if raw is None else raw.decode("utf-8", "replace")
 
 
 def _received(timestamp: int, told: str, made: int | None) -> int:
-    first = int(told) if told.isascii() and told.isdecimal() and len(told) < 15 else 0
+    first = _time(told)
     if EARLIEST_MS <= timestamp <= LATEST_MS:
-        return first if EARLIEST_MS <= first < timestamp else timestamp
+        return first if first is not None and first < timestamp else timestamp
     if made is None:
         raise Unreadable(
             Reason.BAD_TIME,
@@ -162,9 +234,17 @@ def _received(timestamp: int, told: str, made: int | None) -> int:
     return made
 
 
+def _time(told: str) -> int | None:
+    """The milliseconds that a header of our own says; None for what is no time."""
+    if not (told.isascii() and told.isdecimal() and len(told) < 15):
+        return None
+    ms = int(told)
+    return ms if EARLIEST_MS <= ms <= LATEST_MS else None
+
+
 def _payload(content_type: str, body: bytes) -> str:
     try:
-        if not content_type.lower().startswith("application/x-www-form-urlencoded"):
+        if not content_type.lower().startswith(_FORM):
             return body.decode()
         return parse_qs(body.decode(), errors="strict", max_num_fields=100)["payload"][0]
     except UnicodeDecodeError as error:

@@ -98,6 +98,9 @@ class Producer:
     def post(self, record: Record) -> None:
         """Post a :class:`Delivery` or :class:`LifecycleEvent` to its topic under its key.
 
+        Both are written as envelopes. A webhook as it came in is for :meth:`webhook`: only there
+        can workers check the signature that the provider made.
+
         Raises TypeError for a record that is not for users to post; else as :meth:`send`.
         """
         topic = TOPIC_OF.get(type(record))

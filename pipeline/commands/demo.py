@@ -43,6 +43,7 @@ from pipeline.ledger import LIVE
 from pipeline.local import LocalError, LocalStack, PortTaken, default_data_dir, unavailable
 from pipeline.local.process import LOOPBACK, free_port, require_free_port, resident_mib
 from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PORT
+from pipeline.providers.sending import Signer
 from pipeline.replay import deliveries
 from pipeline.settings import Settings, load
 from pipeline.simulate import LIVE as LIVE_TEMPO
@@ -51,7 +52,7 @@ from pipeline.simulate.produce import live
 from pipeline.text import duration
 from sinks import schema
 from topics.apply import TopicsError, apply
-from topics.catalogue import catalogue
+from topics.catalogue import WEBHOOKS, catalogue
 from topics.models import Delivery
 from topics.producer import Producer
 
@@ -316,8 +317,10 @@ class Demo:
     def _send(self) -> None:
         try:
             with Producer(self.settings.kafka, client_id="runnerstream-demo") as producer:
+                signer = Signer()
                 for delivery in recorded():
-                    producer.post(delivery)
+                    sent = signer.record(delivery)
+                    producer.send(WEBHOOKS, sent.key, sent.value, sent.headers)
                     self.recorded += 1
                 producer.flush(10)
                 simulation = live(
@@ -333,7 +336,7 @@ class Demo:
                         if self._feeding.wait(min(ahead, 0.25)):
                             break
                     # The truth counts every record that was taken: so the last one is sent, too.
-                    producer.send(record.topic, record.key, record.value)
+                    producer.send(record.topic, record.key, record.value, record.headers)
                     self.sent += 1
                     if self._feeding.is_set():
                         break

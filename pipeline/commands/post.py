@@ -11,8 +11,9 @@ import click
 
 from pipeline.commands.context import Context
 from pipeline.commands.failure import USAGE, Failure
-from pipeline.commands.kafka_producer import producer
+from pipeline.commands.kafka_producer import producer, signer
 from pipeline.commands.output import say
+from pipeline.providers.sending import Headers, Signer
 from topics.catalogue import LIFECYCLE, WEBHOOKS
 from topics.models import DELIVERY, Delivery, Reason, Unreadable
 from topics.models import LIFECYCLE as LIFECYCLE_EVENT
@@ -25,23 +26,28 @@ from topics.reading import read
 def post(context: Context, files: tuple[BinaryIO, ...]) -> None:
     """Post records as docs/producers.md describes them, from FILES or standard input.
 
-    JSON objects one after another, or an array of them: deliveries go to runners.webhooks,
-    lifecycle events to runners.lifecycle, each under its key. All are checked before the first is
-    posted, so that a wrong one posts nothing.
+    JSON objects one after another, or an array of them: deliveries go to runners.webhooks in raw
+    form, lifecycle events to runners.lifecycle, each under its key. All are checked before the
+    first is posted, so that a wrong one posts nothing. Where secrets are set, deliveries without a
+    signature are signed with the first.
     """
-    found: list[tuple[str, bytes, bytes]] = []
+    found: list[_Record] = []
     for file in files or (click.get_binary_stream("stdin"),):
-        found += _records(file)
+        found += _records(file, signer(context.settings))
     with producer(context.settings) as to:
-        for topic, key, value in found:
-            to.send(topic, key, value)
-    counts = Counter(topic for topic, _, _ in found)
+        for topic, key, value, headers in found:
+            to.send(topic, key, value, headers)
+    counts = Counter(topic for topic, *_ in found)
     for topic, number in counts.most_common():
         say(f"{number} record{'' if number == 1 else 's'} posted to {topic}")
 
 
-def _records(file: BinaryIO) -> Iterator[tuple[str, bytes, bytes]]:
-    """Topic, key and value of each record in a file. Raises :class:`Failure` for what is none."""
+#: Topic, key, value and headers.
+_Record = tuple[str, bytes, bytes, Headers]
+
+
+def _records(file: BinaryIO, to: Signer) -> Iterator[_Record]:
+    """Each record in a file. Raises :class:`Failure` for what is none."""
     name = getattr(file, "name", None)
     name = name if isinstance(name, str) and name != "<stdin>" else "standard input"
     try:
@@ -62,14 +68,14 @@ def _records(file: BinaryIO) -> Iterator[tuple[str, bytes, bytes]]:
             raise Failure(f"{name}, line {inner}: not JSON: {what}", exit_code=USAGE) from None
         for record in value if isinstance(value, list) else [value]:
             empty = False
-            yield _record(record, f"{name}, line {line}")
+            yield _record(record, f"{name}, line {line}", to)
     if empty:
         raise Failure(
             f"{name} holds no record", "write a JSON object, see docs/producers.md", USAGE
         )
 
 
-def _record(value: Any, where: str) -> tuple[str, bytes, bytes]:
+def _record(value: Any, where: str, to: Signer) -> _Record:
     raw = json.dumps(value).encode()
     delivered = isinstance(value, dict) and value.get("kind") in Delivery.KINDS
     topic = WEBHOOKS if delivered else LIFECYCLE
@@ -82,4 +88,6 @@ def _record(value: Any, where: str) -> tuple[str, bytes, bytes]:
         raise Failure(
             f"{where}: {why.reason.value}: {why.error}", "nothing was posted", USAGE
         ) from None
-    return topic, record.key.encode(), raw
+    if isinstance(record, Delivery):
+        return topic, *to.record(record, raw)
+    return topic, record.key.encode(), raw, ()

@@ -8,7 +8,7 @@ import click
 
 from pipeline.commands.context import Context
 from pipeline.commands.failure import Failure
-from pipeline.commands.kafka_producer import producer
+from pipeline.commands.kafka_producer import producer, signer
 from pipeline.commands.output import say
 from pipeline.replay import ReplayError
 from pipeline.replay import replay as post
@@ -23,11 +23,12 @@ def replay(context: Context, files: tuple[Path, ...]) -> None:
     """Post recorded webhook deliveries: .json holds one or an array, .jsonl and .ndjson one a line.
 
     A delivery is GitHub's body, or an envelope with headers and payload, or a job as GitHub's REST
-    API returns it. Replaying a file twice says nothing new.
+    API returns it. Replaying a file twice says nothing new. Where secrets are set, what has no
+    signature is signed with the first.
     """
     with producer(context.settings) as to:
         try:
-            number = post(files, to)
+            number = post(files, to, signer=signer(context.settings))
         except ReplayError as error:
             raise Failure(str(error), "what came before it has been posted") from None
     say(f"{number} deliveries posted")

@@ -11,7 +11,7 @@ import click
 
 from pipeline.commands.context import Context, Duration
 from pipeline.commands.failure import USAGE, Failure
-from pipeline.commands.kafka_producer import producer
+from pipeline.commands.kafka_producer import Signing, producer, signer
 from pipeline.simulate.produce import live, send_all, send_live
 from pipeline.text import duration
 
@@ -27,7 +27,8 @@ from pipeline.text import duration
 def simulate(context: Context, rate: float, lasts: float, seed: int | None, fast: bool) -> None:
     """Post the events of a simulated CI fleet, faults included, to the configured Kafka.
 
-    Waits and runs take seconds, so that a minute shows everything. Ctrl-C ends it early.
+    Waits and runs take seconds, so that a minute shows everything. Ctrl-C ends it early. Where
+    secrets are set, webhooks are signed with the first.
     """
     if lasts <= 0:
         raise Failure("--duration must be more than 0", exit_code=USAGE)
@@ -42,14 +43,15 @@ def simulate(context: Context, rate: float, lasts: float, seed: int | None, fast
         err=True,
     )
     with producer(context.settings) as to:
+        signing = Signing(to, signer(context.settings))
         previous = signal.signal(signal.SIGINT, lambda *_: stop.set())
         try:
             if fast:
                 # As if it had just happened: nothing in it is later than now.
                 past = live(chosen, rate, lasts / 60, start_ms=now_ms - int(lasts * 1000))
-                sent = send_all(past.records(), to)
+                sent = send_all(past.records(), signing)
             else:
-                sent = send_live(simulation.records(), to, stop=stop.is_set)
+                sent = send_live(simulation.records(), signing, stop=stop.is_set)
         finally:
             signal.signal(signal.SIGINT, previous)
     click.echo(f"{sent.records:,} records, {sent.per_second:,.0f} a second", err=True)

@@ -70,9 +70,18 @@ class Provider(Protocol):
         """
         ...
 
+    def sign(self, body: bytes, secret: bytes) -> Mapping[str, str]:
+        """The headers by which :meth:`verify` knows that the secret signed these bytes."""
+        ...
+
     def facts(self, delivery: Delivery) -> Facts:
         """What a delivery of this provider says. Raises Unreadable for what says nothing."""
         ...
+
+
+def sign_sha256(body: bytes, secret: bytes) -> str:
+    """``sha256=<hex>``, the HMAC of the body that most providers send."""
+    return "sha256=" + hmac.digest(secret, body, sha256).hex()
 
 
 def verify_sha256(given: str | None, header: str, body: bytes, secrets: Sequence[bytes]) -> None:
@@ -86,8 +95,7 @@ def verify_sha256(given: str | None, header: str, body: bytes, secrets: Sequence
     told = given.strip().lower().encode("utf-8", "replace")
     right = False
     for secret in secrets:
-        wanted = b"sha256=" + hmac.digest(secret, body, sha256).hex().encode()
-        right |= hmac.compare_digest(wanted, told)
+        right |= hmac.compare_digest(sign_sha256(body, secret).encode(), told)
     if not right:
         raise Unreadable(
             Reason.BAD_SIGNATURE,

@@ -50,7 +50,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from pydantic import ValidationError
 
-from pipeline.providers.base import Fact, Facts, verify_sha256
+from pipeline.providers.base import Fact, Facts, sign_sha256, verify_sha256
 from topics.bridge import guid_time_ms
 from topics.keys import github_host, job_key, run_key
 from topics.models import (
@@ -184,6 +184,10 @@ class GitHub:
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         """Check ``X-Hub-Signature-256``. The older header with SHA-1 alone is not enough."""
         verify_sha256(headers.get(SIGNATURE), SIGNATURE, body, secrets)
+
+    def sign(self, body: bytes, secret: bytes) -> Mapping[str, str]:
+        """``X-Hub-Signature-256``."""
+        return {SIGNATURE: sign_sha256(body, secret)}
 
     def facts(self, delivery: Delivery) -> Facts:
         """See :func:`facts`."""

@@ -1,7 +1,7 @@
 """A CI fleet that misbehaves on purpose: load and faults with a known truth.
 
     simulation = Simulation(seed=7, jobs=1_000, start_ms=now_ms, duration_s=3_600)
-    for send_at_ms, topic, key, value in simulation.records():
+    for send_at_ms, topic, key, value, headers in simulation.records():
         ...
     truth = simulation.truth()
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pipeline.simulate.faults import NO_FAULTS, Faults, Malformed, Network, malformed
 from pipeline.simulate.fleet import LIVE, Fleet, Mix, Tempo, World, default_fleets
 from pipeline.simulate.truth import JobTruth, Truth, truth_of
-from pipeline.simulate.wire import Said, Wire
+from pipeline.simulate.wire import Headers, Said, Wire
 
 __all__ = [
     "LIVE",
@@ -40,12 +40,24 @@ __all__ = [
 
 
 class Sending(NamedTuple):
-    """One record on its way: when to send it, where, and its bytes."""
+    """One record on its way: when to send it, where, and its bytes.
+
+    It can be read like a record that was consumed at that time.
+    """
 
     send_at_ms: int
     topic: str
     key: bytes
     value: bytes
+    #: Of a webhook in raw form: the HTTP headers.
+    headers: Headers = ()
+    partition: int = 0
+    offset: int = 0
+
+    @property
+    def timestamp(self) -> int:
+        """When it is written, in milliseconds."""
+        return self.send_at_ms
 
 
 class Simulation:
@@ -111,36 +123,36 @@ class Simulation:
         owed = 0.0
         sequence = count()
         # Nothing is sent before it happens: what is due before the world's next event is final.
-        waiting: list[tuple[int, int, str, bytes, bytes, Said | Malformed]] = []
+        waiting: list[tuple[int, int, str, bytes, bytes, Headers, Said | Malformed]] = []
 
         def due(until: int | None) -> Iterator[Sending]:
             while waiting and (until is None or waiting[0][0] < until):
-                at, _, topic, key, value, what = heapq.heappop(waiting)
+                at, _, topic, key, value, headers, what = heapq.heappop(waiting)
                 sent[topic] += 1
                 if isinstance(what, Malformed):
                     dead[what.reason.value] += 1
                 elif self._remember:
                     said.append(what)
-                yield Sending(at, topic, key, value)
+                yield Sending(at, topic, key, value, headers)
 
         for event in world.events():
             yield from due(event.at)
             message = wire.message(event)
-            value, told = b"", message.said
+            value, headers, told = b"", message.headers, message.said
             for arrival in network.arrivals(message.topic, event.at):
                 if not arrival.exact:
-                    value, told = message.at(arrival.send_at)
+                    value, headers, told = message.at(arrival.send_at)
+                place = (message.topic, message.key)
                 heapq.heappush(
-                    waiting,
-                    (arrival.send_at, next(sequence), message.topic, message.key, value, told),
+                    waiting, (arrival.send_at, next(sequence), *place, value, headers, told)
                 )
             owed += self.faults.malformed
             if owed >= 1.0:
                 owed -= 1.0
                 wrong = next(bad)
+                place = (wrong.topic, wrong.key)
                 heapq.heappush(
-                    waiting,
-                    (event.at, next(sequence), wrong.topic, wrong.key, wrong.value, wrong),
+                    waiting, (event.at, next(sequence), *place, wrong.value, wrong.headers, wrong)
                 )
         yield from due(None)
 

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from pipeline.simulate.wire import HOST, guid_at
+from pipeline.simulate.wire import HOST, Headers, guid_at
+from topics.bridge import RECEIVED_AT
 from topics.catalogue import LIFECYCLE, WEBHOOKS
 from topics.models import Reason, job_key
 
@@ -102,6 +103,8 @@ class Malformed(NamedTuple):
     key: bytes
     value: bytes
     reason: Reason
+    #: Of one in raw form.
+    headers: Headers = ()
 
 
 def malformed(seed: int, number: int, at_ms: int = 1_750_000_000_000) -> Iterator[Malformed]:
@@ -112,11 +115,12 @@ def malformed(seed: int, number: int, at_ms: int = 1_750_000_000_000) -> Iterato
         name, make = kinds[n % len(kinds)]
         # Ids of their own: none of these may touch a job of the simulation.
         job_id = 10_000_000 + seed % 1_000 * 100_000 + n
-        topic, value, reason = make(rng, job_id, at_ms)
-        yield Malformed(name, topic, job_key("github", HOST, job_id).encode(), value, reason)
+        topic, value, reason, *headers = make(rng, job_id, at_ms)
+        key = job_key("github", HOST, job_id).encode()
+        yield Malformed(name, topic, key, value, reason, *headers)
 
 
-_Made = tuple[str, bytes, Reason]
+_Made = tuple[str, bytes, Reason] | tuple[str, bytes, Reason, Headers]
 
 
 def _delivery(rng: random.Random, job_id: int, at: int, **changes: Any) -> dict[str, Any]:
@@ -161,14 +165,36 @@ def _not_utf8(rng: random.Random, job_id: int, at: int) -> _Made:
     return WEBHOOKS, whole.replace(b'"?"', b'"\xff\xfe"'), Reason.NOT_JSON
 
 
+def _raw(
+    rng: random.Random, at: int, body: bytes, reason: Reason, event: bytes = b"workflow_job"
+) -> _Made:
+    """In raw form, as a bridge writes it."""
+    guid = guid_at(at, rng.randrange(10_000), rng.getrandbits(48)).encode()
+    told = (("x-github-event", event), ("x-github-delivery", guid))
+    return WEBHOOKS, body, reason, (*told, (RECEIVED_AT, b"%d" % (at + 900)))
+
+
+def _raw_cut(rng: random.Random, job_id: int, at: int) -> _Made:
+    return _raw(rng, at, b'{"action":"queued","workflow_job":', Reason.NOT_JSON)
+
+
+def _raw_not_utf8(rng: random.Random, job_id: int, at: int) -> _Made:
+    body = b'{"action":"queued","workflow_job":{"id":%d,"name":"\xff\xfe"}}'
+    return _raw(rng, at, body % job_id, Reason.NOT_JSON)
+
+
+def _raw_null(rng: random.Random, job_id: int, at: int) -> _Made:
+    return _raw(rng, at, b'{"action":"queued","workflow_job":null}', Reason.NO_JOB)
+
+
+def _raw_unknown(rng: random.Random, job_id: int, at: int) -> _Made:
+    body = b'{"action":"queued","workflow_job":{"id":%d}}' % job_id
+    return _raw(rng, at, body, Reason.UNKNOWN_KIND, b"workflow_jobs")
+
+
 def _body_not_json(rng: random.Random, job_id: int, at: int) -> _Made:
     record = _delivery(rng, job_id, at, payload='{"action":"queued","workflow_job":')
     return WEBHOOKS, msgspec.json.encode(record), Reason.NOT_JSON
-
-
-def _job_null(rng: random.Random, job_id: int, at: int) -> _Made:
-    record = _delivery(rng, job_id, at, payload='{"action":"queued","workflow_job":null}')
-    return WEBHOOKS, msgspec.json.encode(record), Reason.NO_JOB
 
 
 def _bad_body(rng: random.Random, job_id: int, at: int) -> _Made:
@@ -223,7 +249,10 @@ _KINDS: Final[dict[str, Callable[[random.Random, int, int], _Made]]] = {
     "value cut short": _not_json,
     "value not UTF-8": _not_utf8,
     "body cut short": _body_not_json,
-    "workflow_job null": _job_null,
+    "raw body cut short": _raw_cut,
+    "raw body not UTF-8": _raw_not_utf8,
+    "workflow_job null": _raw_null,
+    "unknown event": _raw_unknown,
     "body of the wrong shape": _bad_body,
     "no payload": _no_payload,
     "unknown webhook": _unknown_kind,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,13 @@ from pipeline.simulate import LIVE, Faults, Fleet, Sending, Simulation
 class Sink(Protocol):
     """What sends: :class:`topics.producer.Producer`, or a list in a test."""
 
-    def send(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
         """Take one record."""
         ...
 
@@ -92,7 +98,7 @@ def _send(
                 sleep(min(ahead, 0.5))
             if stop():
                 break
-        sink.send(record.topic, record.key, record.value)
+        sink.send(record.topic, record.key, record.value, record.headers)
         number += 1
         size += len(record.value)
     return Sent(number, size, now_s() - began)

@@ -1,8 +1,9 @@
 """How GitHub and a dispatcher report what happens in the world: records for the topics.
 
-A webhook body is a snapshot of the job in whole seconds, with all the fields GitHub sends (7 to
-13 KB, most of them of no interest); the delivery id is a UUID of version 1 that carries the time
-of the event in milliseconds. Everything the quirk list knows about bodies is reproduced: see
+Webhooks are in raw form, as a bridge writes them: the body, and the HTTP headers. A body is a
+snapshot of the job in whole seconds, with all the fields GitHub sends (7 to 13 KB, most of them of
+no interest); the delivery id is a UUID of version 1 that carries the time of the event in
+milliseconds. Everything the quirk list knows about bodies is reproduced: see
 :meth:`Wire._job_body`. For each record there is also a :class:`Said`: what it tells, in plain
 terms, from which ``truth`` computes what can be known.
 """
@@ -17,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from pipeline.simulate.fleet import Event, SimJob
+from topics.bridge import RECEIVED_AT
 from topics.catalogue import LIFECYCLE, WEBHOOKS
 from topics.models import job_key, run_key
 
@@ -69,20 +71,32 @@ class Said(NamedTuple):
     claim: str = ""
 
 
+#: Headers of a record, in order.
+Headers = tuple[tuple[str, bytes], ...]
+
+
 class Message(NamedTuple):
     """A record without its arrival time: :meth:`at` gives the bytes for one arrival."""
 
     topic: str
     key: bytes
-    #: The envelope, complete but for ``received_at``.
-    record: dict[str, Any]
+    #: A webhook's body, or a lifecycle event complete but for ``received_at``.
+    record: bytes | dict[str, Any]
+    #: Of a webhook, the HTTP headers.
+    headers: Headers
     said: Said
 
-    def at(self, received_ms: int) -> tuple[bytes, Said]:
-        """The value as it is written when the record arrives at this time."""
-        record = self.record
+    def at(self, received_ms: int) -> tuple[bytes, Headers, Said]:
+        """Value and headers as they are written when the record arrives at this time.
+
+        A webhook's headers say it, because the record's time is when a simulation is sent.
+        """
+        record, headers = self.record, self.headers
+        said = self.said._replace(received_at=received_ms)
+        if isinstance(record, bytes):
+            return record, (*headers, (RECEIVED_AT, b"%d" % received_ms)), said
         record["received_at"] = received_ms
-        return msgspec.json.encode(record), self.said._replace(received_at=received_ms)
+        return msgspec.json.encode(record), headers, said
 
 
 @lru_cache(maxsize=65_536)
@@ -260,21 +274,14 @@ class Wire:
     def _delivery(self, event_name: str, event: Event, said: Said, payload: str) -> Message:
         rng = self._rng
         guid = guid_at(event.at, rng.randrange(10_000), rng.choice(self._nodes))
-        record = {
-            "id": guid,
-            "kind": f"github.{event_name}",
-            "version": 1,
-            "source": "github",
-            "occurred_at": event.at,
-            "received_at": 0,
-            "key": said.key,
-            "host": HOST,
-            "headers": {"x-github-event": event_name, "x-github-hook-id": "1"},
-            "payload": payload,
-        }
-        return Message(
-            WEBHOOKS, said.key.encode(), record, said._replace(id=guid, event_at=event.at)
+        headers = (
+            ("x-github-event", event_name.encode()),
+            ("x-github-delivery", guid.encode()),
+            ("x-github-hook-id", b"1"),
+            ("content-type", b"application/json"),
         )
+        said = said._replace(id=guid, event_at=event.at)
+        return Message(WEBHOOKS, said.key.encode(), payload.encode(), headers, said)
 
     def _tail(self, repo: int) -> str:
         """The siblings of the job in a body. They are most of its size, and never change."""
@@ -323,7 +330,7 @@ class Wire:
             pool=job.fleet.name,
             claim=event.claim if event.kind != "job.started" else "",
         )
-        return Message(LIFECYCLE, key.encode(), record, said)
+        return Message(LIFECYCLE, key.encode(), record, (), said)
 
 
 def _steps(number: int, first: int, end: int | None) -> list[dict[str, Any]]:

@@ -5,12 +5,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +21,7 @@ from pipeline.local.process import (
     ServerProcess,
     accepts_connections,
 )
+from tests.support.cache import cached
 
 _HERE = Path(__file__).with_name("kafka")
 _COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
@@ -87,42 +84,30 @@ def class_path() -> Path:
     reason = missing()
     if reason is not None:
         raise KafkaUnavailable(reason)
-    pom = (_HERE / "pom.xml").read_bytes()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "runnerstream"
-    jars = base / f"kafka-{hashlib.sha256(pom).hexdigest()[:12]}"
-    if jars.is_dir():
-        return jars
-    base.mkdir(parents=True, exist_ok=True)
-    with (base / "kafka.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not jars.is_dir():
-            _resolve(jars)
-    return jars
+    return cached("kafka", (_HERE / "pom.xml").read_bytes(), _resolve)
 
 
-def _resolve(jars: Path) -> None:
-    # Filled beside its place and renamed: whoever sees the directory sees all of it.
-    with tempfile.TemporaryDirectory(dir=jars.parent) as work:
-        shutil.copy(_HERE / "pom.xml", work)
-        command = ["mvn", "-q", "-B", _COPY_GOAL, "-DincludeScope=runtime", "-DoutputDirectory=lib"]
-        try:
-            result = subprocess.run(
-                command,
-                cwd=work,
-                capture_output=True,
-                text=True,
-                timeout=_RESOLVE_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise KafkaUnavailable(
-                f"Maven did not resolve Apache Kafka within {_RESOLVE_SECONDS:g} s"
-            ) from error
-        if result.returncode != 0:
-            raise KafkaUnavailable(
-                f"Maven cannot resolve Apache Kafka: {(result.stdout + result.stderr)[-2000:]}"
-            )
-        (Path(work) / "lib").rename(jars)
+def _resolve(work: Path) -> Path:
+    shutil.copy(_HERE / "pom.xml", work)
+    command = ["mvn", "-q", "-B", _COPY_GOAL, "-DincludeScope=runtime", "-DoutputDirectory=lib"]
+    try:
+        result = subprocess.run(
+            command,
+            cwd=work,
+            capture_output=True,
+            text=True,
+            timeout=_RESOLVE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KafkaUnavailable(
+            f"Maven did not resolve Apache Kafka within {_RESOLVE_SECONDS:g} s"
+        ) from error
+    if result.returncode != 0:
+        raise KafkaUnavailable(
+            f"Maven cannot resolve Apache Kafka: {(result.stdout + result.stderr)[-2000:]}"
+        )
+    return work / "lib"
 
 
 class ApacheKafka(LocalServer):

@@ -38,7 +38,7 @@ class Load(threading.Thread):
             began = time.monotonic()
             with Producer(self.bootstrap) as producer:
                 for n, record in enumerate(self.records):
-                    producer.send(record.topic, record.key, record.value)
+                    producer.send(record.topic, record.key, record.value, record.headers)
                     if n % 50 == 0:
                         early = n / self.rate - (time.monotonic() - began)
                         if early > 0:
