@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from sinks import rows
 from sinks.writer import Backoff
@@ -45,3 +46,18 @@ class SinkConfig:
     #: Mixed into the tokens of all inserts. Change it to make ClickHouse accept records again that
     #: were written before and then deleted by hand.
     token_salt: str = ""
+
+    @property
+    def client_id(self) -> str:
+        """What the broker shows of a member of the group: also which ClickHouse it writes to.
+
+        Sinks of two deployments with one ``group_id`` share the partitions, so each database gets
+        a part of the rows. The members' ids are where that can be seen.
+        """
+        return f"{self.group_id}@{target(self.clickhouse_url)}"
+
+
+def target(clickhouse_url: str) -> str:
+    """Host, port and database of a ClickHouse, without what is secret in the URL."""
+    parts = urlsplit(clickhouse_url)
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"

@@ -33,7 +33,7 @@ def consumer_options(config: SinkConfig) -> dict[str, Any]:
         "metadata_max_age_ms": 30_000,
         # How long a broker that came back may wait to be noticed; the default is 30 s.
         "reconnect_backoff_max_ms": 3_000,
-        "client_id": f"{config.group_id}",
+        "client_id": config.client_id,
         # The client's statistics cost time and nobody reads them.
         "metrics_enabled": False,
         # Without the package crc32c the client sums in Python, which costs 200 us for a webhook

@@ -18,13 +18,18 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from clickhouse_driver.errors import ServerException
+from pydantic import SecretStr
 
 from pipeline.cli import main
 from pipeline.commands import doctor as module
+from pipeline.commands.connections import beside_a_demo
 from pipeline.commands.doctor import examine
+from pipeline.commands.sql import server_failure
 from pipeline.commands.worker import deployment
 from pipeline.local import EmbeddedClickHouse, unavailable
 from pipeline.settings import Settings, load
+from sinks.config import SinkConfig
 from tests.support.brokers import broker
 from tests.support.worker import ROOT
 from topics.apply import apply
@@ -255,3 +260,32 @@ def test_the_worker_of_another_deployment_is_not_ours() -> None:
         assert "its app_id is other, ours runnerstream" in found.told
         assert found_of(settings_of(clickhouse="", web_port=port, app_id="other"), "worker").state \
             == "ok"  # fmt: skip
+
+
+# -- two deployments with one app_id -----------------------------------------------------------
+
+
+def test_sinks_that_write_elsewhere_are_told() -> None:
+    config = SinkConfig({}, "clickhouse://u:s%40cret@one:9000/runs", "g")
+    assert config.client_id == "g@one:9000/runs"
+    other = replace(config, clickhouse_url="clickhouses://two:9440/runs/?secure=1").client_id
+    # An earlier release says nothing of it.
+    assert not list(module._apart("g", "one:9000/runs", [config.client_id, "g"]))
+    (finding,) = module._apart("g", "one:9000/runs", [config.client_id, other])
+    assert finding.state == "look"
+    assert "one:9000/runs, two:9440/runs;" in finding.told
+
+
+def test_beside_a_demo_the_way_to_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    refused = ServerException("default: Not enough privileges", 497)
+    assert beside_a_demo(Settings()) == ""
+    file = tmp_path / "runnerstream" / "demo" / "env"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    told = beside_a_demo(Settings())
+    assert str(file) in told
+    assert server_failure(refused, False, told).remedy == told
+    assert beside_a_demo(Settings(clickhouse=SecretStr("clickhouse://ch:9000/runs"))) == ""

@@ -31,7 +31,7 @@ from pydantic import SecretStr
 
 from pipeline.commands.failure import UNREACHABLE, USAGE, Failure, place, short
 from pipeline.commands.unreachable import address_of, clickhouse_cause, kafka_cause
-from pipeline.settings import Settings
+from pipeline.settings import Settings, default_data_dir
 from topics.apply import Plan, TopicsError, plan
 from topics.catalogue import TopicSpec, catalogue
 
@@ -44,6 +44,16 @@ SILENCE_S: Final = 60.0
 ANSWER_BYTES: Final = 256 << 20
 
 T = TypeVar("T")
+
+
+def beside_a_demo(settings: Settings) -> str:
+    """What to do when the ClickHouse of the defaults answers and belongs to a demo that runs on
+    this machine, whose user it asks for; blank otherwise."""
+    file = default_data_dir() / "demo" / "env"
+    default = Settings.model_fields["clickhouse"].default
+    if settings.clickhouse != default or not file.exists():
+        return ""
+    return f"a demo is running here, which has a user of its own: add --config {file}"
 
 
 def within(seconds: float, what: str, call: Callable[[], T]) -> T:

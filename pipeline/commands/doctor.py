@@ -17,6 +17,7 @@ from kafka.errors import KafkaError
 from pipeline.commands.connections import (
     Answer,
     ask,
+    beside_a_demo,
     bounded,
     clickhouse,
     clickhouse_failure,
@@ -36,6 +37,7 @@ from pipeline.commands.worker import deployment, sink_group
 from pipeline.settings import Settings
 from pipeline.text import duration
 from sinks import schema
+from sinks.config import target
 from sinks.rows import TOPICS as SINK_TOPICS
 from topics.apply import Difference, Plan
 from topics.catalogue import DEAD_LETTERS, JOBS, LIFECYCLE, WEBHOOKS
@@ -233,13 +235,28 @@ def _lags(settings: Settings) -> Iterator[Finding]:
             told = f"group {group}: {lag:,} records behind"
             if members is not None:
                 told += f", {len(members)} member{'' if len(members) == 1 else 's'}"
-                if hosts := sorted(set(filter(None, members))):
+                if hosts := sorted({host for host, _ in members if host}):
                     told += f" on {', '.join(hosts)}"
             if members == []:
                 role = "sink" if who == "sink" else "fold"
                 yield Finding(f"{who} group", "bad", told, f"`runnerstream worker --role {role}`")
             else:
                 yield Finding(f"{who} group", "ok", told)
+            if who == "sink" and members:
+                ours = target(settings.clickhouse.get_secret_value())
+                yield from _apart(group, ours, [client for _, client in members])
+
+
+def _apart(group: str, ours: str, clients: list[str]) -> Iterator[Finding]:
+    """Whether all members of the sinks' group write to where the settings say."""
+    found = {client.partition("@")[2] for client in clients} - {""}
+    if found - {ours}:
+        yield Finding(
+            "sinks", "look",
+            f"members of group {group} write to {', '.join(sorted(found))}; the settings say "
+            f"{ours}: unless these are names of one database, each gets a part of the rows",
+            "give each deployment an app_id of its own: RUNNERSTREAM_APP_ID",
+        )  # fmt: skip
 
 
 def _lag(admin: Any, group: str, topics: tuple[str, ...], partitions: int) -> int:
@@ -257,11 +274,14 @@ def _lag(admin: Any, group: str, topics: tuple[str, ...], partitions: int) -> in
     return sum(max(0, ends[where].offset - done[where]) for where in wanted)
 
 
-def _members(admin: Any, group: str) -> list[str] | None:
-    """The host of each member; ``None`` when the broker does not say."""
+def _members(admin: Any, group: str) -> list[tuple[str, str]] | None:
+    """Host and client id of each member; ``None`` when the broker does not say."""
     try:
         members = admin.describe_groups([group])[group]["members"]
-        return [str(member.get("client_host", "")).lstrip("/") for member in members]
+        return [
+            (str(each.get("client_host", "")).lstrip("/"), str(each.get("client_id", "")))
+            for each in members
+        ]
     except (KafkaError, LookupError, TypeError, ValueError, AttributeError):
         return None  # Tansu answers in a way the client cannot read
 
@@ -316,7 +336,8 @@ def _clickhouse(settings: Settings) -> Iterator[Finding]:
         raise clickhouse_failure(settings, error) from None
     if pending:
         names = ", ".join(f"{m.version:04d}_{m.name}" for m in pending)
-        yield Finding("tables", "bad", f"not applied: {names}", "`runnerstream schema apply`")
+        todo = beside_a_demo(settings) or "`runnerstream schema apply`"
+        yield Finding("tables", "bad", f"not applied: {names}", todo)
     elif gone:
         yield Finding("tables", "bad", f"missing: {', '.join(gone)}", "`runnerstream schema apply`")
     else:

@@ -21,7 +21,12 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import Error as ClickHouseError
 from clickhouse_driver.errors import ServerException, UnknownTypeError
 
-from pipeline.commands.connections import SILENCE_S, clickhouse_failure, open_clickhouse
+from pipeline.commands.connections import (
+    SILENCE_S,
+    beside_a_demo,
+    clickhouse_failure,
+    open_clickhouse,
+)
 from pipeline.commands.context import Context, Duration
 from pipeline.commands.failure import UNREACHABLE, USAGE, Failure, place, short
 from pipeline.commands.sql_statements import (
@@ -52,6 +57,8 @@ what was typed, Tab completes. Ctrl-C drops what is typed or stops what runs.
 exit or Ctrl-D leaves."""
 #: Codes of what a server refuses because the connection may only read.
 _READONLY: Final = 164
+#: Codes of an unknown user, a wrong password, and rights that are missing.
+_NO_RIGHTS: Final = frozenset({192, 193, 497, 516})
 
 
 @click.command()
@@ -237,7 +244,7 @@ class Session:
 
     def _failure(self, error: BaseException) -> Failure:
         if isinstance(error, ServerException):
-            return server_failure(error, self.write)
+            return server_failure(error, self.write, beside_a_demo(self.settings))
         if isinstance(error, UnknownTypeError):
             return Failure(
                 f"a column's type cannot be read: {short(error)}",
@@ -254,14 +261,19 @@ class Session:
         return clickhouse_failure(self.settings, error)
 
 
-def server_failure(error: ServerException, write: bool) -> Failure:
-    """What ClickHouse says about a statement, without its stack trace."""
+def server_failure(error: ServerException, write: bool, elsewhere: str = "") -> Failure:
+    """What ClickHouse says about a statement, without its stack trace.
+
+    ``elsewhere`` is what to do about rights that are missing.
+    """
     text = str(error.message).split("Stack trace:")[0].strip()
     # A syntax error goes on with a page of what would have been allowed there.
     text = text.removeprefix("DB::Exception:").partition(". Expected one of:")[0].strip()
     remedy = ""
     if error.code == _READONLY and not write:
         remedy = "statements only read unless --write is given: runnerstream sql --write"
+    elif error.code in _NO_RIGHTS:
+        remedy = elsewhere
     return Failure(f"ClickHouse says ({error.code}): {text}", remedy)
 
 
