@@ -37,7 +37,7 @@ def main(brokers: str, file: str = "") -> None:
     headers = {"X-GitHub-Event": "workflow_job", "X-GitHub-Delivery": str(uuid.uuid1())}
     secret = os.environ.get("RUNNERSTREAM_GITHUB_SECRETS", "").partition(",")[0].strip()
     if secret:
-        # As GitHub signs: workers that know the secret believe nothing else.
+        # As GitHub signs, with the first secret: workers that know it believe nothing else.
         made = hmac.new(secret.encode(), body, "sha256").hexdigest()
         headers["X-Hub-Signature-256"] = f"sha256={made}"
     with Producer(brokers) as producer:

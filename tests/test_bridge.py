@@ -17,6 +17,7 @@ from pipeline.commands.dead_letters import _headers
 from pipeline.effects import Effects, Note
 from pipeline.faust_safe import Batch
 from pipeline.settings import load
+from pipeline.simulate import Simulation
 from sinks import rows
 from tests.test_sink_rows import FakeRecord
 from topics import bridge
@@ -122,6 +123,20 @@ def test_what_an_envelope_says_can_be_said_in_raw_form(changes: dict[str, Any]) 
         again.headers.items()
     )
     assert not [name for name in again.headers if name.startswith("runnerstream")]
+
+
+def test_a_fleets_webhooks_say_the_same_in_either_form() -> None:
+    simulation = Simulation(5, 60, start_ms=MADE, duration_s=600)
+    hooks = [record for record in simulation.records() if record.topic == WEBHOOKS]
+    assert len(hooks) > 100
+    for record in hooks:
+        found = bridge.raw(record)
+        assert found is not None
+        value = bridge.delivery(found).model_dump_json().encode()
+        envelope = FakeRecord(WEBHOOKS, value, timestamp=record.timestamp)
+        said, notes = record_facts(record)
+        assert (list(said), notes) == (list(record_facts(envelope)[0]), record_facts(envelope)[1])
+        assert said
 
 
 def test_a_payload_out_of_a_form_is_not_a_form_again() -> None:
