@@ -95,7 +95,9 @@ class SinkMetrics:
             "oldest_unflushed_seconds", "Wait of the oldest record not acknowledged"
         )
         #: Gauge by topic, records: log end minus acknowledged, over the owned partitions.
-        self.lag = gauge("lag_records", "Records not yet acknowledged by ClickHouse", ("topic",))
+        self.lag = gauge(
+            "lag_records", "Records not yet acknowledged by ClickHouse; NaN: not known", ("topic",)
+        )
         #: Gauge: 1 while inserts succeed, 0 from the first failed attempt to the next success.
         self.clickhouse_up = gauge("clickhouse_up", "1 while ClickHouse takes our inserts")
 

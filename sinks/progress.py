@@ -10,6 +10,7 @@ and shown (:class:`sinks.health.Hole`).
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -184,7 +185,7 @@ class Progress:
                 self._broker.over()
         if not member:
             # Whoever has our partitions knows; we do not, and unknown is not zero.
-            self.lag = {}
+            self._tell({})
             return
         lag = dict.fromkeys(self._topics, 0)
         unknown = set()
@@ -197,7 +198,10 @@ class Progress:
                 continue
             end = max(position, self._ends[where])
             lag[where.topic] = lag.get(where.topic, 0) + max(0, end - done)
-        lag = {topic: number for topic, number in lag.items() if topic not in unknown}
+        self._tell({topic: number for topic, number in lag.items() if topic not in unknown})
+
+    def _tell(self, lag: Mapping[str, int]) -> None:
         self.lag = lag
-        for topic, number in lag.items():
-            self._metrics.lag.labels(topic).set(number)
+        for topic in self._topics:
+            # What is unknown is not what it was before.
+            self._metrics.lag.labels(topic).set(lag.get(topic, math.nan))

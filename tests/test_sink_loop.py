@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -684,6 +685,11 @@ def test_a_lag_that_is_not_known_is_not_zero() -> None:
     sink._progress.take(log, {}, sink._batch, 101.0)
     sink._progress.observe(log, 101.0, member=sink._members.absent is None)
     assert sink.status().lag[rows.SAMPLES] == 5
+    gauge = sink.metrics.lag.labels(rows.SAMPLES)._value
+    assert gauge.get() == 5
+    sink._members.absent = (102.0, "not a member of the group (rebalancing)")
+    sink._progress.observe(log, 102.0, member=sink._members.absent is None)
+    assert math.isnan(gauge.get())
 
 
 def test_a_job_that_expired_and_is_heard_of_again_shows_again(
