@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -171,10 +171,50 @@ class Worker:
             await self.outbox.publish(tick(partition, at) for partition in self.owned())
             self.metrics.ticks.inc(len(self.owned()))
 
+    # -- what the views ask (:mod:`pipeline.web.ports`) ------------------------------------------
+
+    @property
+    def ledgers(self) -> Mapping[int, Ledger]:
+        """By partition, those that are loaded."""
+        return self.fold.ledgers
+
+    @property
+    def url(self) -> str:
+        """Where the others of the group reach this worker."""
+        return str(self.app.conf.canonical_url)
+
+    def members(self) -> dict[str, set[int]]:
+        """Partitions of ``runners.jobs`` by the URL of their worker, as of the last rebalance."""
+        topic = self.jobs_table.changelog_topic_name
+        return {
+            str(url): set(topics.get(topic, ()))
+            for url, topics in self.app.router.tables_metadata().items()
+        }
+
+    @property
+    def rebalancing(self) -> bool:
+        """Whether partitions are being moved."""
+        return bool(self.app.rebalancing)
+
+    @property
+    def recovering(self) -> int | None:
+        """Changelog records still to be read back; None when the tables are whole."""
+        if not self.app.in_recovery:
+            return None
+        return int(self.app.tables.recovery.active_remaining_total())
+
     @property
     def settled(self) -> bool:
         """Neither rebalancing nor recovering."""
         return not (self.app.rebalancing or self.app.in_recovery)
+
+    def on_assigned(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called whenever partitions are assigned, none included."""
+
+        async def assigned(*args: Any, **kwargs: Any) -> None:
+            call()
+
+        self.app.on_partitions_assigned.connect(assigned, weak=False)
 
     def owned(self) -> list[int]:
         """Partitions of ``runners.jobs`` this worker owns now."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -385,11 +384,9 @@ def test_a_worker_that_stands_still_is_stuck_and_then_not_alive() -> None:
 
 def test_a_recovery_that_gets_no_further_is_not_alive() -> None:
     with House({}) as house:
-        health, app = house.views.site.health, house.worker.app
+        health, worker = house.views.site.health, house.worker
         health.watch.evidence = Evidence(time.monotonic())
-        left = 100
-        app.tables = SimpleNamespace(recovery=SimpleNamespace(active_remaining_total=lambda: left))
-        health._joined, app.in_recovery = True, True
+        health._joined, worker.recovering = True, 100
 
         def seen() -> tuple[int, str, int]:
             """/readyz, why, and /healthz."""
@@ -401,7 +398,7 @@ def test_a_recovery_that_gets_no_further_is_not_alive() -> None:
         assert seen() == (503, "recovering", 503)
         assert "recovering without progress" in house.get("/healthz")[1]["reason"]
         # It goes on.
-        left = 99
+        worker.recovering = 99
         assert seen() == (503, "recovering", 200)
         health._doing_since -= WEDGED_S + 1
         health.watch.evidence = Evidence(time.monotonic(), broker=Trouble(time.monotonic(), "away"))

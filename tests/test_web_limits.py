@@ -183,7 +183,7 @@ def test_two_hundred_thousand_jobs_do_not_stop_the_loop() -> None:
         )
         ledger.job = lambda key: None  # type: ignore[method-assign]
         ledgers[partition] = ledger
-    worker = cast("Any", SimpleNamespace(fold=SimpleNamespace(ledgers=ledgers)))
+    worker = cast("Any", SimpleNamespace(ledgers=ledgers))
     between: list[int] = []
 
     class Counting(Turn):

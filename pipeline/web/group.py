@@ -12,15 +12,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import aiohttp
 import msgspec
 
 from pipeline.faust_safe.outbox import partition_of
-
-if TYPE_CHECKING:
-    from pipeline.worker import Worker
+from pipeline.web.ports import Membership
 
 #: How long a peer may be silent, and how long its whole answer may take. Seconds.
 PEER_SILENT_S: Final = 3.0
@@ -50,21 +48,20 @@ class PeerError(RuntimeError):
 class Group:
     """The workers of the group as this one knows them."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Membership) -> None:
         self._worker = worker
         self._session: aiohttp.ClientSession | None = None
 
     @property
     def me(self) -> str:
         """The URL this worker announces."""
-        return str(self._worker.app.conf.canonical_url).rstrip("/")
+        return self._worker.url.rstrip("/")
 
     def members(self) -> dict[str, list[int]]:
         """URL and partitions of every worker, this one included, as of the last rebalance."""
-        topic = self._worker.jobs_table.changelog_topic_name
         known = {
-            str(url).rstrip("/"): sorted(topics.get(topic, ()))
-            for url, topics in self._worker.app.router.tables_metadata().items()
+            url.rstrip("/"): sorted(partitions)
+            for url, partitions in self._worker.members().items()
         }
         known.setdefault(self.me, [])
         return known

@@ -13,13 +13,11 @@ setting ``clickhouse`` empty there is no sink to wait for.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pipeline.holes import Hole
+from pipeline.web.ports import Readiness
 from pipeline.web.watch import SOURCES, Evidence, Watch
-
-if TYPE_CHECKING:
-    from pipeline.worker import Worker
 
 #: A lag that has not moved for this long is called so. Seconds.
 STUCK_S: Final = 10.0
@@ -42,7 +40,7 @@ class Reason(NamedTuple):
 class Health:
     """Readiness of this worker: what it knows itself, and what the watch found."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Readiness) -> None:
         self._worker = worker
         self._settings = worker.settings
         self.watch = Watch(worker)
@@ -54,7 +52,7 @@ class Health:
         #: What it is doing instead of working, how much of it is left, and since when that is so.
         self._doing: tuple[str, int] | None = None
         self._doing_since = time.monotonic()
-        worker.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
+        worker.on_assigned(self._on_assigned)
 
     def refresh(self) -> list[Reason]:
         """All reasons not to be ready, and the gauges brought up to date. Cheap."""
@@ -82,7 +80,7 @@ class Health:
         waited = time.monotonic() - self._settled_since
         worst = 0.0
         for partition in worker.owned():
-            ledger = worker.fold.ledgers.get(partition)
+            ledger = worker.ledgers.get(partition)
             # Before its first tick a partition is as late as we have waited for it.
             late = now - ledger.clock / 1000 if ledger is not None and ledger.clock else waited
             worst = max(worst, late)
@@ -90,16 +88,14 @@ class Health:
 
     def _preparing(self) -> tuple[str, int] | None:
         """What the worker does before it works, as a reason's code, and how much is left of it."""
-        app = self._worker.app
         if not self._joined:
             return "starting", 0
-        if app.rebalancing:
+        if self._worker.rebalancing:
             return "rebalancing", 0
-        if app.in_recovery:
-            return "recovering", int(app.tables.recovery.active_remaining_total())
-        return None
+        left = self._worker.recovering
+        return None if left is None else ("recovering", left)
 
-    async def _on_assigned(self, app: Any, assigned: Any, **kwargs: Any) -> None:
+    def _on_assigned(self) -> None:
         self._joined = True
 
     def _own(self) -> list[Reason]:
@@ -120,7 +116,7 @@ class Health:
         if late > self._settings.max_lag:
             text = f"the fold is {late:.0f} s behind (max_lag is {self._settings.max_lag:g} s)"
             reasons.append(Reason("lagging", text))
-        unloaded = [p for p in worker.owned() if p not in worker.fold.ledgers]
+        unloaded = [p for p in worker.owned() if p not in worker.ledgers]
         if unloaded:
             text = f"jobs of {len(unloaded)} partitions are not loaded yet"
             reasons.append(Reason("loading", text))

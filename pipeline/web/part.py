@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 from msgspec.structs import asdict
@@ -24,13 +24,11 @@ from msgspec.structs import asdict
 from pipeline.jobs import Job, View
 from pipeline.ledger import LIVE, Known, Ledger
 from pipeline.text import version
+from pipeline.web.ports import Console, JobReader
 from pipeline.web.turns import Turn
 from pipeline.windows import SIZES_S, Pane, Sketch, start_of
 from topics.keys import parse_job_key
 from topics.models import Status
-
-if TYPE_CHECKING:
-    from pipeline.worker import Worker
 
 #: Index entries looked at, stored jobs searched, and jobs decoded, before the loop is let go. A
 #: millisecond or two each.
@@ -107,7 +105,7 @@ class JobQuery:
 
 
 async def jobs(
-    worker: Worker, partitions: Iterable[int], query: JobQuery, turn: Turn
+    worker: JobReader, partitions: Iterable[int], query: JobQuery, turn: Turn
 ) -> dict[str, Any]:
     """One page of matching jobs of the given partitions, and how many match in all."""
     now = int(time.time() * 1000)
@@ -118,7 +116,7 @@ async def jobs(
     answered = []
     every = SLICE if wanted is None else SEARCH_SLICE
     for partition in partitions:
-        ledger = worker.fold.ledgers.get(partition)
+        ledger = worker.ledgers.get(partition)
         if ledger is None:
             continue
         answered.append(partition)
@@ -211,10 +209,10 @@ def _row(job: Job, view: View, now: int) -> dict[str, Any]:
     }
 
 
-def job(worker: Worker, partition: int, key: str) -> dict[str, Any] | None:
+def job(worker: JobReader, partition: int, key: str) -> dict[str, Any] | None:
     """All about one job; ``None`` when it is not known. Raises LookupError while the partition's
     jobs are not loaded."""
-    ledger = worker.fold.ledgers.get(partition)
+    ledger = worker.ledgers.get(partition)
     if ledger is None:
         raise LookupError(partition)
     found = ledger.job(key)
@@ -304,13 +302,13 @@ def _timeline(known: Job, view: View) -> list[dict[str, Any]]:
     ]
 
 
-async def totals(worker: Worker, partitions: Iterable[int], turn: Turn) -> dict[str, Any]:
+async def totals(worker: JobReader, partitions: Iterable[int], turn: Turn) -> dict[str, Any]:
     """Jobs by status, and since when the oldest live one is in it."""
     jobs = dict.fromkeys(STATUSES, 0)
     oldest: dict[str, int] = {}
     answered = []
     for partition in partitions:
-        ledger = worker.fold.ledgers.get(partition)
+        ledger = worker.ledgers.get(partition)
         if ledger is None:
             continue
         answered.append(partition)
@@ -330,7 +328,7 @@ def span_start(now: int, span_s: int) -> int:
 
 
 async def fleets(
-    worker: Worker, partitions: Iterable[int], since: int, turn: Turn
+    worker: JobReader, partitions: Iterable[int], since: int, turn: Turn
 ) -> dict[str, Any]:
     """Every fleet with jobs, or with samples from ``since`` on: few numbers each.
 
@@ -341,7 +339,7 @@ async def fleets(
     answered = []
     looked = 0
     for partition in partitions:
-        ledger = worker.fold.ledgers.get(partition)
+        ledger = worker.ledgers.get(partition)
         if ledger is None:
             continue
         answered.append(partition)
@@ -377,7 +375,7 @@ def _sampled(pane: Pane) -> bool:
 
 
 async def panes(
-    worker: Worker, partitions: Iterable[int], fleets: Iterable[str], since: int, turn: Turn
+    worker: JobReader, partitions: Iterable[int], fleets: Iterable[str], since: int, turn: Turn
 ) -> dict[str, Any]:
     """The timings of the named fleets from ``since`` on."""
     merged: dict[str, Pane] = {}
@@ -385,7 +383,7 @@ async def panes(
     answered = []
     left = SLICE
     for partition in partitions:
-        ledger = worker.fold.ledgers.get(partition)
+        ledger = worker.ledgers.get(partition)
         if ledger is None:
             continue
         answered.append(partition)
@@ -418,7 +416,7 @@ class WindowQuery:
 
 
 async def windows(
-    worker: Worker, partitions: Iterable[int], query: WindowQuery, turn: Turn
+    worker: JobReader, partitions: Iterable[int], query: WindowQuery, turn: Turn
 ) -> dict[str, Any]:
     """One page of windows, made of the panes still kept.
 
@@ -432,7 +430,7 @@ async def windows(
     answered = []
     looked = 0
     for partition in partitions:
-        ledger = worker.fold.ledgers.get(partition)
+        ledger = worker.ledgers.get(partition)
         if ledger is None:
             continue
         answered.append(partition)
@@ -471,14 +469,14 @@ async def windows(
     return {"partitions": answered, "windows": found}
 
 
-def about(worker: Worker) -> dict[str, Any]:
+def about(worker: Console) -> dict[str, Any]:
     """This worker: what it owns, how long it has run, how far behind it is."""
-    ledgers = worker.fold.ledgers
+    ledgers = worker.ledgers
     owned = worker.owned() if worker.settled else []
     return {
         "partitions": sorted(ledgers),
         "owned": owned,
-        "url": str(worker.app.conf.canonical_url),
+        "url": worker.url,
         "pid": os.getpid(),
         "version": version(),
         "started_at": int(worker.started_at * 1000),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
@@ -12,11 +12,9 @@ from pipeline.web.answers import HEADERS, json_response
 from pipeline.web.group import Group
 from pipeline.web.health import Health
 from pipeline.web.pages import Pages
+from pipeline.web.ports import Console
 from pipeline.web.query import wants_html
 from pipeline.web.turns import Busy, Places, Turns
-
-if TYPE_CHECKING:
-    from pipeline.worker import Worker
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -24,7 +22,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Site:
     """One per worker."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Console) -> None:
         self.worker = worker
         self.group = Group(worker)
         self.health = Health(worker)

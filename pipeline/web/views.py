@@ -28,7 +28,7 @@ import asyncio
 import logging
 import time
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -40,13 +40,11 @@ from pipeline.web.fleets import FleetViews
 from pipeline.web.health import SINK_CODES
 from pipeline.web.jobs import JobViews
 from pipeline.web.part import STATUSES
+from pipeline.web.ports import Console
 from pipeline.web.query import Query, refuse
 from pipeline.web.server import GuardedWeb
 from pipeline.web.site import Handler, Site, placed
 from pipeline.web.windows import WindowViews
-
-if TYPE_CHECKING:
-    from pipeline.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ log = logging.getLogger(__name__)
 REFRESH_S: Final = 2.0
 
 
-def mount(worker: Worker) -> None:
+def mount(worker: Console) -> None:
     """Add the views to the worker's web server. Call before the worker starts."""
     worker.app.web = web_server = GuardedWeb(worker.app)
     Views(worker).register(web_server.web_app)
@@ -63,7 +61,7 @@ def mount(worker: Worker) -> None:
 class Views:
     """The handlers and what they need. One per worker."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Console) -> None:
         self.site = Site(worker)
         self._refreshing: asyncio.Task[None] | None = None
         self._style = resources.files("pipeline.web").joinpath("style.css").read_bytes()

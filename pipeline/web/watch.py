@@ -23,17 +23,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from clickhouse_driver import Client
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
 
+from pipeline.web.ports import Readiness
 from sinks.rows import TOPICS as SINK_TOPICS
 from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
-
-if TYPE_CHECKING:
-    from pipeline.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +180,7 @@ class Remains:
 class Watch:
     """The checks in a thread of their own. ``evidence`` is the last round's."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Readiness) -> None:
         self._worker = worker
         self._settings = worker.settings
         self._url = worker.settings.clickhouse.get_secret_value()

@@ -26,17 +26,15 @@ from pipeline.settings import Settings
 from pipeline.web.server import Door, GuardedSite, announce, new_runner
 from pipeline.web.views import Views
 
-CHANGELOG = "house-jobs-changelog"
-
 
 def fake_worker(
     ledgers: Mapping[int, Ledger], url: str = "http://house", peers: Mapping[str, Any] | None = None
 ) -> Any:
     """As much of a worker as the views need. ``peers``: partitions by URL of other workers."""
     metrics = Metrics()
-    members = {url: {CHANGELOG: set(ledgers)}}
-    members |= {peer: {CHANGELOG: set(owned)} for peer, owned in (peers or {}).items()}
-    count = sum(len(topics[CHANGELOG]) for topics in members.values())
+    members = {url: set(ledgers)}
+    members |= {peer: set(owned) for peer, owned in (peers or {}).items()}
+    count = sum(map(len, members.values()))
 
     def live_jobs() -> Iterator[tuple[str, str, int, int | None]]:
         for ledger in ledgers.values():
@@ -44,20 +42,16 @@ def fake_worker(
                 if status in LIVE:
                     yield fleet, status, jobs, 1_000
 
-    app = SimpleNamespace(
-        conf=SimpleNamespace(canonical_url=url),
-        router=SimpleNamespace(tables_metadata=lambda: members),
-        on_partitions_assigned=SimpleNamespace(connect=lambda *a, **k: None),
-        rebalancing=False,
-        in_recovery=False,
-    )
     worker = SimpleNamespace(
-        app=app,
-        jobs_table=SimpleNamespace(changelog_topic_name=CHANGELOG),
+        url=url,
+        members=lambda: members,
+        on_assigned=lambda call: None,
+        rebalancing=False,
+        recovering=None,
         settings=Settings(partitions=max(1, count), clickhouse=""),  # type: ignore[arg-type]
         metrics=metrics,
         holes=Holes(metrics.missed),
-        fold=SimpleNamespace(ledgers=dict(ledgers)),
+        ledgers=dict(ledgers),
         owned=lambda: sorted(ledgers),
         settled=True,
         started_at=time.time(),

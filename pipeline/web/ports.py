@@ -1,0 +1,103 @@
+"""What the views need of a worker, and nothing more. A worker knows the views; they know these.
+
+Each port is what one kind of question needs: :class:`JobReader` what a worker knows itself,
+:class:`Membership` whom to ask for the rest, :class:`Readiness` whether it can be relied on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+from pipeline.holes import Holes
+from pipeline.ledger import Ledger
+from pipeline.metrics import Metrics
+from pipeline.settings import Settings
+
+
+class JobReader(Protocol):
+    """What one worker knows itself: the jobs and windows of the partitions it owns."""
+
+    @property
+    def ledgers(self) -> Mapping[int, Ledger]:
+        """By partition of ``runners.jobs``. One may be missing while tables are read back."""
+        ...
+
+
+class Membership(Protocol):
+    """Who is in the group of workers, and what each of them owns."""
+
+    @property
+    def settings(self) -> Settings:
+        """How many partitions there are, and the group's name."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Where the others reach this worker."""
+        ...
+
+    def members(self) -> Mapping[str, Collection[int]]:
+        """Partitions of ``runners.jobs`` by URL, as of the last rebalance."""
+        ...
+
+
+class Readiness(Protocol):
+    """How a worker stands: what it owns, and what it does instead of working."""
+
+    @property
+    def settings(self) -> Settings:
+        """Limits, and where broker and ClickHouse are."""
+        ...
+
+    @property
+    def ledgers(self) -> Mapping[int, Ledger]:
+        """As in :class:`JobReader`."""
+        ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where gauges are brought up to date."""
+        ...
+
+    @property
+    def holes(self) -> Holes:
+        """Records that were gone before they were read."""
+        ...
+
+    @property
+    def started_at(self) -> float:
+        """Unix time, seconds."""
+        ...
+
+    @property
+    def rebalancing(self) -> bool:
+        """Whether partitions are being moved."""
+        ...
+
+    @property
+    def recovering(self) -> int | None:
+        """Changelog records still to be read back; None when the tables are whole."""
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """Neither rebalancing nor recovering."""
+        ...
+
+    def owned(self) -> list[int]:
+        """Partitions of ``runners.jobs`` that are its own now."""
+        ...
+
+    def on_assigned(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called whenever partitions are assigned, none included."""
+        ...
+
+
+class Console(JobReader, Membership, Readiness, Protocol):
+    """All of it: what the views together need of their worker."""
+
+    @property
+    def app(self) -> Any:
+        """The Faust app whose web server they are mounted on."""
+        ...
