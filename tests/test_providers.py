@@ -13,8 +13,9 @@ import pytest
 from prometheus_client import generate_latest
 
 from pipeline import replay as recorded
-from pipeline.agents.normalise import record_facts, webhook_facts
+from pipeline.agents.normalise import record_facts, to_bytes, webhook_facts
 from pipeline.effects import Note
+from pipeline.ledger import Ledger
 from pipeline.metrics import Metrics
 from pipeline.providers.base import ODD_REASONS, Facts, Provider, sign_sha256, verify_sha256
 from pipeline.providers.github import GitHub
@@ -22,9 +23,19 @@ from pipeline.providers.registry import PROVIDERS, provider_of
 from sinks import rows
 from tests.test_sink_rows import FakeRecord
 from topics import bridge
-from topics.catalogue import WEBHOOKS
+from topics.catalogue import JOB_STATES, WEBHOOKS
 from topics.keys import job_key
-from topics.models import Clock, Delivery, JobFact, Milestone, Reason, Unreadable
+from topics.models import (
+    JOB_STATE,
+    JOBS_RECORD,
+    Clock,
+    Delivery,
+    JobFact,
+    Milestone,
+    Reason,
+    Unreadable,
+)
+from topics.reading import read
 
 T0 = 1_790_000_000_000
 GITHUB = Path(__file__).parent / "data" / "github"
@@ -169,7 +180,7 @@ def test_sha1_alone_is_not_enough() -> None:
         GitHub().verify({"x-hub-signature-256": old["x-hub-signature"]}, body, [b"s"])
 
 
-def test_a_toy_providers_deliveries_become_facts(
+def test_a_toy_providers_deliveries_become_job_states(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     declare_toy(monkeypatch)
@@ -179,6 +190,14 @@ def test_a_toy_providers_deliveries_become_facts(
     [fact], notes = record_facts(record)
     assert (fact.key, fact.occurred_at) == ("toy:toy.example:7", T0)
     assert Note("webhooks", ("build",)) in notes
+    # Through the topic into the ledger, and out as a state.
+    ledger = Ledger(0, lambda key: None)
+    ledger.apply(0, read(JOBS_RECORD, to_bytes(fact)))
+    [output] = [each for each in ledger.flush().outputs if each.topic == JOB_STATES]
+    state = read(JOB_STATE, output.value)
+    assert (state.provider, state.host, state.job_id) == ("toy", "toy.example", "7")
+    [job, *_] = rows.build([rows.decode(FakeRecord(JOB_STATES, output.value, output.key))])[0]
+    assert dict(zip(job.table.columns, job.rows[0], strict=True))["provider"] == "toy"
     # As an envelope, from a file, into ClickHouse, and refused without a signature.
     envelope = delivery(PROVIDERS["toy"], "build", body.decode()).model_copy(
         update={"host": "toy.example"}
