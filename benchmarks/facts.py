@@ -19,6 +19,7 @@ from pipeline.simulate import NO_FAULTS, Faults, Simulation
 from topics.catalogue import JOB_STATES, JOBS, WEBHOOKS
 from topics.models import JOBS_RECORD, JobFact, RunFact, RunLink
 from topics.reading import read
+from topics.tables import JOBS_TABLE
 
 #: The simulated jobs make this many facts each, with the links to their runs.
 FACTS_PER_JOB: Final = 7.0
@@ -167,7 +168,7 @@ def written(records: Iterable[Record], partitions: int, batch: int) -> Written:
     for begin in range(0, len(mine), batch):
         for offset, value in enumerate(mine[begin : begin + batch], start=begin):
             ledger.apply(offset, read(JOBS_RECORD, value))
-        for key, state in ledger.flush().states:
+        for key, state in ledger.flush().writes(JOBS_TABLE):
             if state is None:
                 values.pop(key, None)
             else:

@@ -33,7 +33,6 @@ from typing import Any
 import uvloop
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from pipeline.agents.fold import pane_key_bytes
 from pipeline.effects import Output
 from pipeline.faust_safe import Outbox
 from pipeline.faust_safe.app import GC_THRESHOLDS
@@ -41,6 +40,7 @@ from pipeline.ledger import Ledger
 from topics.catalogue import JOB_STATES, JOBS, catalogue
 from topics.models import JOBS_RECORD
 from topics.reading import read
+from topics.tables import JOBS_TABLE, WINDOWS_TABLE
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Task:
 
 class _Floor:
     def __init__(self, task: Task) -> None:
-        self._changelog = f"{task.app_id}-jobs-changelog"
+        self._changelog = JOBS_TABLE.changelog(task.app_id)
         self._job_value = b"x" * task.job_bytes
         self._run_value = b"x" * task.run_bytes
 
@@ -85,8 +85,8 @@ class _Floor:
 class _Fold:
     def __init__(self, task: Task) -> None:
         gc.set_threshold(*GC_THRESHOLDS)
-        self._jobs = f"{task.app_id}-jobs-changelog"
-        self._windows = f"{task.app_id}-windows-changelog"
+        self._jobs = JOBS_TABLE.changelog(task.app_id)
+        self._windows = WINDOWS_TABLE.changelog(task.app_id)
         self._tables: list[dict[bytes, bytes]] = [{} for _ in range(task.partitions)]
         self._ledgers = [Ledger(n, table.get) for n, table in enumerate(self._tables)]
 
@@ -103,10 +103,9 @@ class _Fold:
             effects = ledger.flush()
             outputs += effects.outputs
             windows += [
-                Output(self._windows, p, pane_key_bytes(p, key), value)
-                for key, value in effects.panes
+                Output(self._windows, p, key, value) for key, value in effects.writes(WINDOWS_TABLE)
             ]
-            for key, value in effects.states:
+            for key, value in effects.writes(JOBS_TABLE):
                 states.append(Output(self._jobs, p, key, value))
                 if value is None:
                     table.pop(key, None)
@@ -164,9 +163,7 @@ async def run(task: Task) -> list[dict[str, Any]]:
                     "records": records,
                     "seconds": time.monotonic() - began,
                     "fold_seconds": folded - began if task.fold else 0.0,
-                    "outputs": sum(len(step) for step in steps),
-                    "panes": 0,
-                    "states": 0,
+                    "writes": {"all": sum(len(step) for step in steps)},
                 }
             )
         await consumer.commit()

@@ -69,7 +69,7 @@ def rate(marks: Sequence[Mark], stage: str, records: int) -> Rate:
         cpu = seconds
     number = sum(mark["records"] for mark in timed)
     folding = sum(mark["fold_seconds"] for mark in timed)
-    wrote = sum(mark["outputs"] + mark["panes"] + mark["states"] for mark in timed)
+    wrote = sum(sum(mark["writes"].values()) for mark in timed)
     return Rate(
         records=number,
         seconds=seconds,

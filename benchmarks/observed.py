@@ -38,9 +38,7 @@ def observe(path: str) -> None:
             records=said.records,
             seconds=said.seconds,
             fold_seconds=said.fold_seconds,
-            outputs=said.outputs,
-            panes=said.panes,
-            states=said.states,
+            writes=dict(said.writes),
         )
 
     build = Worker.__init__

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-#: A pane's fleet and its start, Unix milliseconds.
-PaneKey = tuple[str, int]
+from topics.tables import TableSpec
+
+#: What is written to a table: keys and values as they are in its changelog; no value deletes.
+Writes = list[tuple[bytes, bytes | None]]
 
 
 class Output(Struct, frozen=True, gc=False):
@@ -32,9 +34,14 @@ class Note(Struct, frozen=True, gc=False):
 
 @dataclass(slots=True)
 class Effects:
-    """What a batch leads to, in the order in which it must become durable."""
+    """What a batch leads to. The transaction makes it durable in this order: outputs, then tables
+    by their stage (:class:`topics.tables.Stage`); then notes are counted."""
 
     outputs: list[Output] = field(default_factory=list)
-    panes: list[tuple[PaneKey, bytes | None]] = field(default_factory=list)
-    states: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    #: By the name of the table.
+    tables: dict[str, Writes] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+
+    def writes(self, table: TableSpec) -> Writes:
+        """The writes to a table, to add to."""
+        return self.tables.setdefault(table.name, [])

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 try:
@@ -22,23 +23,23 @@ try:
 except ImportError:  # not made for Windows
     uvloop = None  # type: ignore[assignment]
 
+from pipeline import folds
 from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
-from pipeline.agents.transaction import STEPS, Observer, Transactions
+from pipeline.agents.transaction import Handler, Transactions
 from pipeline.effects import Output
 from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
 from pipeline.faust_safe.fencing import can_fence
 from pipeline.faust_safe.identity import cluster_id, log_names
+from pipeline.fold_spec import FoldSpec, L
 from pipeline.holes import Holes
-from pipeline.jobs import FleetNames
-from pipeline.ledger import LIVE, Ledger, Retention
+from pipeline.ledger import LIVE, Ledger
 from pipeline.metrics import Metrics
 from pipeline.settings import Settings
 from pipeline.web import mount
-from pipeline.windows import WindowPolicy
-from pipeline.windows.panes import PANE_S
 from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
 from topics.models import Tick
+from topics.tables import JOBS_TABLE
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,14 @@ class Worker:
         settings: Settings,
         *,
         web_port: int | None = None,
-        observer: Observer = lambda step: None,
-        steps: tuple[str, ...] = STEPS,
+        others: Iterable[folds.Declare] = folds.OTHERS,
+        observer: Callable[[str, str], None] = lambda stage, step: None,
+        steps: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
         fenced: bool = True,
     ) -> None:
+        """``others`` are the folds beside the jobs'. ``observer`` is told stage and step of each
+        durable step of a fold, and ``steps`` puts those of a stage into another order: for tests.
+        """
         if uvloop is not None:
             # Before Faust makes its loops: a fifth more throughput.
             uvloop.install()
@@ -68,77 +73,37 @@ class Worker:
             tp.topic, tp.partition, first, end
         )
         self.started_at = time.time()
-        fleets = FleetNames(settings.fleets)
-        policy = WindowPolicy(int(settings.lateness * 1000), int(settings.grace * 1000))
-        retention = Retention(
-            int(settings.completed_retention * 1000), int(settings.unfinished_retention * 1000)
+        self.fold = self._fold(folds.jobs(settings))
+        #: Every fold, the jobs' first.
+        self.folds: tuple[Fold[Any], ...] = (
+            self.fold,
+            *(self._fold(declare(settings)) for declare in others),
         )
-
-        def new_ledger(partition: int, value_of: Callable[[bytes], bytes | None]) -> Ledger:
-            return Ledger(
-                partition,
-                value_of,
-                fleets=fleets,
-                windows=policy,
-                retention=retention,
-                max_fleets=settings.max_fleet_labels,
-            )
-
-        self.jobs_table = app.Table(
-            "jobs",
-            partitions=settings.partitions,
-            key_type=bytes,
-            value_type=bytes,
-        )
-        self.windows_table = app.Table(
-            "windows",
-            partitions=settings.partitions,
-            value_type=bytes,
-        )
-        self.windows_table.tumbling(PANE_S, expires=None)
-        self.fold = Fold(
-            self.jobs_table,
-            self.windows_table,
-            new_ledger,
-            self.owned,
-            self.metrics.note,
-        )
-        partitions = {
-            spec.name: spec.partitions
-            for spec in catalogue(partitions=settings.partitions, app_id=settings.app_id)
-        }
+        partitions = self._partitions()
         options = client_options(settings)
         self.outbox = Outbox(partitions, options)
-        self.fenced = FencedOutbox(settings.app_id, partitions, options) if fenced else None
-        app.transport.log_topic = JOBS
-        recovery = app.tables.recovery
-        recovery.options = options
-        recovery.identify = partial(log_names, settings.kafka_options())
-        recovery.ends_hold = fenced
-        if self.fenced is not None:
-            recovery.take_over = self.fenced.take_over
+        #: By the stage of the fold.
+        self._fenced = {
+            fold.stage: FencedOutbox(
+                fold.spec.transactional_id(settings.app_id), partitions, options
+            )
+            for fold in self.folds
+            if fenced
+        }
+        self._recover_with(options, fenced)
         secrets = settings.webhook_secrets()
         for provider, known in secrets.items():
             log.info("webhooks of %s must be signed by one of %d secrets", provider, len(known))
         normalise = Normalise(self.metrics.note, secrets, settings.trust_envelopes)
-        for name, topics, handler in (
-            ("normalise", (WEBHOOKS, LIFECYCLE), normalise),
-            ("fold", (JOBS,), self.fold),
-        ):
-            transactions = Transactions(
-                app,
-                self.outbox,
-                handler,
-                max_records=settings.batch_records,
-                on_done=self.metrics.done,
-                observer=observer if name == "fold" else lambda step: None,
-                steps=steps if name == "fold" else STEPS,
-                fenced=self.fenced if name == "fold" else None,
+        self._agent((WEBHOOKS, LIFECYCLE), normalise)
+        for fold in self.folds:
+            self._agent(
+                (fold.spec.log,),
+                fold,
+                observer=partial(observer, fold.stage),
+                steps=steps.get(fold.stage),
+                fenced=self._fenced.get(fold.stage),
             )
-            app.agent(
-                app.topic(*topics, partitions=settings.partitions, schema=BatchSchema(), acks=True),
-                name=name,
-            )(transactions.run)
         for moved in (app.on_partitions_revoked, app.on_rebalance_complete):
             moved.connect(self._forget, weak=False)
         app.task(self._start_outbox)
@@ -146,17 +111,85 @@ class Worker:
         self.metrics.watch_jobs(self.live_jobs)
         mount(self)
 
+    def _partitions(self) -> dict[str, int]:
+        """How many of each topic that is written."""
+        settings = self.settings
+        specs = catalogue(partitions=settings.partitions, app_id=settings.app_id)
+        found = {spec.name: spec.partitions for spec in specs}
+        for fold in self.folds:
+            for topic in (fold.spec.log, *fold.spec.changelogs(settings.app_id)):
+                found.setdefault(topic, settings.partitions)
+        return found
+
+    def _recover_with(self, options: dict[str, Any], fenced: bool) -> None:
+        """Tell recovery how to read the changelogs, and from whom to take partitions over."""
+        self.app.transport.logs = {
+            fold.spec.log: fold.spec.changelogs(self.settings.app_id) for fold in self.folds
+        }
+        recovery = self.app.tables.recovery
+        recovery.options = options
+        recovery.identify = partial(log_names, self.settings.kafka_options())
+        recovery.ends_hold = fenced
+        recovery.take_over = self._take_over
+
+    def _fold(self, spec: FoldSpec[L]) -> Fold[L]:
+        """A fold with Faust's tables behind it."""
+        tables = {}
+        for table in spec.tables:
+            made = self.app.Table(
+                table.name,
+                partitions=self.settings.partitions,
+                key_type=bytes,
+                value_type=bytes,
+            )
+            if table.window_s is not None:
+                made.tumbling(table.window_s, expires=None)
+            tables[table.name] = made
+        return Fold(spec, tables, self.owned, self.metrics.note)
+
+    def _agent(self, topics: tuple[str, ...], handler: Handler, **options: Any) -> None:
+        """An agent that runs the handler over the topics."""
+        transactions = Transactions(
+            self.app,
+            self.outbox,
+            handler,
+            max_records=self.settings.batch_records,
+            on_done=self.metrics.done,
+            **options,
+        )
+        source = self.app.topic(
+            *topics, partitions=self.settings.partitions, schema=BatchSchema(), acks=True
+        )
+        self.app.agent(source, name=handler.stage)(transactions.run)
+
+    async def _take_over(self, changelogs: Set[Any]) -> None:
+        """Become the only writer of the partitions of these changelogs."""
+        await asyncio.gather(
+            *(
+                self._fenced[fold.stage].take_over(
+                    {
+                        tp.partition
+                        for tp in changelogs
+                        if tp.topic in fold.spec.changelogs(self.settings.app_id)
+                    }
+                )
+                for fold in self.folds
+                if fold.stage in self._fenced
+            )
+        )
+
     async def _start_outbox(self) -> None:
         await self.outbox.start()
 
     async def _forget(self, *args: Any, **kwargs: Any) -> None:
         """Partitions come or go: ledgers are made anew from the tables."""
-        self.fold.forget()
+        for fold in self.folds:
+            fold.forget()
 
     # -- the clock -----------------------------------------------------------------------------
 
     async def _clock(self) -> None:
-        """Put a tick into every owned partition of ``runners.jobs`` at each interval.
+        """Put a tick into every owned partition of every log at each interval.
 
         A partition has one owner, so it has one clock; an unowned partition needs none. Ticks
         are aligned, so samples of all partitions carry the same time.
@@ -168,8 +201,13 @@ class Worker:
             if not self.settled:
                 continue
             at = int(round(time.time() / interval) * interval * 1000)
-            await self.outbox.publish(tick(partition, at) for partition in self.owned())
-            self.metrics.ticks.inc(len(self.owned()))
+            ticks = [
+                tick(fold.spec.log, partition, at)
+                for fold in self.folds
+                for partition in self.owned(fold.spec.log)
+            ]
+            await self.outbox.publish(ticks)
+            self.metrics.ticks.inc(len(ticks))
 
     # -- what the views ask (:mod:`pipeline.web.ports`) ------------------------------------------
 
@@ -185,7 +223,7 @@ class Worker:
 
     def members(self) -> dict[str, set[int]]:
         """Partitions of ``runners.jobs`` by the URL of their worker, as of the last rebalance."""
-        topic = self.jobs_table.changelog_topic_name
+        topic = JOBS_TABLE.changelog(self.settings.app_id)
         return {
             str(url): set(topics.get(topic, ()))
             for url, topics in self.app.router.tables_metadata().items()
@@ -216,9 +254,9 @@ class Worker:
 
         self.app.on_partitions_assigned.connect(assigned, weak=False)
 
-    def owned(self) -> list[int]:
-        """Partitions of ``runners.jobs`` this worker owns now."""
-        return sorted(tp.partition for tp in self.app.consumer.assignment() if tp.topic == JOBS)
+    def owned(self, topic: str = JOBS) -> list[int]:
+        """Partitions of a topic this worker owns now."""
+        return sorted(tp.partition for tp in self.app.consumer.assignment() if tp.topic == topic)
 
     def live_jobs(self) -> Iterator[tuple[str, str, int, int | None]]:
         """(fleet, status, jobs, age of the oldest in ms) over owned partitions."""
@@ -239,8 +277,8 @@ class Worker:
         return 0
 
 
-def tick(partition: int, at: int) -> Output:
-    """The tick of a partition. The same time gives the same record."""
+def tick(topic: str, partition: int, at: int) -> Output:
+    """The tick of a log's partition. The same time gives the same record."""
     record = Tick(
         id=f"tick:{partition}:{at}",
         source="runnerstream",
@@ -248,7 +286,7 @@ def tick(partition: int, at: int) -> Output:
         received_at=at,
         key=f"tick:{partition}",
     )
-    return Output(JOBS, partition, record.key.encode(), record.model_dump_json().encode())
+    return Output(topic, partition, record.key.encode(), record.model_dump_json().encode())
 
 
 def is_fenced(settings: Settings) -> bool:

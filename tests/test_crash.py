@@ -6,6 +6,7 @@ Real Kafka, real ClickHouse, SIGKILL. The simulator knows what every job, window
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -13,13 +14,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline import folds
+from pipeline.jobs.facts import DAY_MS
 from pipeline.local import EmbeddedClickHouse
+from pipeline.settings import load as load_settings
 from pipeline.simulate import Faults
 from sinks import schema
-from tests.support import evidence
+from tests.support import evidence, toy_fold
 from tests.support.kafka import ApacheKafka, missing
 from tests.support.load import (
     PARTITIONS,
@@ -32,8 +37,11 @@ from tests.support.load import (
     wait_folded,
     wait_sunk,
 )
+from tests.support.worker import WorkerProcess
 from topics.apply import apply
-from topics.catalogue import DEAD_LETTERS, catalogue
+from topics.catalogue import DEAD_LETTERS, TopicSpec, catalogue
+from topics.producer import Producer
+from topics.tables import TableSpec
 
 pytestmark = [
     pytest.mark.crash,
@@ -44,9 +52,17 @@ pytestmark = [
     ),
 ]
 
-GAPS = ("folded", "outputs", "windows", "states", "visible", "acked")
-#: In one Kafka transaction the three steps in the middle are one; before it and after it remain.
-FENCED_GAPS = ("folded", "outputs", "states", "committed", "visible", "acked")
+
+def gaps(steps: tuple[str, ...], fenced: bool) -> tuple[str, ...]:
+    """Where a fold with these durable steps is killed. In one Kafka transaction they are one;
+    before it and after it remain."""
+    if fenced:
+        return ("folded", steps[0], steps[-1], "committed", "visible", "acked")
+    return ("folded", *steps, "visible", "acked")
+
+
+#: ``outputs``, ``windows``, ``jobs``.
+STEPS = folds.jobs(load_settings()).steps
 #: HYPOTHESIS_PROFILE=nightly also stretches the outage to the full two minutes.
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
@@ -85,7 +101,7 @@ def test_twelve_kills_at_every_gap_and_five_of_clickhouse(
     sink = sink_worker(kafka, clickhouse, tmp_path).start(wait=False)
     killed_sinks = killed_servers = 0
     load.start()
-    for n, gap in enumerate((FENCED_GAPS if fenced else GAPS) * 2):
+    for n, gap in enumerate(gaps(STEPS, fenced) * 2):
         die_at(fold, gap, rng.randint(0, 5))
         if n % 2 == 1:
             clickhouse.kill()
@@ -115,19 +131,93 @@ def test_the_check_fails_when_two_steps_are_swapped(kafka: ApacheKafka, tmp_path
     fold = fold_worker(
         kafka,
         tmp_path,
-        TEST_STEPS="outputs,states,windows",
+        TEST_STEPS="outputs,jobs,windows",
         TEST_FENCED=0,
         group_instance_id="fold-1",
     )
     load.start()
     for _ in range(3):
-        die_at(fold, "states", 1)
+        die_at(fold, "jobs", 1)
     fold._given.update(TEST_KILL_AT="")
     fold.start(wait=False)
     load.finish()
     wait_folded(kafka)
     with pytest.raises(AssertionError, match=r"windows: .* differences from the truth"):
         evidence.check_topics(kafka.bootstrap, load.truth)
+    fold.stop()
+
+
+def toy_worker(kafka: ApacheKafka, tmp_path: Path, **env: object) -> WorkerProcess:
+    """A worker with a second fold, on topics of its own, and 4,000 readings for it."""
+    toy = [toy_fold.USE.changelog("runnerstream"), toy_fold.MACHINES.changelog("runnerstream")]
+    apply(
+        {"bootstrap_servers": kafka.bootstrap},
+        [
+            TopicSpec(name, PARTITIONS, "delete", DAY_MS, 1, 1, "of the toy")
+            for name in (toy_fold.LOG, toy_fold.STATES, *toy)
+        ],
+    )
+    now = int(time.time() * 1000) - 3_600_000
+    with Producer(kafka.bootstrap) as producer:
+        for n in range(4_000):
+            said = toy_fold.reading(n % READINGS, now)
+            value = said.model_dump_json().encode()
+            producer.send(toy_fold.LOG, said.key.encode(), value)
+    return fold_worker(
+        kafka,
+        tmp_path,
+        group_instance_id="fold-1",
+        batch_records=50,
+        TEST_FOLD="tests.support.toy_fold:declare",
+        **env,
+    )
+
+
+#: Different readings among those that are sent.
+READINGS = 3_000
+
+
+def toy_says(kafka: ApacheKafka) -> tuple[int, int, int]:
+    """Readings known, their sum as the machines say it, and as the sites do."""
+    evidence.wait_drained(kafka.bootstrap, "runnerstream", [toy_fold.LOG], 120)
+
+    def table(spec: TableSpec) -> list[Any]:
+        topic = spec.changelog("runnerstream")
+        latest = {each.key: each.value for each in evidence.read_topic(kafka.bootstrap, topic)}
+        return [json.loads(value) for value in latest.values() if value]
+
+    known = {name: used for each in table(toy_fold.MACHINES) for name, used in each.items()}
+    return len(known), sum(known.values()), sum(used for _, used in table(toy_fold.USE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fenced", [True, False], ids=["fenced", "in steps"])
+def test_a_second_fold_survives_a_kill_at_every_gap(
+    kafka: ApacheKafka, tmp_path: Path, fenced: bool
+) -> None:
+    """It is declared in ``tests/support/toy_fold.py``; nothing else of the program knows it."""
+    fold = toy_worker(kafka, tmp_path, TEST_FENCED=int(fenced))
+    rng = random.Random(3)
+    for gap in gaps(toy_fold.declare(load_settings()).steps, fenced):
+        die_at(fold, gap, rng.randint(0, 3))
+    fold._given.update(TEST_KILL_AT="")
+    fold.start(wait=False)
+    total = sum(range(READINGS))
+    assert toy_says(kafka) == (READINGS, total, total)
+    assert fold.stop() == 0
+
+
+def test_the_check_fails_when_two_steps_of_the_second_fold_are_swapped(
+    kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    fold = toy_worker(kafka, tmp_path, TEST_FENCED=0, TEST_STEPS="outputs,machines,use")
+    for _ in range(3):
+        die_at(fold, "machines", 1)
+    fold._given.update(TEST_KILL_AT="")
+    fold.start(wait=False)
+    known, by_machine, by_site = toy_says(kafka)
+    assert (known, by_machine) == (READINGS, sum(range(READINGS)))
+    assert by_site < by_machine
     fold.stop()
 
 

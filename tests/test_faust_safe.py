@@ -125,7 +125,7 @@ def consumer(*, rebalancing: bool = False, generation: int = 1) -> Any:
     made._committed_offset = defaultdict(lambda: None)
     made._thread = SimpleNamespace(positions={})
     made.on_hole = lambda tp, first, end: None
-    made.log_topic = ""
+    made.logs = {}
     made._forget_positions()
     return made
 

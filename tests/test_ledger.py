@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -18,7 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import folds
 from pipeline.effects import Effects, Note, Output
+from pipeline.fold_spec import FoldSpec, Lookup
 from pipeline.jobs import FleetNames, decode, view
 from pipeline.jobs.facts import DAY_MS
 from pipeline.ledger import (
@@ -30,14 +31,19 @@ from pipeline.ledger import (
     Retention,
     clock_key,
 )
+from pipeline.settings import Settings
 from pipeline.windows import (
     Contribution,
     Pane,
+    PaneKey,
     WindowPolicy,
     contributions,
     decode_pane,
+    pane_key_bytes,
+    pane_key_of,
     pane_start,
 )
+from tests.support.chaos import Durable, chaos, steady, write
 from topics.catalogue import JOB_STATES, SAMPLES, WINDOWS
 from topics.models import (
     JOBS_RECORD,
@@ -56,6 +62,7 @@ from topics.models import (
     Unreadable,
 )
 from topics.reading import read
+from topics.tables import JOBS_TABLE, WINDOWS_TABLE
 
 BASE = 1_700_000_040_000  # a whole minute
 MINUTE = 60_000
@@ -64,108 +71,48 @@ RUN = "github:github.com:run/7"
 Record = JobFact | RunFact | RunLink | Tick
 
 
-class Tables:
-    """What survives a crash: two tables and what was published."""
+def jobs_fold(
+    policy: WindowPolicy | None = None, now: int | None = None, max_fleets: int = MAX_FLEETS
+) -> FoldSpec[Ledger]:
+    """The jobs' fold with a small cache, so that jobs and runs are forgotten and read again."""
 
-    def __init__(self) -> None:
-        self.states: dict[bytes, bytes] = {}
-        self.panes: dict[tuple[str, int], bytes] = {}
-        self.published: list[Any] = []
-
-    def ledger(
-        self, policy: WindowPolicy, now: int | None = None, max_fleets: int = MAX_FLEETS
-    ) -> Ledger:
+    def new_ledger(partition: int, tables: Mapping[str, Lookup]) -> Ledger:
         ledger = Ledger(
-            0,
-            self.states.get,
+            partition,
+            tables[JOBS_TABLE.name],
             windows=policy,
             retention=Retention(),
             max_fleets=max_fleets,
-            cache=2,  # so that jobs and runs are forgotten and read again all the time
+            cache=2,
         )
         ledger.now = now
-        ledger.load(self.states.items(), self.panes.items())
         return ledger
 
-    def put(self, kind: str, key: Any, value: bytes | None) -> None:
-        table: dict[Any, bytes] = self.states if kind == "states" else self.panes  # type: ignore[assignment]
-        if value is None:
-            table.pop(key, None)
-        else:
-            table[key] = value
+    return replace(folds.jobs(Settings()), new_ledger=new_ledger)
 
 
-def steady(log: list[Record], policy: WindowPolicy, max_fleets: int = MAX_FLEETS) -> Tables:
-    """One batch per record, no crash."""
-    tables = Tables()
-    ledger = tables.ledger(policy, max_fleets=max_fleets)
-    for offset, record in enumerate(log):
-        ledger.apply(offset, record)
-        write(tables, ledger.flush(), lambda: False)
-        ledger.written()
-    return tables
+class Tables(Durable):
+    """What survives a crash: jobs and panes, and what was published."""
 
+    def __init__(self, policy: WindowPolicy | None = None, max_fleets: int = MAX_FLEETS) -> None:
+        super().__init__(jobs_fold(policy, max_fleets=max_fleets))
 
-def write(
-    tables: Tables,
-    effects: Effects,
-    dies: Callable[[], bool],
-    order: tuple[str, ...] = ("panes", "states"),
-) -> bool:
-    """Make effects durable in order, dying anywhere. True when all of it is."""
-    for output in effects.outputs:
-        if dies():
-            return False
-        tables.published.append(output)
-    for kind in order:
-        for key, value in getattr(effects, kind):
-            if dies():
-                return False
-            tables.put(kind, key, value)
-    return not dies()
+    def ledger(
+        self, policy: WindowPolicy | None = None, now: int | None = None, max_fleets: int = 0
+    ) -> Ledger:
+        """Made from the tables; as the fold makes it unless told."""
+        if policy is not None:
+            self.spec = jobs_fold(policy, now, max_fleets or MAX_FLEETS)
+        ledger: Ledger = super().ledger()
+        return ledger
 
+    @property
+    def states(self) -> dict[bytes, bytes]:
+        return self.tables[JOBS_TABLE.name]
 
-def chaos(
-    log: list[Record],
-    policy: WindowPolicy,
-    seed: int,
-    order: tuple[str, ...] = ("panes", "states"),
-    death: float = 0.08,
-    max_fleets: int = MAX_FLEETS,
-) -> Tables:
-    """Random batches, random crashes between any two writes, offsets committed now and then.
-
-    Up to two batches are folded before the first of them is written, as the agent does.
-    """
-    rng = random.Random(seed)
-    tables = Tables()
-    committed = position = 0
-    ledger = tables.ledger(policy, max_fleets=max_fleets)
-    folded: deque[tuple[Effects, int]] = deque()
-    lives = 200
-
-    def dies() -> bool:
-        return lives > 0 and rng.random() < death
-
-    while position < len(log) or folded:
-        if position < len(log) and len(folded) < 2 and (not folded or rng.random() < 0.7):
-            ledger.apply(position, log[position])
-            position += 1
-            if position == len(log) or rng.random() < 0.3:
-                folded.append((ledger.flush(), position))
-            continue
-        # Also in the middle of a batch.
-        effects, end = folded.popleft()
-        if write(tables, effects, dies, order):
-            ledger.written()
-            if rng.random() < 0.5:
-                committed = end
-        else:
-            lives -= 1
-            position = committed
-            folded.clear()
-            ledger = tables.ledger(policy, max_fleets=max_fleets)
-    return tables
+    @property
+    def panes(self) -> dict[PaneKey, bytes]:
+        return {pane_key_of(key): value for key, value in self.tables[WINDOWS_TABLE.name].items()}
 
 
 def filled(tables: Tables) -> dict[tuple[str, int], Pane]:
@@ -270,7 +217,7 @@ WIDE = WindowPolicy(lateness_ms=DAY_MS)
 
 @given(logs(), st.integers(0, 2**32))
 def test_crashes_anywhere_change_nothing(log: list[Record], seed: int) -> None:
-    want, got = steady(log, WIDE), chaos(log, WIDE, seed)
+    want, got = steady(Tables(WIDE), log), chaos(Tables(WIDE), log, seed)
     assert got.states == want.states
     assert filled(got) == filled(want)
     assert latest(got, JOB_STATES) == latest(want, JOB_STATES)
@@ -279,14 +226,14 @@ def test_crashes_anywhere_change_nothing(log: list[Record], seed: int) -> None:
 
 @given(logs(), st.integers(0, 2**32))
 def test_panes_equal_what_the_states_say(log: list[Record], seed: int) -> None:
-    tables = chaos(log, WIDE, seed)
+    tables = chaos(Tables(WIDE), log, seed)
     assert filled(tables) == recomputed(tables)
 
 
 @given(logs(), st.integers(0, 2**32))
 def test_closed_windows_stay_as_they_closed(log: list[Record], seed: int) -> None:
     tight = WindowPolicy(lateness_ms=20_000, grace_ms=40_000)
-    want, got = steady(log, tight), chaos(log, tight, seed)
+    want, got = steady(Tables(tight), log), chaos(Tables(tight), log, seed)
     assert got.states == want.states
     assert newest_windows(got) == newest_windows(want)
 
@@ -309,39 +256,6 @@ def newest_windows(tables: Tables) -> dict[str, Any]:
         for key, w in newest.items()
     }
     return {key: window for key, window in told.items() if window[0] or window[1]}
-
-
-def test_the_chaos_notices_states_written_before_panes() -> None:
-    """The control: with steps 6 and 7 swapped, samples get lost."""
-    rng = random.Random(5)
-    log: list[Record] = []
-    for n in range(60):
-        q = BASE + n * 500
-        log.append(
-            JobFact(
-                id=f"f{n}",
-                source="t",
-                occurred_at=q,
-                received_at=q,
-                key=f"github:github.com:{n}",
-                cause="c",
-                times={
-                    Milestone.QUEUED: {Clock.PROVIDER: q},
-                    Milestone.STARTED: {Clock.PROVIDER: q},
-                },
-            )
-        )
-    rng.shuffle(log)
-
-    def lost(order: tuple[str, ...]) -> int:
-        wrong = 0
-        for seed in range(40):
-            tables = chaos(log, WIDE, seed, order)
-            wrong += {k: decode_pane(v) for k, v in tables.panes.items()} != recomputed(tables)
-        return wrong
-
-    assert lost(("panes", "states")) == 0
-    assert lost(("states", "panes")) > 0
 
 
 # -- by example ------------------------------------------------------------------------------------
@@ -382,7 +296,7 @@ def run(
     for offset, record in enumerate(log, start):
         ledger.apply(offset, record, written)
     effects = ledger.flush()
-    write(tables, effects, lambda: False)
+    write(tables, effects)
     return effects
 
 
@@ -425,7 +339,7 @@ def test_windows_close_once_and_panes_are_deleted_with_a_tombstone(tables: Table
     windows = [WINDOW.validate_json(o.value) for o in effects.outputs if o.topic == WINDOWS]
     assert sorted((w.size_s, w.closed) for w in windows) == [(60, True), (300, True), (3600, True)]
     assert {w.families["queue"].count for w in windows} == {1}  # type: ignore[index]
-    assert effects.panes == [(("unknown", BASE), None)]
+    assert effects.writes(WINDOWS_TABLE) == [(pane_key_bytes(0, ("unknown", BASE)), None)]
     assert not tables.panes
     again = run(tables, tick(BASE + 4 * 60 * MINUTE), policy=policy, start=2)
     assert not [o for o in again.outputs if o.topic == WINDOWS]
@@ -441,7 +355,7 @@ def test_completed_jobs_outlive_every_redelivery_then_go(tables: Tables) -> None
     assert (key, None) in [(o.key, o.value) for o in gone.outputs if o.topic == JOB_STATES]
     # A redelivery after that is history: it must not open the job again.
     late = run(tables, fact(2, times=times(completed=BASE + 1000)), start=3)
-    assert not late.states
+    assert not late.writes(JOBS_TABLE)
     assert Note("expired_facts") in late.notes
 
 
@@ -497,9 +411,9 @@ def test_two_batches_may_be_flushed_before_either_is_visible(tables: Tables) -> 
     ledger.apply(2, link.model_copy(update={"job_key": "github:github.com:2"}))
     ledger.apply(3, fact(2, times=times(started=BASE + 1_000)))
     second = ledger.flush()
-    write(tables, first, lambda: False)
+    write(tables, first)
     ledger.written()
-    write(tables, second, lambda: False)
+    write(tables, second)
     assert msgspec.json.decode(tables.states[RUN.encode()])["jobs"].keys() == {
         "github:github.com:1",
         "github:github.com:2",
@@ -774,7 +688,7 @@ def test_at_the_cap_of_fleets_panes_still_equal_what_the_states_say(
     log: list[Record], seed: int, most: int
 ) -> None:
     # Whose names are told may depend on what was folded together; that all is told does not.
-    want, got = steady(log, WIDE, most), chaos(log, WIDE, seed, max_fleets=most)
+    want, got = steady(Tables(WIDE, most), log), chaos(Tables(WIDE, most), log, seed)
     assert got.states == want.states
     assert folded_into(filled(got), set()) == folded_into(filled(want), set())
     named = {(fleet, start - start % 3_600_000) for fleet, start in got.panes}
@@ -790,7 +704,7 @@ def test_what_became_empty_is_told_as_empty_and_shown_nowhere(tables: Tables) ->
     ended = times(queued=BASE, started=BASE + 1_000, completed=BASE + 2_000)
 
     def told(effects: Effects) -> dict[tuple[str, int], Any]:
-        write(tables, effects, lambda: False)
+        write(tables, effects)
         ledger.written()
         windows = [WINDOW.validate_json(o.value) for o in effects.outputs if o.topic == WINDOWS]
         return {(w.fleet, w.size_s): w.conclusions for w in windows}
@@ -894,7 +808,7 @@ def test_nothing_that_can_be_said_stops_the_fold(records: list[dict[str, Any]]) 
     for offset, record in enumerate(records):
         with contextlib.suppress(Unreadable):
             ledger.apply(offset, read(JOBS_RECORD, json.dumps(record).encode()))
-    write(tables, ledger.flush(), lambda: False)
+    write(tables, ledger.flush())
     tables.ledger(WIDE)
 
 

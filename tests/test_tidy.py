@@ -31,7 +31,6 @@ LONG_FUNCTIONS = {
     "pipeline/providers/github.py:_job_facts": "one pass over the hottest body there is; its parts"
     " share a dozen locals",
     "pipeline/simulate/truth.py:_judge": "the documented order of rules, read from top to bottom",
-    "pipeline/worker.py:Worker.__init__": "the wiring: one statement a part",
     "sinks/metrics.py:SinkMetrics.__init__": "a list: one statement a metric, with its help",
     "topics/catalogue.py:catalogue": "a list: one entry a topic",
 }
@@ -66,6 +65,8 @@ HEAVY = (
     "subprocess",
     "tests.support",
 )
+#: Of these, what is pure.
+LIGHT = ("tests.support.chaos", "tests.support.toy_fold")
 
 
 def sources(*suffixes: str) -> list[Path]:
@@ -193,6 +194,7 @@ def is_quick(path: Path) -> bool:
             imported = [module, *(f"{module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.arg) and node.arg == "server":
             return False  # the ClickHouse of tests/conftest.py
+        imported = [name for name in imported if not name.startswith(LIGHT)]
         if any(
             name == heavy or name.startswith(f"{heavy}.") for name in imported for heavy in HEAVY
         ):

@@ -59,6 +59,7 @@ class Rig:
     """A handler and an outbox that write down what happens; each write waits to be let through."""
 
     stage = "fold"
+    steps = ("outputs", "windows", "jobs")
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -84,18 +85,22 @@ class Rig:
         self.during_fold(number)
         copy.append(number)
         self.log.append(f"fold {number} on {copy[:-1]}")
-        return Effects(outputs=[self.output("outputs", number)], states=[(b"k", b"%d" % number)])
+        return Effects([self.output("outputs", number)], {"jobs": [(b"k", b"%d" % number)]})
 
     @staticmethod
     def output(step: str, number: int) -> Output:
         return Output(step, 0, b"k", b"%d" % number)
 
-    def changelogs(self, partition: int, effects: Effects) -> tuple[list[Output], list[Output]]:
-        number = int(effects.states[0][1] or b"")
-        return [self.output("windows", number)], [self.output("states", number)]
+    def writes(self, partition: int, effects: Effects) -> dict[str, list[Output]]:
+        number = int(effects.tables["jobs"][0][1] or b"")
+        return {
+            "outputs": effects.outputs,
+            "windows": [self.output("windows", number)],
+            "jobs": [self.output("jobs", number)],
+        }
 
     def visible(self, partition: int, effects: Effects, offsets: Any) -> None:
-        number = int(effects.states[0][1] or b"")
+        number = int(effects.tables["jobs"][0][1] or b"")
         self.tables.append(number)
         self.log.append(f"visible {number}")
 
@@ -127,7 +132,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-WRITES = ["outputs {}", "windows {}", "states {}", "visible {}"]
+WRITES = ["outputs {}", "windows {}", "jobs {}", "visible {}"]
 
 
 def written(number: int) -> list[str]:
@@ -169,7 +174,9 @@ async def test_what_is_waiting_shares_a_transaction_and_nothing_is_waited_for(ri
     assert stream.acked == events
     assert all(each.message.tracked for each in events[1:])
     assert all(each.value.done for each in events)
-    assert [(each.records, each.outputs, each.states) for each in done] == [(5, 5, 5)]
+    assert [(each.records, dict(each.writes)) for each in done] == [
+        (5, {"outputs": 5, "windows": 5, "jobs": 5})
+    ]
 
 
 async def test_a_batch_during_recovery_ends_the_process(rig: Rig) -> None:
@@ -207,7 +214,7 @@ async def test_a_failed_fold_lets_no_later_write_happen(rig: Rig) -> None:
     assert not any(" 1" in said or " 2" in said for said in rig.log if "fold" not in said)
 
 
-@pytest.mark.parametrize("step", ["outputs", "windows", "states"])
+@pytest.mark.parametrize("step", ["outputs", "windows", "jobs"])
 async def test_a_rebalance_overtakes_a_write_and_what_was_folded_on_it(rig: Rig, step: str) -> None:
     def rebalance(now: str) -> None:
         if now == step:

@@ -38,6 +38,7 @@ from tests.support.worker import WorkerProcess
 from topics.apply import apply
 from topics.catalogue import catalogue
 from topics.models import Clock, Conclusion, JobAttributes, JobFact, Milestone
+from topics.tables import JOBS_TABLE
 
 #: When the module's tests begin: what the views call recent is measured from their own now, and a
 #: whole run imports all modules long before it comes to the last.
@@ -73,7 +74,7 @@ def ledger_of(facts: Mapping[int, JobFact] | list[JobFact], partition: int = 0) 
     ledger = Ledger(partition, table.get)
     for offset, one in enumerate(facts if isinstance(facts, list) else facts.values()):
         ledger.apply(offset, one)
-    table.update(ledger.flush().states)
+    table.update(ledger.flush().writes(JOBS_TABLE))
     ledger.written()
     return ledger
 

@@ -99,7 +99,7 @@ def sleep_at(kafka: ApacheKafka, tmp_path: Path, gap: str, *, fenced: bool) -> L
     return load
 
 
-@pytest.mark.parametrize("gap", ["folded", "states", "committed"])
+@pytest.mark.parametrize("gap", ["folded", "jobs", "committed"])
 def test_a_worker_that_slept_in_the_middle_writes_nothing_old(
     kafka: ApacheKafka, tmp_path: Path, gap: str
 ) -> None:

@@ -18,10 +18,12 @@ buried. From this follows, outside the topics:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal
+
+from topics.tables import TABLES, TableSpec
 
 WEBHOOKS: Final = "runners.webhooks"
 LIFECYCLE: Final = "runners.lifecycle"
@@ -108,6 +110,7 @@ def catalogue(
     replication_factor: int = 1,
     min_insync_replicas: int = 1,
     app_id: str = "runnerstream",
+    tables: Iterable[TableSpec] = TABLES,
 ) -> tuple[TopicSpec, ...]:
     """Every topic that the program reads or writes, Faust's own included.
 
@@ -116,6 +119,7 @@ def catalogue(
         replication_factor: 3 where nothing may be lost, 1 on a laptop.
         min_insync_replicas: 2 with a replication factor of 3.
         app_id: Faust's application id, which begins the names of its own topics.
+        tables: of the folds; each has a changelog topic.
 
     Raises:
         ValueError: for numbers that contradict each other.
@@ -186,19 +190,9 @@ def catalogue(
             "records that could not be handled, with the reason",
             {"max.message.bytes": str(MAX_DEAD_LETTER_BYTES)},
         ),
-        topic(
-            f"{app_id}-jobs-changelog",
-            "compact",
-            None,
-            "Faust's copy of the table of jobs",
-            changelog,
-        ),
-        topic(
-            f"{app_id}-windows-changelog",
-            "compact",
-            None,
-            "Faust's copy of the windowed tables",
-            changelog,
+        *(
+            topic(table.changelog(app_id), "compact", None, table.description, changelog)
+            for table in tables
         ),
         topic(
             f"{app_id}-__assignor-__leader",

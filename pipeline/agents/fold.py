@@ -1,49 +1,52 @@
-"""``runners.jobs`` -> job states, windows, samples. One ledger per owned partition."""
+"""A keyed fold: a log -> outputs and tables. One ledger per owned partition of the log.
+
+Which log it reads, which tables it keeps and how a partition's ledger is made is declared
+(:mod:`pipeline.fold_spec`). All else is the same for every fold, and stands here and in
+:mod:`pipeline.agents.transaction`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
-
-import msgspec
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic
 
 from pipeline.agents.letters import bury
-from pipeline.agents.transaction import SLICE
-from pipeline.effects import Effects, Note, Output, PaneKey
+from pipeline.agents.transaction import SLICE, StepWrites
+from pipeline.effects import Effects, Note, Output
 from pipeline.faust_safe import Batch
 from pipeline.faust_safe.store import PartitionedStore
-from pipeline.ledger import Ledger
-from pipeline.windows.panes import PANE_S
-from topics.models import JOBS_RECORD, Unreadable
+from pipeline.fold_spec import OUTPUTS, FoldSpec, L, Lookup
+from topics.models import Unreadable
 from topics.reading import read
+from topics.tables import in_order
 
-NewLedger = Callable[[int, Callable[[bytes], bytes | None]], Ledger]
 
-
-class Fold:
-    """Owns the ledgers of this worker's partitions and the two tables behind them."""
-
-    stage = "fold"
+class Fold(Generic[L]):
+    """Owns the ledgers of this worker's partitions and the tables behind them."""
 
     def __init__(
         self,
-        jobs: Any,
-        windows: Any,
-        new_ledger: NewLedger,
-        owned: Callable[[], Iterable[int]],
+        spec: FoldSpec[L],
+        tables: Mapping[str, Any],
+        owned: Callable[[str], Iterable[int]],
         on_notes: Callable[[list[Note]], None],
     ) -> None:
-        self._jobs_changelog: str = jobs.changelog_topic_name
-        self._windows_changelog: str = windows.changelog_topic_name
-        self._jobs: PartitionedStore = jobs.data
-        self._windows: PartitionedStore = windows.data
-        self._new_ledger = new_ledger
+        """``tables`` are Faust's by name, ``owned`` tells the owned partitions of a topic."""
+        self.spec = spec
+        self.stage = spec.stage
+        self.steps = spec.steps
+        self._stores: dict[str, PartitionedStore] = {
+            each.name: tables[each.name].data for each in in_order(spec.tables)
+        }
+        self._changelogs: dict[str, str] = {
+            name: tables[name].changelog_topic_name for name in self._stores
+        }
         self._owned = owned
         self._on_notes = on_notes
-        self.ledgers: dict[int, Ledger] = {}
+        self.ledgers: dict[int, L] = {}
         #: How often the ledgers were dropped.
         self.epoch = 0
 
@@ -54,11 +57,12 @@ class Fold:
         letters: list[Output] = []
         notes: list[Note] = []
         ledger.now = int(time.time() * 1000)
+        records = self.spec.records
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
             try:
-                ledger.apply(record.offset, read(JOBS_RECORD, record.value), record.timestamp)
+                ledger.apply(record.offset, read(records, record.value), record.timestamp)
             except Unreadable as why:
                 letter, note = bury(self.stage, record, why)
                 letters.append(letter)
@@ -68,26 +72,26 @@ class Fold:
         effects.notes += notes
         return effects
 
-    def changelogs(self, partition: int, effects: Effects) -> tuple[list[Output], list[Output]]:
-        """Panes and states as changelog records."""
-        return (
-            [
-                Output(self._windows_changelog, partition, pane_key_bytes(partition, key), value)
-                for key, value in effects.panes
-            ],
-            [Output(self._jobs_changelog, partition, key, value) for key, value in effects.states],
-        )
+    def writes(self, partition: int, effects: Effects) -> StepWrites:
+        """Outputs as they are, tables as changelog records."""
+        return {
+            OUTPUTS: effects.outputs,
+            **{
+                name: [
+                    Output(changelog, partition, key, value)
+                    for key, value in effects.tables.get(name, ())
+                ]
+                for name, changelog in self._changelogs.items()
+            },
+        }
 
     def visible(
         self, partition: int, effects: Effects, offsets: dict[tuple[str, int], int]
     ) -> None:
         """Put what is durable into the tables, and count it."""
-        panes = [(pane_key_bytes(partition, key), value) for key, value in effects.panes]
-        for store, changelog, writes in (
-            (self._jobs, self._jobs_changelog, effects.states),
-            (self._windows, self._windows_changelog, panes),
-        ):
-            last = offsets.get((changelog, partition))
+        for name, store in self._stores.items():
+            last = offsets.get((self._changelogs[name], partition))
+            writes = effects.tables.get(name, [])
             store.put(partition, writes, None if last is None else last + 1)
         ledger = self.ledgers.get(partition)
         if ledger is not None:
@@ -103,21 +107,18 @@ class Fold:
 
     def load(self) -> None:
         """Rebuild the ledgers of all owned partitions from the recovered tables."""
-        missing = [p for p in self._owned() if p not in self.ledgers]
+        missing = [p for p in self._owned(self.spec.log) if p not in self.ledgers]
         if not missing:
             return
         for partition in missing:
             ledger = self._new(partition)
             ledger.now = int(time.time() * 1000)
-            ledger.load(
-                self._jobs.items(partition),
-                [(pane_key(key), value) for key, value in self._windows.items(partition)],
-            )
+            ledger.load({name: store.items(partition) for name, store in self._stores.items()})
             self.ledgers[partition] = ledger
         # What was loaded stays, a few objects per job: no collection needs to look at it again.
         gc.freeze()
 
-    def _ledger(self, partition: int) -> Ledger:
+    def _ledger(self, partition: int) -> L:
         ledger = self.ledgers.get(partition)
         if ledger is None:
             self.load()
@@ -126,22 +127,10 @@ class Fold:
             raise RuntimeError(f"got a batch of partition {partition}, which is not owned")
         return ledger
 
-    def _new(self, partition: int) -> Ledger:
-        return self._new_ledger(partition, lambda key: self._jobs.get(partition, key))
+    def _new(self, partition: int) -> L:
+        def lookup(store: PartitionedStore) -> Lookup:
+            return lambda key: store.get(partition, key)
 
-
-# A pane's key in the windowed table is Faust's: the name, here partition and fleet, and the
-# window's range in seconds, its end 0.1 s before the next window, as JSON.
-
-
-def pane_key_bytes(partition: int, key: PaneKey) -> bytes:
-    """The changelog key of a pane."""
-    fleet, start = key
-    begin = start / 1000
-    return msgspec.json.encode([f"{partition}|{fleet}", [begin, begin + PANE_S - 0.1]])
-
-
-def pane_key(raw: bytes) -> PaneKey:
-    """The pane a changelog key names."""
-    name, (begin, _) = msgspec.json.decode(raw)
-    return name.partition("|")[2], round(begin * 1000)
+        return self.spec.new_ledger(
+            partition, {name: lookup(store) for name, store in self._stores.items()}
+        )

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from pipeline.agents.letters import bury
-from pipeline.agents.transaction import SLICE
+from pipeline.agents.transaction import SLICE, StepWrites
 from pipeline.effects import Effects, Note, Output
 from pipeline.faust_safe import Batch
+from pipeline.fold_spec import OUTPUTS
 from pipeline.providers import lifecycle
 from pipeline.providers.base import Fact
 from pipeline.providers.registry import PROVIDERS, provider_of
@@ -30,6 +31,7 @@ class Normalise:
     """Turns what producers say into facts."""
 
     stage = "normalise"
+    steps: tuple[str, ...] = (OUTPUTS,)
     #: It has no working copies to drop.
     epoch = 0
 
@@ -71,9 +73,9 @@ class Normalise:
             effects.notes += notes
         return effects
 
-    def changelogs(self, partition: int, effects: Effects) -> tuple[list[Output], list[Output]]:
+    def writes(self, partition: int, effects: Effects) -> StepWrites:
         """It keeps no state."""
-        return [], []
+        return {OUTPUTS: effects.outputs}
 
     def visible(
         self, partition: int, effects: Effects, offsets: dict[tuple[str, int], int]

@@ -7,9 +7,10 @@
     3 decode    parse; what cannot be read becomes a dead letter
     4 fold      compute all effects, purely
     5 outputs   publish, await acknowledgement
-    6 windows   write changed panes to their changelog, await
-    7 states    write one changelog record per changed job, await
-    8 visible   put both into the tables, count
+    6 absorb    write the tables whose values absorb contributions (windows) to their changelogs,
+                one after the other, await each
+    7 know      write the tables whose values know what they were made from (jobs), the same way
+    8 visible   put all of it into the tables, count
     9 ack       in order; offsets follow at the next commit
 
 While one transaction is being written (5 to 9), the next is already folded (3, 4); no more than
@@ -24,7 +25,9 @@ below holds as well, so that a broker without transactions (the embedded one) lo
 A crash between any two steps repeats work and changes nothing: outputs repeat under the same
 ids, a pane skips what its fence covers, a job knows its facts. Swapping 6 and 7 would lose
 window samples (a state that knows its facts contributes nothing on replay); swapping 5 and 7
-would lose outputs. ``tests/test_crash.py`` kills the process at every gap and shows both.
+would lose outputs. ``tests/test_crash.py`` kills the process at every gap of every fold and shows
+both. Which tables a fold has, and at which of the two steps each is written, is declared
+(:mod:`topics.tables`).
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,8 +54,8 @@ SLICE = 64
 #: costs a millisecond of CPU per partition and as much at the broker, whatever is in it. Seconds.
 LINGER_S = 0.1
 
-#: The durable steps, in the order that makes a crash harmless.
-STEPS = ("outputs", "windows", "states")
+#: What is published in each durable step.
+StepWrites = Mapping[str, list[Output]]
 
 
 class Handler(Protocol):
@@ -60,6 +63,8 @@ class Handler(Protocol):
 
     #: Which step of the pipeline this is, for dead letters and metrics.
     stage: str
+    #: The durable steps, in the order that makes a crash harmless.
+    steps: tuple[str, ...]
     #: Changes when working copies are dropped: what was folded on the old ones builds on nothing.
     epoch: int
 
@@ -70,8 +75,8 @@ class Handler(Protocol):
         """
         ...
 
-    def changelogs(self, partition: int, effects: Effects) -> tuple[list[Output], list[Output]]:
-        """The changelog records of steps 6 and 7: panes, states."""
+    def writes(self, partition: int, effects: Effects) -> StepWrites:
+        """What is published in each of the :attr:`steps`: outputs, changelog records."""
         ...
 
     def visible(
@@ -95,9 +100,8 @@ class Done:
     seconds: float
     #: Of these, until all was folded, with what went on in between.
     fold_seconds: float
-    outputs: int
-    panes: int
-    states: int
+    #: Records written, by durable step.
+    writes: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +124,6 @@ class _Writing:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Writes:
-    """What one batch leads to, by step."""
-
-    outputs: list[Output]
-    windows: list[Output]
-    states: list[Output]
-
-    @classmethod
-    def of(cls, handler: Handler, batch: Batch, effects: Effects) -> _Writes:
-        windows, states = handler.changelogs(batch.tp.partition, effects)
-        return cls(effects.outputs, windows, states)
-
-
 class Transactions:
     """Runs a handler over a Faust stream of batches."""
 
@@ -146,10 +136,11 @@ class Transactions:
         max_records: int,
         on_done: Callable[[Done], None] = lambda done: None,
         observer: Observer = lambda step: None,
-        steps: tuple[str, ...] = STEPS,
+        steps: tuple[str, ...] | None = None,
         fenced: FencedOutbox | None = None,
         linger: float = LINGER_S,
     ) -> None:
+        """``steps`` in another order are for the test that shows why they are in this one."""
         self._app = app
         self._outbox = outbox
         self._fenced = fenced
@@ -158,7 +149,7 @@ class Transactions:
         self._max_records = max_records
         self._on_done = on_done
         self._observer = observer
-        self._steps = steps
+        self._steps = handler.steps if steps is None else steps
         #: What was folded on working copies before this epoch builds on what was never written.
         self._valid_from = 0
 
@@ -242,7 +233,9 @@ class Transactions:
 
     async def _write(self, stream: Any, folded: _Folded) -> None:
         """Steps 5 to 9."""
-        writes = [_Writes.of(self._handler, batch, effects) for batch, effects in folded.effects]
+        writes = [
+            self._handler.writes(batch.tp.partition, effects) for batch, effects in folded.effects
+        ]
         self._observer("folded")
         # 5, 6, 7, 8
         written = self._still_holds(folded) and (
@@ -267,9 +260,7 @@ class Transactions:
                 sum(len(batch) for batch, _ in folded.effects),
                 time.perf_counter() - folded.began,
                 folded.fold_seconds,
-                sum(len(each.outputs) for each in writes),
-                sum(len(each.windows) for each in writes),
-                sum(len(each.states) for each in writes),
+                {step: sum(len(each[step]) for each in writes) for step in self._steps},
             )
         )
 
@@ -281,11 +272,11 @@ class Transactions:
         same = self._app.consumer_generation_id == folded.generation
         return same and folded.epoch >= self._valid_from
 
-    async def _write_in_steps(self, folded: _Folded, writes: list[_Writes]) -> bool:
+    async def _write_in_steps(self, folded: _Folded, writes: list[StepWrites]) -> bool:
         """One after the other, for all partitions; False when overtaken in between."""
         offsets: dict[tuple[str, int], int] = {}
         for step in self._steps:
-            outputs = [output for each in writes for output in getattr(each, step)]
+            outputs = [output for each in writes for output in each[step]]
             if outputs:
                 offsets |= await self._outbox.publish(outputs)
             self._observer(step)
@@ -297,7 +288,7 @@ class Transactions:
         return True
 
     async def _write_fenced(
-        self, fenced: FencedOutbox, folded: _Folded, writes: list[_Writes]
+        self, fenced: FencedOutbox, folded: _Folded, writes: list[StepWrites]
     ) -> bool:
         """All at once, a transaction per partition; False when overtaken in one of them."""
         by_tp: dict[Any, list[int]] = {}
@@ -314,9 +305,9 @@ class Transactions:
                     tp.partition,
                     [
                         output
-                        for step in STEPS
+                        for step in self._steps
                         for number in numbers
-                        for output in getattr(writes[number], step)
+                        for output in writes[number][step]
                     ],
                     self._app.conf.id,
                     {tp: folded.effects[numbers[-1]][0].next_offset},

@@ -43,12 +43,13 @@ FETCH_BYTES = 4 << 20
 #: Pause before a broker that did not answer is asked again. Seconds.
 RETRY_S = 1.0
 
-TakeOver = Callable[[Set[int]], Awaitable[None]]
+#: Given the changelog partitions whose tables this worker is to write from now on.
+TakeOver = Callable[[Set[TP]], Awaitable[None]]
 #: Changelog topic -> what names this very log (:attr:`Origin.log`).
 Identify = Callable[[Set[str]], Awaitable[Mapping[str, str]]]
 
 
-async def _nothing(partitions: Set[int]) -> None:
+async def _nothing(changelogs: Set[TP]) -> None:
     return None
 
 
@@ -83,8 +84,8 @@ class BatchRecovery(Recovery):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._following: asyncio.Future[None] | None = None
-        #: Partitions whose tables hold nothing, not even a clock, after the last recovery.
-        self.blank: frozenset[int] = frozenset()
+        #: Changelog partitions whose tables hold nothing, not even a clock, since the recovery.
+        self.blank: frozenset[TP] = frozenset()
 
     def flush_buffers(self) -> None:
         """Nothing is buffered."""
@@ -118,14 +119,13 @@ class BatchRecovery(Recovery):
             table.data.keep(partitions_of(active | self.standby_tps))
         while True:
             try:
-                await self.take_over(partitions_of(active))
+                await self.take_over(active)
                 records = await self._read(active, until_end=True)
                 break
             except KafkaError as error:
                 log.warning("the tables cannot be read yet: %r", error)
                 await asyncio.sleep(RETRY_S)
-        holding = {tp for tp in active if not self._store(tp).blank(tp.partition)}
-        self.blank = partitions_of(active) - partitions_of(holding)
+        self.blank = frozenset(tp for tp in active if self._store(tp).blank(tp.partition))
         log.info(
             "%d partitions recovered: %d records in %.1f s",
             len(partitions_of(active)), records, time.monotonic() - began,

@@ -32,7 +32,7 @@ Remedies:
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 from faust.serializers.schemas import Schema
@@ -141,13 +141,13 @@ class SafeConsumer(driver.Consumer):
     BACK_PRESSURE_WAIT = 0.05
 
     on_hole: OnHole
-    log_topic: str
+    logs: Mapping[str, frozenset[str]]
     _held_back: set[TP] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.on_hole = self.transport.on_hole
-        self.log_topic = self.transport.log_topic
+        self.logs = self.transport.logs
         self._forget_positions()
 
     def _new_consumer_thread(self) -> SafeConsumerThread:
@@ -232,13 +232,13 @@ class SafeConsumer(driver.Consumer):
         """Go back to the committed offsets; to the beginning where nothing was committed yet, or
         where the tables made of what was committed are gone."""
         await super().perform_seek()
-        blank: frozenset[int] = getattr(self.app.tables.recovery, "blank", frozenset())
+        blank: frozenset[TP] = getattr(self.app.tables.recovery, "blank", frozenset())
         never = []
         for tp in self.assignment():
             committed = self._committed_offset[tp] or -1
             if self._is_changelog_tp(tp):
                 continue
-            if committed > 0 and tp.topic == self.log_topic and tp.partition in blank:
+            if committed > 0 and self._lost(tp, blank):
                 log.warning(
                     "%s, partition %d, was folded up to offset %d and its tables hold nothing: "
                     "folding it again from its beginning",
@@ -297,9 +297,14 @@ class SafeConsumer(driver.Consumer):
                         self.on_hole(tp, behind, position)
         return bool(await super().force_commit(*args, **kwargs))
 
+    def _lost(self, tp: TP, blank: frozenset[TP]) -> bool:
+        """Whether all tables that are made of a log hold nothing of the partition."""
+        made = self.logs.get(tp.topic)
+        return bool(made) and all(TP(topic, tp.partition) in blank for topic in made or ())
+
     def _marks_only(self, tp: TP, committed: int, position: int) -> bool:
         # What agents commit themselves is committed with the next tick.
-        return position > committed and tp.topic != self.log_topic and not self._is_changelog_tp(tp)
+        return position > committed and tp.topic not in self.logs and not self._is_changelog_tp(tp)
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Not looked at: Faust asks for positions that are not known yet, in the middle of a
@@ -370,5 +375,6 @@ class SafeTransport(driver.Transport):
 
     #: Told of records that were gone before they were read. Set before the app starts.
     on_hole: OnHole = staticmethod(_ignore)
-    #: The topic whose agents commit its offsets themselves and whose tables recovery makes.
-    log_topic = ""
+    #: The topics whose agents commit their offsets themselves, each with the changelogs of the
+    #: tables that are made of it.
+    logs: Mapping[str, frozenset[str]] = {}

@@ -16,6 +16,7 @@ from pipeline.ledger.index import Known
 from pipeline.windows import Contribution, contributions
 from topics.catalogue import JOB_STATES
 from topics.models import Status
+from topics.tables import JOBS_TABLE
 
 
 class Entry(Struct, frozen=True, gc=False):
@@ -80,10 +81,11 @@ class Entries:
 
     def flush(self, partition: int, effects: Effects) -> None:
         """Publish the changed jobs, and write them."""
+        writes = effects.writes(JOBS_TABLE)
         for key, value in self.dirty.items():
             raw = key.encode()
             effects.outputs.append(Output(JOB_STATES, partition, raw, value))
-            effects.states.append((raw, value))
+            writes.append((raw, value))
         self._unwritten.append(list(self.dirty))
         self.dirty.clear()
 

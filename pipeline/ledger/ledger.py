@@ -27,7 +27,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from pipeline.effects import Effects, Output, PaneKey
+from pipeline.effects import Effects, Output
 from pipeline.jobs import (
     FleetNames,
     Job,
@@ -48,9 +48,10 @@ from pipeline.ledger.limits import MAX_FLEETS, Retention, heard_until
 from pipeline.ledger.pending import Pending
 from pipeline.ledger.runs import Runs
 from pipeline.ledger.windows import Windows
-from pipeline.windows import Contribution, Pane, WindowPolicy, contributions
+from pipeline.windows import Contribution, Pane, PaneKey, WindowPolicy, contributions
 from topics.catalogue import JOB_STATES
 from topics.models import EARLIEST_MS, LATEST_MS, JobFact, RunFact, RunLink, Tick
+from topics.tables import JOBS_TABLE, WINDOWS_TABLE
 
 #: A tick may be this much ahead of the time at which it was written: a worker whose clock is off by
 #: less than an hour does no harm.
@@ -120,17 +121,13 @@ class Ledger:
 
     # -- recovery ------------------------------------------------------------------------------
 
-    def load(
-        self,
-        states: Iterable[tuple[bytes, bytes]],
-        panes: Iterable[tuple[PaneKey, bytes]],
-    ) -> None:
-        """Rebuild indexes from the tables after recovery or assignment.
+    def load(self, tables: Mapping[str, Iterable[tuple[bytes, bytes]]]) -> None:
+        """Rebuild indexes from the tables, by name, after recovery or assignment.
 
         A clock that is ahead of :attr:`now` by more than a tick may be was believed by somebody
         whose own clock was wrong: it is taken back, and the next tick sets it.
         """
-        for key, value in states:
+        for key, value in tables[JOBS_TABLE.name]:
             known = summary(value)
             if known.kind == "clock":
                 self.clock = known.at
@@ -150,7 +147,7 @@ class Ledger:
                     ),
                 )
         self._heal()
-        self._fences = self._windows.load(panes, self.clock)
+        self._fences = self._windows.load(tables[WINDOWS_TABLE.name], self.clock)
 
     # -- the fold ------------------------------------------------------------------------------
 
@@ -209,7 +206,7 @@ class Ledger:
         self._runs.flush(effects)
         self._pending.forget(effects)
         if self._dirty_clock:
-            effects.states.append((clock_key(self.partition), encode_clock(self.clock)))
+            effects.writes(JOBS_TABLE).append((clock_key(self.partition), encode_clock(self.clock)))
             self._dirty_clock = False
         self._windows.flush(self._offset, effects)
         return effects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.effects import Effects, Note, Output
+from topics.tables import JOBS_TABLE
 
 
 class Pending:
@@ -32,6 +33,7 @@ class Pending:
 
     def forget(self, effects: Effects) -> None:
         """Delete the states of what is forgotten."""
+        writes = effects.writes(JOBS_TABLE)
         for key in self.gone:
-            effects.states.append((key.encode(), None))
+            writes.append((key.encode(), None))
         self.gone.clear()

@@ -20,6 +20,7 @@ from pipeline.ledger.limits import Retention
 from pipeline.ledger.pending import Pending
 from topics.catalogue import JOBS
 from topics.models import RunFact, RunLink
+from topics.tables import JOBS_TABLE
 
 
 class Runs:
@@ -95,8 +96,9 @@ class Runs:
 
     def flush(self, effects: Effects) -> None:
         """Write the changed runs."""
+        writes = effects.writes(JOBS_TABLE)
         for key in self._dirty:
-            effects.states.append((key.encode(), encode_run(self._decoded[key])))
+            writes.append((key.encode(), encode_run(self._decoded[key])))
         self._unwritten.append(list(self._dirty))
         self._dirty.clear()
 

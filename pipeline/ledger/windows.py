@@ -8,22 +8,26 @@ from typing import Final
 
 from msgspec.json import Encoder
 
-from pipeline.effects import Effects, Note, Output, PaneKey
+from pipeline.effects import Effects, Note, Output
 from pipeline.ledger.limits import OTHER_FLEET
 from pipeline.ledger.pending import Pending
 from pipeline.windows import (
     SIZES_S,
     Contribution,
     Pane,
+    PaneKey,
     WindowPolicy,
     bin_of,
     decode_pane,
     encode_pane,
+    pane_key_bytes,
+    pane_key_of,
     pane_start,
     start_of,
     window_record,
 )
 from topics.catalogue import WINDOWS
+from topics.tables import WINDOWS_TABLE
 
 _encoder: Final = Encoder()
 
@@ -62,9 +66,10 @@ class Windows:
         #: dirty. Valid until the clock moves, which closes windows, or the batch ends.
         self._open: dict[PaneKey, tuple[Pane, ...]] = {}
 
-    def load(self, panes: Iterable[tuple[PaneKey, bytes]], clock: int) -> list[int]:
+    def load(self, table: Iterable[tuple[bytes, bytes]], clock: int) -> list[int]:
         """Take the panes of the table. Returns their fences, ascending."""
-        for pane_key, value in panes:
+        for key, value in table:
+            pane_key = pane_key_of(key)
             pane = decode_pane(value)
             self.panes[pane_key] = pane
             self._replayed_to = max(self._replayed_to, pane.fence)
@@ -237,12 +242,13 @@ class Windows:
     def flush(self, offset: int, effects: Effects) -> None:
         """Write the changed panes, fenced by the offset, and delete those that are forgotten."""
         self._open.clear()
+        writes = effects.writes(WINDOWS_TABLE)
         for pane_key in self._dirty_panes:
             pane = self.panes[pane_key]
             pane.fence = offset
-            effects.panes.append((pane_key, encode_pane(pane)))
+            writes.append((pane_key_bytes(self._partition, pane_key), encode_pane(pane)))
         for pane_key in self._gone_panes:
-            effects.panes.append((pane_key, None))
+            writes.append((pane_key_bytes(self._partition, pane_key), None))
         self._dirty_panes.clear()
         self._gone_panes.clear()
 

@@ -19,14 +19,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from msgspec import Struct
-from msgspec.json import Decoder, Encoder
+from msgspec.json import Decoder, Encoder, decode, encode
 
 from pipeline.jobs import View
 from pipeline.windows.sketch import Sketch, bin_of
 from topics.models import VERSION
+from topics.tables import WINDOWS_TABLE
 
-PANE_S: Final = 60
+PANE_S: Final = WINDOWS_TABLE.window_s or 60
 SIZES_S: Final = (60, 300, 3600)
+
+#: A pane's fleet and its start, Unix milliseconds.
+PaneKey = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +232,20 @@ def window_record(
         },
         "conclusions": pane.conclusions,
     }
+
+
+# A pane's key in the windowed table is Faust's: the name, here partition and fleet, and the
+# window's range in seconds, its end 0.1 s before the next window, as JSON.
+
+
+def pane_key_bytes(partition: int, key: PaneKey) -> bytes:
+    """The key of a pane in the table."""
+    fleet, start = key
+    begin = start / 1000
+    return encode([f"{partition}|{fleet}", [begin, begin + PANE_S - 0.1]])
+
+
+def pane_key_of(raw: bytes) -> PaneKey:
+    """The pane that a key of the table names."""
+    name, (begin, _) = decode(raw)
+    return name.partition("|")[2], round(begin * 1000)

@@ -1,9 +1,10 @@
 """A worker that kills itself at a chosen step: ``python -m tests.support.killer``.
 
-``TEST_KILL_AT`` names the step (``folded``, ``outputs``, ``windows``, ``states``, ``visible``,
-``acked``), ``TEST_KILL_AFTER`` how many transactions pass first, ``TEST_STEPS`` the order of the
+``TEST_KILL_AT`` names the step (``folded``, a durable step of the fold, ``visible``, ``acked``),
+``TEST_KILL_AFTER`` how many transactions pass first, ``TEST_STEPS`` the order of the
 durable steps and ``TEST_FENCED=0`` that they are no Kafka transaction (for the control that swaps
-two of them). It dies by SIGKILL: no handler, no flush,
+two of them). All this is about the jobs' fold, or about the one that ``TEST_FOLD``
+(``module:function``) declares, which runs beside it. It dies by SIGKILL: no handler, no flush,
 no commit; ``TEST_KILL_BY=raise`` raises in the agent instead, ``TEST_KILL_BY=stop`` stops the
 process there by SIGSTOP, once, until somebody continues it. ``TEST_BREAK=n`` gives it a bug that
 refuses one in n deliveries, ``TEST_CLOCK_OFF_S`` a clock that is so many seconds ahead.
@@ -14,12 +15,13 @@ from __future__ import annotations
 import tests.support.clock  # noqa: F401 - before whatever keeps a reference to the clock
 
 # isort: split
+import importlib
 import os
 import signal
 import sys
 from typing import Any
 
-from pipeline.agents.transaction import STEPS
+from pipeline import folds
 from pipeline.providers import github
 from pipeline.settings import load
 from pipeline.worker import Worker, is_fenced
@@ -29,11 +31,21 @@ from topics.models import Delivery
 def main() -> int:
     kill_at = os.environ.get("TEST_KILL_AT", "")
     left = int(os.environ.get("TEST_KILL_AFTER", "0"))
-    steps = tuple(os.environ.get("TEST_STEPS", ",".join(STEPS)).split(","))
+    settings = load()
+    others = folds.OTHERS
+    stage = folds.jobs(settings).stage
+    if told := os.environ.get("TEST_FOLD"):
+        module, _, name = told.partition(":")
+        declare = getattr(importlib.import_module(module), name)
+        others = (*others, declare)
+        stage = declare(settings).stage
+    steps = {}
+    if told := os.environ.get("TEST_STEPS"):
+        steps[stage] = tuple(told.split(","))
 
-    def observer(step: str) -> None:
+    def observer(at: str, step: str) -> None:
         nonlocal left
-        if step == kill_at:
+        if (at, step) == (stage, kill_at):
             left -= 1
             if left < 0 and os.environ.get("TEST_KILL_BY") == "raise":
                 raise RuntimeError(f"told to fail at {step}")
@@ -45,10 +57,9 @@ def main() -> int:
 
     if os.environ.get("TEST_BREAK"):
         break_the_provider(int(os.environ["TEST_BREAK"]))
-    settings = load()
     fenced = os.environ.get("TEST_FENCED", "1") == "1"
     fenced = fenced and is_fenced(settings)
-    return Worker(settings, observer=observer, steps=steps, fenced=fenced).run()
+    return Worker(settings, others=others, observer=observer, steps=steps, fenced=fenced).run()
 
 
 def break_the_provider(every: int) -> None:

@@ -1,0 +1,50 @@
+"""Every fold of the worker, declared: its log, its tables, its ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pipeline.fold_spec import FoldSpec, Lookup
+from pipeline.jobs import FleetNames
+from pipeline.ledger import Ledger, Retention
+from pipeline.settings import Settings
+from pipeline.windows import WindowPolicy
+from topics.catalogue import JOBS
+from topics.models import JOBS_RECORD
+from topics.tables import JOBS_TABLE, WINDOWS_TABLE
+
+#: Makes a fold's declaration under the settings of a worker.
+Declare = Callable[[Settings], FoldSpec[Any]]
+
+
+def jobs(settings: Settings) -> FoldSpec[Ledger]:
+    """``runners.jobs`` -> job states, windows, samples."""
+    fleets = FleetNames(settings.fleets)
+    policy = WindowPolicy(int(settings.lateness * 1000), int(settings.grace * 1000))
+    retention = Retention(
+        int(settings.completed_retention * 1000), int(settings.unfinished_retention * 1000)
+    )
+
+    def new_ledger(partition: int, tables: Mapping[str, Lookup]) -> Ledger:
+        return Ledger(
+            partition,
+            tables[JOBS_TABLE.name],
+            fleets=fleets,
+            windows=policy,
+            retention=retention,
+            max_fleets=settings.max_fleet_labels,
+        )
+
+    return FoldSpec(
+        stage="fold",
+        log=JOBS,
+        records=JOBS_RECORD,
+        tables=(JOBS_TABLE, WINDOWS_TABLE),
+        new_ledger=new_ledger,
+        writer="",
+    )
+
+
+#: What a worker runs beside the jobs' fold, whose ledgers the views read.
+OTHERS: Final[tuple[Declare, ...]] = ()
