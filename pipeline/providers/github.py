@@ -638,7 +638,8 @@ def _told_steps(
     for step in listed:
         number = _identity(step.number)
         if number is None or number > 1_000_000:
-            odd["steps", "unusable"] += 1
+            if step.number is not None:
+                odd["steps", "unusable"] += 1
             continue
         said = _text(step.conclusion, "steps", odd)
         known[number] = Step(
