@@ -642,13 +642,15 @@ def _told_steps(
                 odd["steps", "unusable"] += 1
             continue
         said = _text(step.conclusion, "steps", odd)
+        # An odd start was counted when the job's own times were read: a step counts once.
+        counted: Counter[tuple[str, str]] = Counter()
+        started = _time(step.started_at, "steps", latest, counted)
         known[number] = Step(
             number=number,
             name=_text(step.name, "steps", odd)[:_STEP_NAME_LIMIT],
             conclusion=_CONCLUSIONS.get(said, Conclusion.UNKNOWN) if said else None,
-            # Odd ones of these have been counted, or are counted here.
-            started_at=_time(step.started_at, "steps", latest, Counter()),
-            completed_at=_time(step.completed_at, "steps", latest, odd),
+            started_at=started,
+            completed_at=_time(step.completed_at, "steps", latest, counted if counted else odd),
         )
     return tuple(known[number] for number in sorted(known)[:MAX_STEPS])
 
