@@ -10,8 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.jobs import FleetNames, Job, decode, encode, join, merge, view
+from pipeline.jobs import (
+    FleetNames,
+    Job,
+    Run,
+    decode,
+    decode_run,
+    encode,
+    encode_run,
+    join,
+    link_run,
+    merge,
+    merge_run,
+    run_outcomes,
+    view,
+)
 from pipeline.jobs import facts as rules
+from pipeline.jobs.attributes import Attributes
 from pipeline.jobs.facts import DAY_MS, MAX_FACTS
 from topics.models import (
     JOB_STATE,
@@ -22,7 +37,10 @@ from topics.models import (
     JobFact,
     Milestone,
     ParentRun,
+    RunFact,
+    RunLink,
     RunnerRef,
+    Step,
 )
 
 KEY = "github:github.com:1"
@@ -59,6 +77,10 @@ facts = st.builds(
         runner_group=st.sampled_from(["", "Default", "big"]),
         labels=st.sampled_from([(), ("linux",), ("linux", "x64")]),
         pool=st.sampled_from(["", "big", "all"]),
+        actor=st.sampled_from(["", "ann", "bob"]),
+        trigger=st.sampled_from(["", "", "push"]),
+        head_repo=st.sampled_from(["", "bob/shop"]),
+        pull_request=st.integers(0, 2),
     ),
     runner=st.none() | st.builds(RunnerRef, id=st.sampled_from([None, 0, 5]), name=runner_names),
     claim=st.none()
@@ -79,6 +101,17 @@ facts = st.builds(
         completed_at=st.none() | times,
         conclusion=st.none() | st.sampled_from([Conclusion.SUCCESS, Conclusion.FAILURE]),
     ),
+    steps=st.lists(
+        st.builds(
+            Step,
+            number=st.integers(1, 4),
+            name=st.sampled_from(["", "build", "test"]),
+            conclusion=st.none() | st.sampled_from([Conclusion.SUCCESS, Conclusion.FAILURE]),
+            started_at=st.none() | times,
+            completed_at=st.none() | times,
+        ),
+        max_size=3,
+    ).map(tuple),
 )
 histories = st.lists(facts, min_size=1, max_size=12)
 
@@ -184,6 +217,7 @@ def test_at_the_bounds_it_still_is_a_join(a: list[JobFact], b: list[JobFact], se
         patch.setattr(rules, "MAX_MARKS", 4)
         patch.setattr(rules, "MAX_CLAIMS", 1)
         patch.setattr(rules, "MAX_CAUSES", 2)
+        patch.setattr(rules, "MAX_STEPS", 2)
         x, y, both = fold(a), fold(b), fold(a + b)
         assert join(x, y) == join(y, x) == both
         assert join(both, x) is both
@@ -250,7 +284,9 @@ def _fact(n: int, **said: Any) -> JobFact:
 # --- what a job is --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["repo", "url", "workflow", "branch", "name", "runner_group"])
+@pytest.mark.parametrize(
+    "name", ["repo", "url", "workflow", "branch", "name", "runner_group", "head_repo"]
+)
 def test_of_two_names_the_one_said_last_counts(name: str) -> None:
     # A repository may be renamed while its job runs; neither order of letters nor of arrival tells.
     said = [
@@ -299,3 +335,62 @@ def test_one_wrong_clock_does_not_make_a_job_old() -> None:
         old = _fact(1).model_copy(update=late)
         assert fold([now, old]) == fold([old, now])
         assert fold([now, old]).last_seen == BASE - BASE % DAY_MS
+
+
+def test_every_attribute_of_the_contract_is_kept() -> None:
+    assert JobAttributes.model_fields.keys() <= set(Attributes.__struct_fields__)
+
+
+def test_the_run_knows_better_than_the_job_who_started_it() -> None:
+    said = [
+        _fact(1, job=JobAttributes(run_id=7, name="build", actor="approver")).model_copy(
+            update={"occurred_at": BASE + 9}
+        ),
+        _fact(2, job=JobAttributes(run_id=7, actor="ann", trigger="push", pull_request=5)),
+        _fact(3, job=JobAttributes(run_id=7, name="build", actor="canceller")),
+    ]
+    for order in itertools.permutations(said):
+        known = fold(list(order)).attributes
+        assert (known.actor, known.trigger, known.pull_request) == ("ann", "push", 5)
+    assert fold(said[::2]).attributes.actor == "approver", "of the lesser words the latest"
+
+
+# --- what a run tells its jobs --------------------------------------------------------------------
+
+RUN = "github:github.com:run/7"
+
+
+def _link(n: int) -> RunLink:
+    return RunLink(
+        id=f"l{n}", source="t", occurred_at=BASE, received_at=BASE, key=RUN,
+        job_key=f"github:github.com:{n}", attempt=1,
+    )  # fmt: skip
+
+
+def _run_event(n: int, completed: bool = False, **said: Any) -> RunFact:
+    return RunFact(
+        id=f"r{n}", source="t", occurred_at=BASE + n, received_at=BASE + n, key=RUN,
+        run=ParentRun(attempt=1, started_at=BASE, completed_at=BASE + n if completed else None),
+        job=JobAttributes(run_id=7, actor="ann", trigger="push", **said),
+    )  # fmt: skip
+
+
+@given(st.permutations([*map(_link, range(5)), *map(_run_event, range(4))]))
+def test_a_live_run_tells_each_job_once_and_nothing_of_an_end(order: list[Any]) -> None:
+    run: Run | None = None
+    told = []
+    for one in order:
+        after = link_run(run, one) if isinstance(one, RunLink) else merge_run(run, one)
+        told += run_outcomes(run, after)
+        run = decode_run(encode_run(after))
+        assert run == after
+    assert len(told) == 5, "as many as there are jobs, however many events of the run"
+    assert len({one.key for one in told}) == len({one.id for one in told}) == 5
+    assert {one.run for one in told} == {None}
+    assert run is not None
+    over = merge_run(run, _run_event(9, completed=True))
+    ends = run_outcomes(run, over)
+    assert [(one.run is not None, one.job) for one in ends] == [(True, None)] * 5
+    news = merge_run(over, _run_event(10, pull_request=3))
+    assert len(run_outcomes(over, news)) == 5
+    assert run_outcomes(news, merge_run(news, _run_event(11))) == []

@@ -46,6 +46,9 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Word = Annotated[str, StringConstraints(max_length=256)]
 Id = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Attempt = Annotated[int, Field(ge=0, le=1_000_000)]
+#: Steps of a job that are kept, those with the smallest numbers, and the length of a step's name.
+MAX_STEPS: Final = 128
+StepName = Annotated[str, StringConstraints(max_length=128)]
 #: ``provider:host:job_id``; the host may have a port.
 JobKey = Annotated[
     str, StringConstraints(pattern=r"^[^:]+:.+:[^:]+$", min_length=5, max_length=256)
@@ -296,6 +299,27 @@ class JobAttributes(BaseModel):
     runner_group: ShortText = ""
     #: The pool the dispatcher says it belongs to; wins over labels.
     pool: ShortText = ""
+    #: Who started the run (GitHub: ``github.actor``). As long as the run has not said, who caused
+    #: the job's latest event.
+    actor: ShortText = ""
+    #: The event that started the run: ``push``, ``pull_request``, ``schedule`` and so on.
+    trigger: ShortText = ""
+    #: The pull request the run belongs to, 0 when unknown: GitHub names none for a fork's.
+    pull_request: Id = 0
+    #: Where the code comes from. Another than ``repo``: a fork.
+    head_repo: ShortText = ""
+
+
+class Step(BaseModel):
+    """One step of a job. ``number`` tells steps of one job apart; they need not count up by 1."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    number: Annotated[int, Field(ge=0, le=1_000_000)]
+    name: StepName = ""
+    conclusion: Conclusion | None = None
+    started_at: Millis | None = None
+    completed_at: Millis | None = None
 
 
 class ClaimFact(BaseModel):
@@ -341,13 +365,18 @@ class JobFact(Record):
     runner: RunnerRef | None = None
     claim: ClaimFact | None = None
     run: ParentRun | None = None
+    steps: Annotated[tuple[Step, ...], Field(max_length=MAX_STEPS)] = ()
 
 
 class RunFact(Record):
-    """One statement about a workflow run attempt, on ``runners.jobs`` under the run's key."""
+    """One statement about a workflow run attempt, on ``runners.jobs`` under the run's key.
+
+    ``job`` is what the run says about each of its jobs, whatever their attempt.
+    """
 
     kind: Literal["run.fact"] = "run.fact"
     run: ParentRun
+    job: JobAttributes | None = None
 
 
 class RunLink(Record):
@@ -442,6 +471,8 @@ class JobState(Record):
     marks: tuple[tuple[int, str], ...] = ()
     claims: dict[str, ClaimState] = {}
     run: ParentRun | None = None
+    #: By number; of a job that was told of more than 128 those with the smallest numbers.
+    steps: tuple[Step, ...] = ()
     #: Digests of the facts known, sorted: the 1,000 smallest.
     facts: tuple[int, ...] = ()
     causes: tuple[str, ...] = ()

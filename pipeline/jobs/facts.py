@@ -23,6 +23,7 @@ attributes ids: the greater. Labels: the longer set. All other text, per field: 
 runner     the one observed; known beats blank, of two the greater
 ending     the earliest completed conclusion; a real conclusion beats ``unknown``
 run        earliest started and completed of the parent run's attempt
+steps      per number: greatest name and conclusion, earliest started and completed
 ========== =========================================================================
 
 Every set is bounded, so that no flood of facts about one job can outgrow a record, and a bound
@@ -42,6 +43,7 @@ from xxhash import xxh3_64_intdigest
 
 from pipeline.jobs.attributes import BLANK, Attributes, describe, join_attributes
 from topics.models import (
+    MAX_STEPS,
     ClaimFact,
     Clock,
     JobFact,
@@ -49,6 +51,7 @@ from topics.models import (
     ParentRun,
     RunnerRef,
 )
+from topics.models import Step as StepFact
 
 #: Digests that are kept. More distinct facts than this about one job is not a job but a flood: a
 #: gated, re-requeued matrix job with every event redelivered by two hooks stays below 60.
@@ -102,6 +105,16 @@ class RunAttempt(Struct, frozen=True, gc=False):
     conclusion: str | None = None
 
 
+class Step(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What is known about one step. ``None`` is unknown; times are milliseconds."""
+
+    number: int
+    name: str = ""
+    conclusion: str | None = None
+    started_at: int | None = None
+    completed_at: int | None = None
+
+
 class Job(
     Struct,
     frozen=True,
@@ -127,6 +140,8 @@ class Job(
     ending: Ending | None = None
     run: RunAttempt | None = None
     causes: tuple[str, ...] = ()
+    #: By number.
+    steps: tuple[Step, ...] = ()
 
     @property
     def rev(self) -> int:
@@ -200,6 +215,9 @@ def merge(job: Job | None, fact: JobFact) -> Job:
             causes = _with(causes, fact.cause)
         else:
             causes = _union(causes, (fact.cause,), MAX_CAUSES)
+    steps = job.steps
+    if fact.steps:
+        steps = _join_steps(steps, _steps(fact.steps))
     joined = Job(
         job.key,
         facts,
@@ -213,6 +231,7 @@ def merge(job: Job | None, fact: JobFact) -> Job:
         ending,
         run,
         causes,
+        steps,
     )
     # With a new fact it is another Job; only then is nothing to be compared.
     return job if facts is job.facts and joined == job else joined
@@ -235,6 +254,7 @@ def join(a: Job | None, b: Job) -> Job:
     ending = _join_ending(a.ending, b.ending)
     run = _join_run(a.run, b.run)
     causes = _union(a.causes, b.causes, MAX_CAUSES)
+    steps = _join_steps(a.steps, b.steps)
     joined = Job(
         a.key,
         facts,
@@ -248,6 +268,7 @@ def join(a: Job | None, b: Job) -> Job:
         ending,
         run,
         causes,
+        steps,
     )
     return a if joined == a else joined
 
@@ -267,6 +288,7 @@ def _alone(fact: JobFact, seen: int) -> Job:
         ending=_ending(fact),
         run=_run(fact.run) if fact.run else None,
         causes=(fact.cause,),
+        steps=_join_steps((), _steps(fact.steps)),
     )
 
 
@@ -292,6 +314,21 @@ def _claim(fact: ClaimFact) -> Claim:
 def _run(run: ParentRun) -> RunAttempt:
     conclusion = run.conclusion.value if run.conclusion else None
     return RunAttempt(run.attempt, run.started_at, run.completed_at, conclusion)
+
+
+def _steps(steps: Sequence[StepFact]) -> tuple[Step, ...]:
+    return tuple(
+        [
+            Step(
+                step.number,
+                step.name,
+                step.conclusion._value_ if step.conclusion else None,
+                step.started_at,
+                step.completed_at,
+            )
+            for step in steps
+        ]
+    )
 
 
 def _earliest(a: int | None, b: int | None) -> int | None:
@@ -381,7 +418,7 @@ def _rev_of_a_flood(job: Job) -> int:
     known = len(job.facts)
     estimated = (known - 1) * 2**53 // max(job.facts[-1], 1)
     what = sum(map(len, job.times.values())) + len(job.claims) + len(job.marks) + len(job.causes)
-    what += job.runner is not None
+    what += len(job.steps) + (job.runner is not None)
     if job.ending is not None:
         what += 1 if job.ending.unknown else 2
     if job.run is not None:
@@ -439,3 +476,25 @@ def _join_run(a: RunAttempt | None, b: RunAttempt | None) -> RunAttempt | None:
         max(a.conclusion or "", b.conclusion or "") or None,
     )
     return a if joined == a else joined
+
+
+def _join_steps(a: tuple[Step, ...], b: tuple[Step, ...]) -> tuple[Step, ...]:
+    """What both know of each step, by number; ``a`` itself when ``b`` adds nothing."""
+    if a == b or not b:
+        return a
+    known = {step.number: step for step in a}
+    for step in b:
+        other = known.get(step.number)
+        known[step.number] = step if other is None else _join_step(other, step)
+    joined = tuple([known[number] for number in sorted(known)[:MAX_STEPS]])
+    return a if joined == a else joined
+
+
+def _join_step(a: Step, b: Step) -> Step:
+    return Step(
+        a.number,
+        max(a.name, b.name),
+        max(a.conclusion or "", b.conclusion or "") or None,
+        _earliest(a.started_at, b.started_at),
+        _earliest(a.completed_at, b.completed_at),
+    )

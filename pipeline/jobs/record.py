@@ -13,8 +13,8 @@ from typing import Final
 from msgspec import Struct
 from msgspec.json import Decoder, Encoder
 
-from pipeline.jobs.attributes import Attributes
-from pipeline.jobs.facts import Claim, Ending, Job, RunAttempt, Runner
+from pipeline.jobs.attributes import BLANK, Attributes
+from pipeline.jobs.facts import Claim, Ending, Job, RunAttempt, Runner, Step
 from pipeline.jobs.runs import Run
 from pipeline.jobs.status import View
 from pipeline.jobs.timings import Measured
@@ -63,6 +63,7 @@ class StateRecord(Struct, omit_defaults=True, gc=False):
     runner: Runner | None = None
     claims: dict[str, Claim] = {}
     run: RunAttempt | None = None
+    steps: tuple[Step, ...] = ()
 
 
 def state_record(job: Job, v: View) -> StateRecord:
@@ -109,6 +110,7 @@ def state_record(job: Job, v: View) -> StateRecord:
         job.runner,
         job.claims,
         job.run,
+        job.steps,
     )
 
 
@@ -160,6 +162,7 @@ class _StoredRun(Struct, gc=False):
     attempts: dict[str, RunAttempt]
     jobs: dict[str, int]
     last_seen: int = 0
+    said: Attributes = BLANK
 
 
 _run_decoder: Final = Decoder(_StoredRun)
@@ -169,7 +172,9 @@ def encode_run(run: Run) -> bytes:
     """The bytes of a run in the table."""
     attempts = {str(number): said for number, said in run.attempts.items()}
     return _encoder.encode(
-        _StoredRun("run.state", run.key, run.first_seen, attempts, run.jobs, run.last_seen)
+        _StoredRun(
+            "run.state", run.key, run.first_seen, attempts, run.jobs, run.last_seen, run.said
+        )
     )
 
 
@@ -177,7 +182,7 @@ def decode_run(value: bytes) -> Run:
     """The Run that was encoded. Raises msgspec.DecodeError on foreign bytes."""
     s = _run_decoder.decode(value)
     attempts = {int(n): said for n, said in s.attempts.items()}
-    return Run(s.key, s.first_seen, attempts, s.jobs, s.last_seen)
+    return Run(s.key, s.first_seen, attempts, s.jobs, s.last_seen, s.said)
 
 
 def encode_clock(at: int) -> bytes:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from msgspec.json import Encoder
 from msgspec.structs import astuple
 
+from pipeline.jobs.attributes import BLANK, Attributes, describe
 from pipeline.jobs.facts import DAY_MS, RunAttempt, _join_run, _run, digest
 from topics.models import RunFact, RunLink
 
@@ -34,13 +35,19 @@ class Run(Struct, frozen=True, gc=False):
     jobs: dict[str, int]
     #: The day of the latest event, as its first millisecond.
     last_seen: int = 0
+    #: What it says about each of its jobs.
+    said: Attributes = BLANK
 
 
 def merge_run(run: Run | None, fact: RunFact) -> Run:
     """Add what a ``workflow_run`` event says. Returns ``run`` itself when nothing is new."""
     said = _run(fact.run)
+    about = run.said if run else BLANK
+    if fact.job is not None:
+        about = describe(about, fact.job, fact.occurred_at)
     if run is None:
-        return Run(fact.key, fact.received_at, {said.attempt: said}, {}, _day(fact.occurred_at))
+        day = _day(fact.occurred_at)
+        return Run(fact.key, fact.received_at, {said.attempt: said}, {}, day, about)
     known = run.attempts.get(said.attempt)
     merged = _join_run(known, said)
     assert merged is not None
@@ -49,7 +56,7 @@ def merge_run(run: Run | None, fact: RunFact) -> Run:
     attempts = {**run.attempts, said.attempt: merged}
     if len(attempts) > MAX_ATTEMPTS:
         del attempts[min(attempts)]
-    joined = Run(run.key, first_seen, attempts, run.jobs, last_seen)
+    joined = Run(run.key, first_seen, attempts, run.jobs, last_seen, about)
     return run if joined == run else joined
 
 
@@ -71,15 +78,18 @@ def link_run(run: Run | None, link: RunLink) -> Run:
     jobs = {**run.jobs, link.job_key: link.attempt}
     first_seen = min(run.first_seen, link.received_at)
     last_seen = max(run.last_seen, _day(link.occurred_at))
-    return Run(run.key, first_seen, run.attempts, jobs, last_seen)
+    return Run(run.key, first_seen, run.attempts, jobs, last_seen, run.said)
 
 
 def _day(at: int) -> int:
     return at - at % DAY_MS
 
 
-class RunOutcome(Struct, frozen=True, gc=False):
-    """What a run has to tell one of its jobs: a :class:`topics.models.JobFact` as it is written."""
+class RunOutcome(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a run has to tell one of its jobs: a :class:`topics.models.JobFact` as it is written.
+
+    ``run`` is how the job's attempt went, ``job`` what every job of the run is.
+    """
 
     kind: str
     id: str
@@ -88,7 +98,8 @@ class RunOutcome(Struct, frozen=True, gc=False):
     received_at: int
     key: str
     cause: str
-    run: RunAttempt
+    run: RunAttempt | None = None
+    job: Attributes | None = None
 
 
 _encoder: Final = Encoder()
@@ -102,32 +113,46 @@ def encode_outcome(outcome: RunOutcome) -> bytes:
 def run_outcomes(before: Run | None, after: Run) -> list[RunOutcome]:
     """What the run has to tell its jobs now that it did not tell before.
 
-    Only what a job cannot know itself: that its run is over, and when a re-run attempt started.
+    Only what a job cannot know itself: that its run is over, when a re-run attempt started, and
+    what the run says its jobs are. The last is told while the run is on, once to each job, and
+    again only when it has changed; it says nothing about the end.
     """
-    # Found first: while a run is on there is nothing to tell, and each of its jobs, up to
-    # thousands, comes by here.
-    if not after.attempts:
-        return []
-    telling = {
-        attempt: (said, f"{after.key}#{attempt}:{digest(repr(astuple(said)))}")
+    attempts = {
+        attempt: said
         for attempt, said in after.attempts.items()
         if said.completed_at is not None or attempt > 1
     }
-    if not telling:
+    about = _to_tell(after)
+    if not attempts and about is None:
         return []
+    heard = {} if before is None else before.jobs
+    old = {} if before is None else before.attempts
+    # A run of thousands of jobs is linked to one after the other: only the new one is told.
+    about_is_new = about != (None if before is None else _to_tell(before))
+    if about_is_new or after.attempts != old:
+        jobs = list(after.jobs.items())
+    else:
+        jobs = [link for link in after.jobs.items() if heard.get(link[0]) != link[1]]
     outcomes: list[RunOutcome] = []
-    for job_key, attempt in after.jobs.items():
-        told = telling.get(attempt)
-        if told is None:
+    names: dict[tuple[bool, int], str] = {}
+    for job_key, attempt in jobs:
+        run = attempts.get(attempt)
+        if run is not None and heard.get(job_key) == attempt and old.get(attempt) == run:
+            run = None
+        told = about if about_is_new or job_key not in heard else None
+        if run is None and told is None:
             continue
-        said, name = told
-        if (
-            before is not None
-            and before.jobs.get(job_key) == attempt
-            and before.attempts.get(attempt) == said
-        ):
-            continue
-        at = said.completed_at or said.started_at or after.first_seen
+        name = names.get((told is None, attempt if run else -1))
+        if name is None:
+            said = "" if run is None else repr(astuple(run))
+            if told is not None:
+                said += repr(astuple(told))
+            name = f"{after.key}#{attempt if run else ''}:{digest(said)}"
+            names[told is None, attempt if run else -1] = name
+        at = (run and (run.completed_at or run.started_at)) or 0
+        if told is not None:
+            at = max(at, after.said.run_at)
+        at = at or after.first_seen
         outcomes.append(
             RunOutcome(
                 "job.fact",
@@ -137,7 +162,15 @@ def run_outcomes(before: Run | None, after: Run) -> list[RunOutcome]:
                 max(at, after.first_seen),
                 job_key,
                 "workflow_run",
-                said,
+                run,
+                told,
             )
         )
     return outcomes
+
+
+def _to_tell(run: Run) -> Attributes | None:
+    """What each job is to be told it is; None when the run says nothing of that."""
+    # Without stamps: the same, said again later, is nothing new.
+    said = structs.replace(run.said, at=0, run_at=0, pool_at=0, older={})
+    return None if said == Attributes(run_id=said.run_id) else said

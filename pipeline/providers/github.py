@@ -56,6 +56,7 @@ from topics.keys import github_host, job_key, run_key
 from topics.models import (
     EARLIEST_MS,
     LATEST_MS,
+    MAX_STEPS,
     Clock,
     Conclusion,
     Delivery,
@@ -67,6 +68,7 @@ from topics.models import (
     RunFact,
     RunLink,
     RunnerRef,
+    Step,
     Unreadable,
 )
 from topics.reading import mend_surrogates
@@ -76,6 +78,7 @@ AHEAD_MS: Final = 86_400_000
 
 _TEXT_LIMIT: Final = 1024
 _WORD_LIMIT: Final = 256
+_STEP_NAME_LIMIT: Final = 128
 _LABEL_LIMIT: Final = 100
 
 Phase = Literal["waiting", "queued", "started", "completed"]
@@ -103,9 +106,9 @@ _NEVER_RAN: Final = frozenset(
 
 #: Names under which odd fields are counted, because a name is a metric label.
 ODD_FIELDS: Final = (
-    "completed_at", "conclusion", "created_at", "head", "labels", "name", "occurred_at",
-    "repository", "run_attempt", "run_id", "runner_id", "runner_name", "started_at", "status",
-    "steps", "updated_at", "envelope",
+    "actor", "completed_at", "conclusion", "created_at", "event", "head", "head_repository",
+    "labels", "name", "occurred_at", "pull_requests", "repository", "run_attempt", "run_id",
+    "runner_id", "runner_name", "sender", "started_at", "status", "steps", "updated_at", "envelope",
 )  # fmt: skip
 #: What GitHub signs with, lower-case.
 SIGNATURE: Final = "x-hub-signature-256"
@@ -120,6 +123,7 @@ class _Body(Struct, gc=False):
     workflow_job: Raw = Raw(b"null")
     workflow_run: Raw = Raw(b"null")
     repository: Raw = Raw(b"null")
+    sender: Raw = Raw(b"null")
     #: Only in a ping.
     zen: Raw = Raw(b"null")
     hook_id: Raw = Raw(b"null")
@@ -130,8 +134,16 @@ class _Repository(Struct, gc=False):
     html_url: Any = None
 
 
+class _Account(Struct, gc=False):
+    login: Any = None
+
+
 class _Step(Struct, gc=False):
     started_at: Any = None
+    number: Any = None
+    name: Any = None
+    conclusion: Any = None
+    completed_at: Any = None
 
 
 class _Job(Struct, gc=False):
@@ -163,12 +175,18 @@ class _Run(Struct, gc=False):
     html_url: Any = None
     run_started_at: Any = None
     updated_at: Any = None
+    event: Any = None
+    actor: Raw = Raw(b"null")
+    triggering_actor: Raw = Raw(b"null")
+    head_repository: Raw = Raw(b"null")
+    pull_requests: Any = None
 
 
 _BODY: Final = msgspec.json.Decoder(_Body)
 _JOB: Final = msgspec.json.Decoder(_Job)
 _RUN: Final = msgspec.json.Decoder(_Run)
 _REPOSITORY: Final = msgspec.json.Decoder(_Repository)
+_ACCOUNT: Final = msgspec.json.Decoder(_Account)
 _STEPS: Final = msgspec.json.Decoder(list[_Step])
 _ANYTHING: Final = msgspec.json.Decoder()
 
@@ -297,18 +315,9 @@ def _job_facts(
         return None if value is None else _time(value, name, latest, odd)
 
     def text(value: Any, name: str) -> str:
-        if value is None:
-            return ""
-        if isinstance(value, str):
-            return value[:_TEXT_LIMIT]
-        odd[name, "wrong_type"] += 1
-        return ""
+        return "" if value is None else _text(value, name, odd)
 
-    repository = _inner(_REPOSITORY, body.repository)
-    if repository is None:
-        repository = _Repository()
-        if not _null(body.repository):
-            odd["repository", "wrong_type"] += 1
+    repository = _within(_REPOSITORY, body.repository, "repository", odd) or _Repository()
     url = text(job.html_url, "head")
     host = github_host(delivery.host, headers, (url, repository.html_url))
     action = text(body.action, "status")
@@ -407,7 +416,10 @@ def _job_facts(
                 url=url,
                 labels=canonical_labels(_labels(job.labels, odd)),
                 runner_group=group if started else "",
+                # Who caused this event: mostly who started the run, but it may be an approver.
+                actor=_login(body.sender, "sender", odd),
             ),
+            steps=_told_steps(listed, latest, odd) if listed else (),
             runner=(
                 RunnerRef(id=runner_id, name=runner_name[:_WORD_LIMIT], group=group[:_WORD_LIMIT])
                 if started and (runner_name or runner_id)
@@ -467,6 +479,21 @@ def _run_fact(
             completed_at=ended,
             conclusion=conclusion,
         ),
+        job=JobAttributes(
+            run_id=number,
+            # Who re-runs it is not who started it: `actor` is the same in all attempts.
+            actor=_login(run.actor, "actor", odd) or _login(run.triggering_actor, "actor", odd),
+            trigger=_text(run.event, "event", odd),
+            pull_request=_pull_request(run.pull_requests, odd),
+            head_repo=_text(
+                (
+                    _within(_REPOSITORY, run.head_repository, "head_repository", odd)
+                    or _Repository()
+                ).full_name,
+                "head_repository",
+                odd,
+            ),
+        ),
     )
 
 
@@ -497,6 +524,47 @@ def _inner(decoder: msgspec.json.Decoder[Any], raw: Raw, needed: str = "") -> An
         if needed:
             raise Unreadable(Reason.BAD_PAYLOAD, f"{needed}: {error}") from error
         return None
+
+
+def _within(
+    decoder: msgspec.json.Decoder[Any], raw: Raw, name: str, odd: Counter[tuple[str, str]]
+) -> Any:
+    """An object inside the body that may be missing: then None."""
+    if _null(raw):
+        return None
+    found = _inner(decoder, raw)
+    if found is None:
+        odd[name, "wrong_type"] += 1
+    return found
+
+
+def _text(value: Any, name: str, odd: Counter[tuple[str, str]]) -> str:
+    if isinstance(value, str):
+        return value[:_TEXT_LIMIT]
+    if value is not None:
+        odd[name, "wrong_type"] += 1
+    return ""
+
+
+def _login(raw: Raw, name: str, odd: Counter[tuple[str, str]]) -> str:
+    """The name of an account. A user who was deleted is null."""
+    account = _within(_ACCOUNT, raw, name, odd)
+    return "" if account is None else _text(account.login, name, odd)
+
+
+def _pull_request(value: Any, odd: Counter[tuple[str, str]]) -> int:
+    """The smallest number of those a run names. GitHub names none for a fork's: then 0."""
+    if not value and (value is None or isinstance(value, list)):
+        return 0
+    known = []
+    if isinstance(value, list):
+        for one in value:
+            number = _identity(one.get("number")) if isinstance(one, dict) else None
+            if number is not None:
+                known.append(number)
+    if not isinstance(value, list) or len(known) < len(value):
+        odd["pull_requests", "unusable"] += 1
+    return min(known, default=0)
 
 
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
@@ -558,7 +626,33 @@ def _steps(raw: Raw | msgspec.UnsetType, odd: Counter[tuple[str, str]]) -> list[
     found = _ANYTHING.decode(raw)
     if not isinstance(found, list):
         return None
-    return [_Step(step.get("started_at")) for step in found if isinstance(step, dict)] or None
+    names = _Step.__struct_fields__
+    return [_Step(*map(step.get, names)) for step in found if isinstance(step, dict)] or None
+
+
+def _told_steps(
+    listed: list[_Step], latest: int, odd: Counter[tuple[str, str]]
+) -> tuple[Step, ...]:
+    """The steps that can be told apart, those with the smallest numbers, in their order."""
+    known: dict[int, Step] = {}
+    for step in listed:
+        number = _identity(step.number)
+        if number is None or number > 1_000_000:
+            if step.number is not None:
+                odd["steps", "unusable"] += 1
+            continue
+        said = _text(step.conclusion, "steps", odd)
+        # An odd start was counted when the job's own times were read: a step counts once.
+        counted: Counter[tuple[str, str]] = Counter()
+        started = _time(step.started_at, "steps", latest, counted)
+        known[number] = Step(
+            number=number,
+            name=_text(step.name, "steps", odd)[:_STEP_NAME_LIMIT],
+            conclusion=_CONCLUSIONS.get(said, Conclusion.UNKNOWN) if said else None,
+            started_at=started,
+            completed_at=_time(step.completed_at, "steps", latest, counted if counted else odd),
+        )
+    return tuple(known[number] for number in sorted(known)[:MAX_STEPS])
 
 
 def _none_began(steps: list[_Step]) -> bool:
