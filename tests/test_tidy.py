@@ -191,7 +191,8 @@ def is_quick(path: Path) -> bool:
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             # `from pipeline import local` is pipeline.local, too.
-            imported = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            imported = names if all(name.startswith(LIGHT) for name in names) else [module, *names]
         elif isinstance(node, ast.arg) and node.arg == "server":
             return False  # the ClickHouse of tests/conftest.py
         imported = [name for name in imported if not name.startswith(LIGHT)]
