@@ -6,8 +6,11 @@ Agents say it, the transaction makes it durable, the outbox publishes it. Nothin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Generic
 
 from msgspec import Struct
+
+from pipeline.metrics import Counter, Histogram, L
 
 #: A pane's fleet and its start, Unix milliseconds.
 PaneKey = tuple[str, int]
@@ -22,11 +25,11 @@ class Output(Struct, frozen=True, gc=False):
     value: bytes | None
 
 
-class Note(Struct, frozen=True, gc=False):
-    """Something to count once the batch is durable. ``name`` is an attribute of metrics."""
+class Note(Struct, Generic[L], frozen=True, gc=False):
+    """Something to count once the batch is durable, by a metric of :mod:`pipeline.metrics`."""
 
-    name: str
-    labels: tuple[str, ...] = ()
+    metric: Counter[L] | Histogram[L]
+    labels: L
     value: float = 1.0
 
 
@@ -37,4 +40,4 @@ class Effects:
     outputs: list[Output] = field(default_factory=list)
     panes: list[tuple[PaneKey, bytes | None]] = field(default_factory=list)
     states: list[tuple[bytes, bytes | None]] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
+    notes: list[Note[Any]] = field(default_factory=list)

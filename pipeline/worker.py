@@ -22,17 +22,18 @@ try:
 except ImportError:  # not made for Windows
     uvloop = None  # type: ignore[assignment]
 
+from pipeline import metrics
 from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import STEPS, Observer, Transactions
 from pipeline.effects import Output
+from pipeline.exporter import Exporter
 from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
 from pipeline.faust_safe.fencing import can_fence
 from pipeline.faust_safe.identity import cluster_id, log_names
 from pipeline.holes import Holes
 from pipeline.jobs import FleetNames
 from pipeline.ledger import LIVE, Ledger, Retention
-from pipeline.metrics import Metrics
 from pipeline.settings import Settings
 from pipeline.web import mount
 from pipeline.windows import WindowPolicy
@@ -59,7 +60,7 @@ class Worker:
             # Before Faust makes its loops: a fifth more throughput.
             uvloop.install()
         self.settings = settings
-        self.metrics = Metrics(settings.max_fleet_labels)
+        self.metrics = Exporter(settings.max_fleet_labels)
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port)
         self.holes = Holes(self.metrics.missed)
@@ -169,7 +170,7 @@ class Worker:
                 continue
             at = int(round(time.time() / interval) * interval * 1000)
             await self.outbox.publish(tick(partition, at) for partition in self.owned())
-            self.metrics.ticks.inc(len(self.owned()))
+            self.metrics.count(metrics.TICKS, (), len(self.owned()))
 
     # -- what the views ask (:mod:`pipeline.web.ports`) ------------------------------------------
 

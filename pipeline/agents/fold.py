@@ -34,7 +34,7 @@ class Fold:
         windows: Any,
         new_ledger: NewLedger,
         owned: Callable[[], Iterable[int]],
-        on_notes: Callable[[list[Note]], None],
+        on_notes: Callable[[list[Note[Any]]], None],
     ) -> None:
         self._jobs_changelog: str = jobs.changelog_topic_name
         self._windows_changelog: str = windows.changelog_topic_name
@@ -52,7 +52,7 @@ class Fold:
         partition = batch.tp.partition
         ledger = self._ledger(partition)
         letters: list[Output] = []
-        notes: list[Note] = []
+        notes: list[Note[Any]] = []
         ledger.now = int(time.time() * 1000)
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
