@@ -97,15 +97,16 @@ class Exporter:
 
     def count(self, metric: Counter[L] | Histogram[L], labels: L, value: float = 1.0) -> None:
         """Add to a counter, or to a distribution."""
-        where: tuple[str, ...] = labels
-        if metric.by_fleet:
-            where = (self.fleet(labels[0]), *labels[1:])
-            if metric is metrics.TRANSITIONS and where[1] == Status.CLAIMED:
-                self._claims(where[0])
-        change = self._series.get((metric, where))
+        # Fleets beyond the limit have no series under their own names.
+        change = self._series.get((metric, labels))
         if change is None:
-            change = self._make(metric, where)
+            where: tuple[str, ...] = labels
+            if metric.by_fleet:
+                where = (self.fleet(labels[0]), *labels[1:])
+            change = self._series.get((metric, where)) or self._make(metric, where)
         change(value)
+        if metric is metrics.TRANSITIONS and labels[1] == Status.CLAIMED:
+            self._claims(self.fleet(labels[0]))
 
     def _claims(self, fleet: str) -> None:
         """A fleet has claims."""
