@@ -321,12 +321,11 @@ def part_lifecycle() -> str:
 
 
 def part_kinds() -> str:
+    posted = ((catalogue.WEBHOOKS, "Delivery"), (catalogue.LIFECYCLE, "LifecycleEvent"))
     rows = [
-        (f"`{kind}`", "`Delivery`", f"`{catalogue.WEBHOOKS}`") for kind in models.Delivery.KINDS
-    ]
-    rows += [
-        (f"`{kind.value}`", "`LifecycleEvent`", f"`{catalogue.LIFECYCLE}`")
-        for kind in models.LifecycleKind
+        (f"`{kind}`", f"`{model}`", f"`{topic}`")
+        for topic, model in posted
+        for kind in catalogue.BY_NAME[topic].kinds
     ]
     return table(("kind", "model", "topic"), rows)
 
@@ -381,6 +380,14 @@ def part_topics() -> str:
             (f"`{spec.name}`", spec.description, count, spec.cleanup, kept(spec.retention_ms), more)
         )
     return table(("topic", "carries", "partitions", "cleanup", "kept", "further settings"), rows)
+
+
+def part_records() -> str:
+    rows = [
+        (f"`{topic.name}`", ", ".join(f"`{kind}`" for kind in topic.kinds), topic.key)
+        for topic in catalogue.TOPICS
+    ]
+    return table(("topic", "kinds of records", "key"), rows)
 
 
 def part_settings() -> str:

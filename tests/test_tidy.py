@@ -32,7 +32,6 @@ LONG_FUNCTIONS = {
     "pipeline/simulate/truth.py:_judge": "the documented order of rules, read from top to bottom",
     "pipeline/worker.py:Worker.__init__": "the wiring: one statement a part",
     "sinks/metrics.py:SinkMetrics.__init__": "a list: one statement a metric, with its help",
-    "topics/catalogue.py:catalogue": "a list: one entry a topic",
 }
 
 MOST_FIELDS = 20
