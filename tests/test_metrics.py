@@ -11,10 +11,15 @@ import pytest
 from mypy import api
 
 from pipeline import metrics
+from pipeline.agents.fold import Fold
+from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import Done
 from pipeline.effects import Note
 from pipeline.exporter import Exporter
+from pipeline.ledger import LIVE
+from pipeline.windows import SIZES_S
 from topics.catalogue import JOBS
+from topics.models import Family
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -147,6 +152,8 @@ SNIPPET = """
 from pipeline import metrics
 from pipeline.effects import Note
 from pipeline.exporter import Exporter
+from pipeline.ledger import LIVE
+from pipeline.windows import SIZES_S
 from pipeline.ledger.pending import Pending
 
 Note(metrics.EXPIRED_FACTS, ())
@@ -178,3 +185,13 @@ def test_a_wrong_name_or_number_of_labels_is_a_type_error(
     }  # fmt: skip
     expected = {number for number, line in enumerate(SNIPPET.splitlines(), 1) if "  # " in line}
     assert wrong == expected, said
+
+
+def test_closed_lists_are_those_of_the_rules() -> None:
+    """The rules keep lists of their own, which metrics must not import."""
+    (sizes,), (_, live) = metrics.CLOSED_WINDOWS.labels, metrics.JOBS.labels
+    assert sizes.values == tuple(str(size_s) for size_s in SIZES_S)
+    assert live.values == LIVE
+    (stages,) = metrics.RECORDS.labels
+    assert stages.values == (Normalise.stage, Fold.stage)
+    assert tuple(metrics.TIMINGS) == tuple(Family)
