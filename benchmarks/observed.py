@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.agents.transaction import Done
 from pipeline.cli import main
-from pipeline.metrics import Metrics
+from pipeline.exporter import Exporter
 from pipeline.worker import Worker
 
 
@@ -29,9 +29,9 @@ def observe(path: str) -> None:
         line = {"what": what, "t": time.monotonic(), "cpu": time.process_time(), **more}
         marks.write(json.dumps(line) + "\n")
 
-    count = Metrics.done
+    count = Exporter.done
 
-    def done(self: Metrics, said: Done) -> None:
+    def done(self: Exporter, said: Done) -> None:
         count(self, said)
         mark(
             said.stage,
@@ -55,7 +55,7 @@ def observe(path: str) -> None:
         self.app.on_partitions_assigned.connect(assigned, weak=False)
         self.app.on_rebalance_complete.connect(settled, weak=False)
 
-    setattr(Metrics, "done", done)  # noqa: B010 (mypy refuses the plain assignment)
+    setattr(Exporter, "done", done)  # noqa: B010 (mypy refuses the plain assignment)
     setattr(Worker, "__init__", init)  # noqa: B010
     mark("imported")
 

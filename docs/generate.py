@@ -23,9 +23,9 @@ from pydantic import BaseModel, SecretStr
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pipeline import metrics  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
 from pipeline.jobs import facts, runs  # noqa: E402
-from pipeline.metrics import Metrics  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
 from sinks.metrics import SinkMetrics  # noqa: E402
@@ -321,12 +321,11 @@ def part_lifecycle() -> str:
 
 
 def part_kinds() -> str:
+    posted = ((catalogue.WEBHOOKS, "Delivery"), (catalogue.LIFECYCLE, "LifecycleEvent"))
     rows = [
-        (f"`{kind}`", "`Delivery`", f"`{catalogue.WEBHOOKS}`") for kind in models.Delivery.KINDS
-    ]
-    rows += [
-        (f"`{kind.value}`", "`LifecycleEvent`", f"`{catalogue.LIFECYCLE}`")
-        for kind in models.LifecycleKind
+        (f"`{kind}`", f"`{model}`", f"`{topic}`")
+        for topic, model in posted
+        for kind in catalogue.BY_NAME[topic].kinds
     ]
     return table(("kind", "model", "topic"), rows)
 
@@ -383,6 +382,14 @@ def part_topics() -> str:
     return table(("topic", "carries", "partitions", "cleanup", "kept", "further settings"), rows)
 
 
+def part_records() -> str:
+    rows = [
+        (f"`{topic.name}`", ", ".join(f"`{kind}`" for kind in topic.kinds), topic.key)
+        for topic in catalogue.TOPICS
+    ]
+    return table(("topic", "kinds of records", "key"), rows)
+
+
 def part_settings() -> str:
     comments = said(Settings)
     rows = []
@@ -426,9 +433,17 @@ def metric_rows(registry: Any) -> list[tuple[str, str, str, str]]:
 
 
 def part_metrics() -> str:
-    metrics = Metrics()
-    metrics.watch_jobs(lambda: iter([("fleet", models.Status.QUEUED.value, 0, 0)]))
-    return table(("metric", "type", "labels", "meaning"), metric_rows(metrics.registry))
+    rows = [
+        (
+            f"`{metric.shown}`",
+            metric.kind,
+            metric.unit,
+            ", ".join(f"`{label.name}`" for label in metric.labels),
+            metric.help,
+        )
+        for metric in sorted(metrics.CATALOGUE, key=lambda metric: metric.shown)
+    ]
+    return table(("metric", "type", "unit", "labels", "meaning"), rows)
 
 
 def part_sink_metrics() -> str:

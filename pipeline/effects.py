@@ -6,9 +6,11 @@ Agents say it, the transaction makes it durable, the outbox publishes it. Nothin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Generic
 
 from msgspec import Struct
 
+from pipeline.metrics import Counter, Histogram, L
 from topics.tables import TableSpec
 
 #: What is written to a table: keys and values as they are in its changelog; no value deletes.
@@ -24,11 +26,11 @@ class Output(Struct, frozen=True, gc=False):
     value: bytes | None
 
 
-class Note(Struct, frozen=True, gc=False):
-    """Something to count once the batch is durable. ``name`` is an attribute of metrics."""
+class Note(Struct, Generic[L], frozen=True, gc=False):
+    """Something to count once the batch is durable, by a metric of :mod:`pipeline.metrics`."""
 
-    name: str
-    labels: tuple[str, ...] = ()
+    metric: Counter[L] | Histogram[L]
+    labels: L
     value: float = 1.0
 
 
@@ -40,7 +42,7 @@ class Effects:
     outputs: list[Output] = field(default_factory=list)
     #: By the name of the table.
     tables: dict[str, Writes] = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
+    notes: list[Note[Any]] = field(default_factory=list)
 
     def writes(self, table: TableSpec) -> Writes:
         """The writes to a table, to add to."""

@@ -1,33 +1,109 @@
-"""Every metric of the worker, with type, unit, labels and meaning.
+"""Every metric of the worker, declared once: name, type, unit, labels with their values, meaning.
 
-Labels are enums and ``fleet`` only; fleets beyond ``max_fleet_labels`` share ``other``. Ids live
-in ClickHouse. A labelled child exists, at 0, from the start where its labels are an enum, and
-from the first sight of a fleet otherwise; but how long claims took to start is exported only for
-fleets whose jobs are claimed.
+Pure data. Whoever counts refers to a constant of this module (``Note(WEBHOOKS, ("push",))``), so
+that a wrong name or a wrong number of labels is a type error. :mod:`pipeline.exporter` makes the
+series from it, and docs/operators.md its table.
 
-**Several workers.** A worker counts and gauges only the partitions it owns, and a partition has
-one owner, so nothing is counted twice: ``sum by (fleet)`` over workers for counters, histograms
-and ``runnerstream_jobs``; ``max by (fleet)`` for ``runnerstream_oldest_seconds``. A batch that is
-repeated after a crash counts its records again in ``records_total`` (work done) but not its
-transitions and timings (a job already knows its facts).
+Labels are closed lists and ``fleet`` only. Ids live in ClickHouse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-from pipeline.agents.transaction import Done
-from pipeline.effects import Note
-from pipeline.ledger import LIVE
-from pipeline.providers.base import ODD_REASONS
-from pipeline.providers.registry import PROVIDERS
-from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS
+from topics.catalogue import JOBS as JOBS_TOPIC
+from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
+from topics.catalogue import WEBHOOKS as WEBHOOKS_TOPIC
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
+
+PREFIX: Final = "runnerstream_"
+
+#: The values of a metric's labels, in order: ``tuple[()]``, ``tuple[str]``, ``tuple[str, str]``.
+L = TypeVar("L", bound=tuple[str, ...])
+
+
+class Source(Enum):
+    """Who knows the values of a label that this module cannot list."""
+
+    #: Fleets as they are first seen. Those beyond the limit share one value.
+    FLEET = "fleet"
+    #: The events of all providers.
+    EVENT = "event"
+    #: The optional fields of the envelope and of all providers.
+    ODD_FIELD = "odd_field"
+    #: What can be odd about a field, as the providers' base says.
+    ODD_REASON = "odd_reason"
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """A label with all its values. A closed list exists, at 0, from the start."""
+
+    name: str
+    values: tuple[str, ...] | Source
+
+
+@dataclass(frozen=True, eq=False)
+class Metric(Generic[L]):
+    """One metric. Compared by identity, which is what makes counting by it cheap.
+
+    Attributes:
+        name: without the prefix, and without the ``_total`` of a counter.
+        help: what it tells.
+        unit: what a value counts or measures.
+        labels: in the order in which their values are given; a fleet comes first.
+        only_claimed: whether a fleet has a series only once one of its jobs was claimed, so that
+            a fleet without claims does not show claims that start at once.
+        in_advance: whether the series of closed lists exist from the start. False only for a gauge
+            that is blind until it is set.
+    """
+
+    kind: ClassVar[str]
+
+    name: str
+    help: str
+    unit: str
+    labels: tuple[Label, ...] = ()
+    only_claimed: bool = False
+    in_advance: bool = True
+
+    @property
+    def by_fleet(self) -> bool:
+        """Whether the first label is a fleet."""
+        return bool(self.labels) and self.labels[0].values is Source.FLEET
+
+    @property
+    def shown(self) -> str:
+        """The name as Prometheus shows it."""
+        return PREFIX + self.name + ("_total" if self.kind == "counter" else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Counter(Metric[L]):
+    """Something that happens and is counted."""
+
+    kind: ClassVar[str] = "counter"
+
+
+@dataclass(frozen=True, eq=False)
+class Gauge(Metric[L]):
+    """Something as it is now."""
+
+    kind: ClassVar[str] = "gauge"
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram(Metric[L]):
+    """A distribution. ``buckets``: upper bounds, in the metric's unit."""
+
+    kind: ClassVar[str] = "histogram"
+
+    buckets: tuple[float, ...] = ()
+
 
 #: 50 ms to 24 h: GitHub fails a job that waited for a self-hosted runner for 24 h.
 QUEUE_BUCKETS: Final = (
@@ -43,363 +119,205 @@ LAG_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 1440
 BATCH_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_RECORDS: Final = (1, 5, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10000)
 
-OTHER: Final = "other"
-
-#: Fleets with labels of their own unless told. Some 90 series each: 0.8 MB of text.
-MAX_FLEETS: Final = 100
-#: Samples written, and fleets looked at, before the event loop is let go.
-SAMPLES_SLICE: Final = 500
-
-#: (fleet, live status, jobs, age of the oldest in ms or None) of each.
-JobsSource = Callable[[], Iterator[tuple[str, str, int, int | None]]]
-
-
-class Metrics:
-    """The worker's metrics, in a registry of their own."""
-
-    def __init__(self, max_fleets: int = MAX_FLEETS) -> None:
-        self.registry = registry = CollectorRegistry()
-        self._fleets: set[str] = set()
-        self._max_fleets = max_fleets
-        self._timings: dict[tuple[str, str], Histogram] = {}
-        self._jobs: _Jobs | None = None
-        p = "runnerstream_"
-        self.webhooks = Counter(
-            p + "webhooks", "Webhook deliveries understood.", ["event"], registry=registry
-        )
-        self.ignored_webhooks = Counter(
-            p + "webhooks_ignored",
-            "Authentic deliveries that say nothing about jobs: GitHub's ping, or another event.",
-            ["event"],
-            registry=registry,
-        )
-        self.odd_fields = Counter(
-            p + "odd_fields",
-            "Optional fields with a value that cannot be, treated as missing. The event counts.",
-            ["field", "reason"],
-            registry=registry,
-        )
-        self.lifecycle_events = Counter(
-            p + "lifecycle_events", "Lifecycle events understood.", ["kind"], registry=registry
-        )
-        self.webhook_lag = Histogram(
-            p + "webhook_lag_seconds",
-            "From the event at the provider to its arrival here.",
-            buckets=LAG_BUCKETS,
-            registry=registry,
-        )
-        self.transitions = Counter(
-            p + "job_transitions", "Jobs that entered a status.", ["fleet", "status"],
-            registry=registry,
-        )  # fmt: skip
-        self.completions = Counter(
-            p + "jobs_completed", "Jobs that completed.", ["fleet", "conclusion"],
-            registry=registry,
-        )  # fmt: skip
-        self.timings = {
-            family.value: Histogram(
-                f"{p}job_{family.value}_seconds",
-                {
-                    Family.QUEUE: "Queued to started, without approval gates.",
-                    Family.CLAIM_TO_START: "Claimed by a runner to started.",
-                    Family.RUN: "Started to completed.",
-                    Family.TOTAL: "Queued to completed.",
-                }[family],
-                ["fleet"],
-                buckets=QUEUE_BUCKETS
-                if family in (Family.QUEUE, Family.CLAIM_TO_START)
-                else RUN_BUCKETS,
-                registry=registry,
-            )
-            for family in Family
-        }
-        self.revised_timings = Counter(
-            p + "timings_revised",
-            "Timings that a later fact changed after they were observed.",
-            ["family"],
-            registry=registry,
-        )
-        self.missing_timings = Counter(
-            p + "timings_missing",
-            "Timings a completed job does not have, by reason.",
-            ["family", "reason"],
-            registry=registry,
-        )
-        self.clamped_timings = Counter(
-            p + "timings_clamped",
-            "Timings of completed jobs set to 0 because whole-second clocks crossed.",
-            ["family"],
-            registry=registry,
-        )
-        self.late_samples = Counter(
-            p + "late_samples",
-            "Samples that came after their window had closed. They are in ClickHouse.",
-            ["family"],
-            registry=registry,
-        )
-        self.duplicate_facts = Counter(
-            p + "duplicate_facts", "Facts that were known already.", registry=registry
-        )
-        self.out_of_order_facts = Counter(
-            p + "out_of_order_facts",
-            "Facts older than the status their job had reached.",
-            registry=registry,
-        )
-        self.crowded_facts = Counter(
-            p + "crowded_facts",
-            "Facts of jobs that know 1,000 already: merged, their number is an estimate.",
-            registry=registry,
-        )
-        self.future_times = Counter(
-            p + "future_times",
-            "Facts with a time that lies more than a day ahead: not believed, dated by arrival.",
-            registry=registry,
-        )
-        self.refused_ticks = Counter(
-            p + "ticks_refused",
-            "Ticks that did not move the clock of their partition: too far ahead, or behind it.",
-            ["reason"],
-            registry=registry,
-        )
-        self.healed_clocks = Counter(
-            p + "clocks_healed",
-            "Partition clocks that stood in the future and were taken back.",
-            registry=registry,
-        )
-        self.expired_facts = Counter(
-            p + "expired_facts", "Facts about jobs forgotten long ago.", registry=registry
-        )
-        self.expired_jobs = Counter(
-            p + "jobs_expired", "Jobs removed from the table.", ["status"], registry=registry
-        )
-        self.closed_windows = Counter(
-            p + "windows_closed", "Windows that closed.", ["size_s"], registry=registry
-        )
-        self.offset_gaps = Counter(
-            p + "offset_gaps",
-            "Times that records were removed from a topic before they were read.",
-            registry=registry,
-        )
-        self.records_missed = Counter(
-            p + "records_missed",
-            "Records that were removed from a topic before they were read.",
-            ["topic"],
-            registry=registry,
-        )
-        self.dead_letters = Counter(
-            p + "dead_letters", "Records put aside.", ["stage", "reason"], registry=registry
-        )
-        self.records = Counter(p + "records", "Records handled.", ["stage"], registry=registry)
-        self.batch_records = Histogram(
-            p + "batch_records", "Records in a transaction.", ["stage"],
-            buckets=BATCH_RECORDS, registry=registry,
-        )  # fmt: skip
-        self.batch_seconds = Histogram(
-            p + "batch_seconds", "Time of a transaction, all steps, two at a time.", ["stage"],
-            buckets=BATCH_SECONDS, registry=registry,
-        )  # fmt: skip
-        self.fold_seconds = Histogram(
-            p + "fold_seconds",
-            "Time of steps 3 and 4: decode and fold, while the transaction before is written.",
-            ["stage"],
-            buckets=BATCH_SECONDS, registry=registry,
-        )  # fmt: skip
-        self.ticks = Counter(p + "ticks", "Ticks sent by the clock.", registry=registry)
-        self.tick_lag = Gauge(
-            p + "tick_lag_seconds",
-            "Age of the oldest latest tick over owned partitions: how far behind the fold is.",
-            registry=registry,
-        )
-        self.consumer_lag = Gauge(
-            p + "consumer_lag_records",
-            "Records that the worker's group has not done yet, owned partitions.",
-            ["topic"],
-            registry=registry,
-        )
-        self.ready = Gauge(p + "ready", "1 when /readyz says ready.", registry=registry)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        odd = {"envelope", "occurred_at"}
-        for provider in PROVIDERS.values():
-            odd.update(provider.odd_fields)
-            for event in provider.events:
-                self.webhooks.labels(event)
-        for told in ("future", "past"):
-            self.refused_ticks.labels(told)
-        for event in ("ping", "other"):
-            self.ignored_webhooks.labels(event)
-        for name in sorted(odd):
-            for reason in ODD_REASONS:
-                self.odd_fields.labels(name, reason)
-        for kind in LifecycleKind:
-            self.lifecycle_events.labels(kind.value)
-        for family in Family:
-            self.revised_timings.labels(family.value)
-            self.clamped_timings.labels(family.value)
-            self.late_samples.labels(family.value)
-            for reason in MISSING_REASONS:
-                self.missing_timings.labels(family.value, reason)
-        self.late_samples.labels("conclusion")
-        for status in Status:
-            self.expired_jobs.labels(status.value)
-        for topic in (WEBHOOKS, LIFECYCLE, JOBS):
-            self.records_missed.labels(topic)
-        for size_s in ("60", "300", "3600"):
-            self.closed_windows.labels(size_s)
-        for stage in ("normalise", "fold"):
-            self.records.labels(stage)
-            self.batch_records.labels(stage)
-            self.batch_seconds.labels(stage)
-            self.fold_seconds.labels(stage)
-            for why in Reason:
-                self.dead_letters.labels(stage, why.value)
-
-    def fleet(self, name: str) -> str:
-        """The label of a fleet: its name, or ``other`` once there are too many."""
-        if name in self._fleets:
-            return name
-        if len(self._fleets) >= self._max_fleets:
-            return OTHER
-        self._fleets.add(name)
-        for family, histogram in self.timings.items():
-            if family != Family.CLAIM_TO_START:
-                histogram.labels(name)
-        for status in Status:
-            self.transitions.labels(name, status.value)
-        for conclusion in Conclusion:
-            self.completions.labels(name, conclusion.value)
-        return name
-
-    def note(self, notes: Iterable[Note]) -> None:
-        """Count what a durable batch noted."""
-        for note in notes:
-            name, labels, value = note.name, note.labels, note.value
-            if name == "timings":
-                # Finding the child of a label costs more than the observation.
-                family, fleet = labels[0], self.fleet(labels[1])
-                child = self._timings.get((family, fleet))
-                if child is None:
-                    child = self.timings[family].labels(fleet)
-                    self._timings[family, fleet] = child
-                child.observe(value)
-            elif name in ("transitions", "completions"):
-                fleet = self.fleet(labels[0])
-                counter: Counter = getattr(self, name)
-                counter.labels(fleet, labels[1]).inc(value)
-                if labels[1] == Status.CLAIMED:
-                    self.timings[Family.CLAIM_TO_START].labels(fleet)
-            elif name == "webhook_lag":
-                self.webhook_lag.observe(value)
-            else:
-                counter = getattr(self, name)
-                (counter.labels(*labels) if labels else counter).inc(value)
-
-    def done(self, done: Done) -> None:
-        """Count a finished transaction."""
-        self.records.labels(done.stage).inc(done.records)
-        self.batch_records.labels(done.stage).observe(done.records)
-        self.batch_seconds.labels(done.stage).observe(done.seconds)
-        self.fold_seconds.labels(done.stage).observe(done.fold_seconds)
-
-    def missed(self, topic: str, records: int) -> None:
-        """Count records that were removed before they were read."""
-        self.offset_gaps.inc()
-        self.records_missed.labels(topic).inc(records)
-
-    def watch_jobs(self, source: JobsSource) -> None:
-        """Export depth and oldest age from ``source`` at each scrape."""
-        self._jobs = _Jobs(self, source)
-        self.registry.register(self._jobs)
-
-    async def exposition(self, pause: Callable[[], Awaitable[None]]) -> bytes:
-        """Everything in Prometheus' text format, made in slices with a ``pause`` between them.
-
-        Without the time at which each child was made: a fifth of the text that nobody reads.
-        """
-        if self._jobs is not None:
-            await self._jobs.look(pause)
-        text = []
-        for metric in self.registry.collect():
-            samples = [s for s in metric.samples if not s.name.endswith("_created")]
-            for start in range(0, max(1, len(samples)), SAMPLES_SLICE):
-                await pause()
-                some = Metric(metric.name, metric.documentation, metric.type, metric.unit)
-                some.samples = samples[start : start + SAMPLES_SLICE]
-                said = generate_latest(_Only(some))
-                if start:
-                    # Name and type stand above the first slice.
-                    lines = said.splitlines(keepends=True)
-                    said = b"".join(line for line in lines if not line.startswith(b"#"))
-                text.append(said)
-        return b"".join(text)
-
-
-class _Only(Collector):
-    """One metric."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
-
-    def collect(self) -> Iterable[Metric]:
-        return (self._metric,)
-
-
+#: Why a completed job lacks a timing.
 MISSING_REASONS: Final = (
     "not_started", "pending", "no_queued", "no_started", "no_completed", "no_claim",
     "gate_unknown", "negative", "copied",
 )  # fmt: skip
 
+_FLEET = Label("fleet", Source.FLEET)
+_EVENT = Label("event", Source.EVENT)
+_FAMILY = Label("family", tuple(family.value for family in Family))
+_STAGE = Label("stage", ("normalise", "fold"))
+_STATUS = Label("status", tuple(status.value for status in Status))
+_LIVE = Label("status", tuple(s.value for s in Status if s is not Status.COMPLETED))
+_TOPIC = Label("topic", (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, JOBS_TOPIC))
 
-class _Jobs(Collector):
-    """Depth and oldest age by fleet and status."""
+WEBHOOKS: Final = Counter[tuple[str]](
+    "webhooks", "Webhook deliveries understood.", "deliveries", (_EVENT,)
+)
+IGNORED_WEBHOOKS: Final = Counter[tuple[str]](
+    "webhooks_ignored",
+    "Authentic deliveries that say nothing about jobs: GitHub's ping, or another event.",
+    "deliveries",
+    (Label("event", ("ping", "other")),),
+)
+ODD_FIELDS: Final = Counter[tuple[str, str]](
+    "odd_fields",
+    "Optional fields with a value that cannot be, treated as missing. The event counts.",
+    "fields",
+    (Label("field", Source.ODD_FIELD), Label("reason", Source.ODD_REASON)),
+)
+LIFECYCLE_EVENTS: Final = Counter[tuple[str]](
+    "lifecycle_events",
+    "Lifecycle events understood.",
+    "events",
+    (Label("kind", tuple(kind.value for kind in LifecycleKind)),),
+)
+WEBHOOK_LAG: Final = Histogram[tuple[()]](
+    "webhook_lag_seconds",
+    "From the event at the provider to its arrival here.",
+    "seconds",
+    buckets=LAG_BUCKETS,
+)
+TRANSITIONS: Final = Counter[tuple[str, str]](
+    "job_transitions", "Jobs that entered a status.", "jobs", (_FLEET, _STATUS)
+)
+COMPLETIONS: Final = Counter[tuple[str, str]](
+    "jobs_completed",
+    "Jobs that completed.",
+    "jobs",
+    (_FLEET, Label("conclusion", tuple(conclusion.value for conclusion in Conclusion))),
+)
+QUEUE_SECONDS: Final = Histogram[tuple[str]](
+    "job_queue_seconds",
+    "Queued to started, without approval gates.",
+    "seconds",
+    (_FLEET,),
+    buckets=QUEUE_BUCKETS,
+)
+CLAIM_TO_START_SECONDS: Final = Histogram[tuple[str]](
+    "job_claim_to_start_seconds",
+    "Claimed by a runner to started.",
+    "seconds",
+    (_FLEET,),
+    only_claimed=True,
+    buckets=QUEUE_BUCKETS,
+)
+RUN_SECONDS: Final = Histogram[tuple[str]](
+    "job_run_seconds", "Started to completed.", "seconds", (_FLEET,), buckets=RUN_BUCKETS
+)
+TOTAL_SECONDS: Final = Histogram[tuple[str]](
+    "job_total_seconds", "Queued to completed.", "seconds", (_FLEET,), buckets=RUN_BUCKETS
+)
+#: The metric of each family of timings.
+TIMINGS: Final[Mapping[str, Histogram[tuple[str]]]] = MappingProxyType(
+    {
+        Family.QUEUE.value: QUEUE_SECONDS,
+        Family.CLAIM_TO_START.value: CLAIM_TO_START_SECONDS,
+        Family.RUN.value: RUN_SECONDS,
+        Family.TOTAL.value: TOTAL_SECONDS,
+    }
+)
+REVISED_TIMINGS: Final = Counter[tuple[str]](
+    "timings_revised",
+    "Timings that a later fact changed after they were observed.",
+    "timings",
+    (_FAMILY,),
+)
+MISSING_TIMINGS: Final = Counter[tuple[str, str]](
+    "timings_missing",
+    "Timings a completed job does not have, by reason.",
+    "timings",
+    (_FAMILY, Label("reason", MISSING_REASONS)),
+)
+CLAMPED_TIMINGS: Final = Counter[tuple[str]](
+    "timings_clamped",
+    "Timings of completed jobs set to 0 because whole-second clocks crossed.",
+    "timings",
+    (_FAMILY,),
+)
+LATE_SAMPLES: Final = Counter[tuple[str]](
+    "late_samples",
+    "Samples that came after their window had closed. They are in ClickHouse.",
+    "samples",
+    (Label("family", (*(family.value for family in Family), "conclusion")),),
+)
+DUPLICATE_FACTS: Final = Counter[tuple[()]](
+    "duplicate_facts", "Facts that were known already.", "facts"
+)
+OUT_OF_ORDER_FACTS: Final = Counter[tuple[()]](
+    "out_of_order_facts", "Facts older than the status their job had reached.", "facts"
+)
+CROWDED_FACTS: Final = Counter[tuple[()]](
+    "crowded_facts",
+    "Facts of jobs that know 1,000 already: merged, their number is an estimate.",
+    "facts",
+)
+FUTURE_TIMES: Final = Counter[tuple[()]](
+    "future_times",
+    "Facts with a time that lies more than a day ahead: not believed, dated by arrival.",
+    "facts",
+)
+REFUSED_TICKS: Final = Counter[tuple[str]](
+    "ticks_refused",
+    "Ticks that did not move the clock of their partition: too far ahead, or behind it.",
+    "ticks",
+    (Label("reason", ("future", "past")),),
+)
+HEALED_CLOCKS: Final = Counter[tuple[()]](
+    "clocks_healed", "Partition clocks that stood in the future and were taken back.", "clocks"
+)
+EXPIRED_FACTS: Final = Counter[tuple[()]](
+    "expired_facts", "Facts about jobs forgotten long ago.", "facts"
+)
+EXPIRED_JOBS: Final = Counter[tuple[str]](
+    "jobs_expired", "Jobs removed from the table.", "jobs", (_STATUS,)
+)
+CLOSED_WINDOWS: Final = Counter[tuple[str]](
+    "windows_closed", "Windows that closed.", "windows", (Label("size_s", ("60", "300", "3600")),)
+)
+OFFSET_GAPS: Final = Counter[tuple[()]](
+    "offset_gaps", "Times that records were removed from a topic before they were read.", "times"
+)
+RECORDS_MISSED: Final = Counter[tuple[str]](
+    "records_missed",
+    "Records that were removed from a topic before they were read.",
+    "records",
+    (_TOPIC,),
+)
+DEAD_LETTERS: Final = Counter[tuple[str, str]](
+    "dead_letters",
+    "Records put aside.",
+    "records",
+    (_STAGE, Label("reason", tuple(reason.value for reason in Reason))),
+)
+RECORDS: Final = Counter[tuple[str]]("records", "Records handled.", "records", (_STAGE,))
+BATCH_SIZE: Final = Histogram[tuple[str]](
+    "batch_records", "Records in a transaction.", "records", (_STAGE,), buckets=BATCH_RECORDS
+)
+BATCH_TIME: Final = Histogram[tuple[str]](
+    "batch_seconds",
+    "Time of a transaction, all steps, two at a time.",
+    "seconds",
+    (_STAGE,),
+    buckets=BATCH_SECONDS,
+)
+FOLD_TIME: Final = Histogram[tuple[str]](
+    "fold_seconds",
+    "Time of steps 3 and 4: decode and fold, while the transaction before is written.",
+    "seconds",
+    (_STAGE,),
+    buckets=BATCH_SECONDS,
+)
+TICKS: Final = Counter[tuple[()]]("ticks", "Ticks sent by the clock.", "ticks")
+TICK_LAG: Final = Gauge[tuple[()]](
+    "tick_lag_seconds",
+    "Age of the oldest latest tick over owned partitions: how far behind the fold is.",
+    "seconds",
+)
+CONSUMER_LAG: Final = Gauge[tuple[str]](
+    "consumer_lag_records",
+    "Records that the worker's group has not done yet, owned partitions.",
+    "records",
+    (_TOPIC,),
+    in_advance=False,
+)
+READY: Final = Gauge[tuple[()]]("ready", "1 when /readyz says ready.", "0 or 1")
+JOBS: Final = Gauge[tuple[str, str]](
+    "jobs",
+    "Live jobs by status, in this worker's partitions. Sum over workers.",
+    "jobs",
+    (_FLEET, _LIVE),
+)
+OLDEST: Final = Gauge[tuple[str, str]](
+    "oldest_seconds",
+    "Age of the job longest in the status, 0 when there is none. Max over workers.",
+    "seconds",
+    (_FLEET, _LIVE),
+)
 
-    def __init__(self, metrics: Metrics, source: JobsSource) -> None:
-        self._metrics = metrics
-        self._source = source
-        self._seen: dict[tuple[str, str], tuple[int, float]] | None = None
-
-    async def look(self, pause: Callable[[], Awaitable[None]]) -> None:
-        """Take what :meth:`collect` tells from now on."""
-        seen: dict[tuple[str, str], tuple[int, float]] = {}
-        for number, one in enumerate(self._source()):
-            if number % SAMPLES_SLICE == 0:
-                await pause()
-            self._add(seen, *one)
-        self._seen = seen
-
-    def _add(
-        self,
-        seen: dict[tuple[str, str], tuple[int, float]],
-        fleet: str,
-        status: str,
-        count: int,
-        age_ms: int | None,
-    ) -> None:
-        label = self._metrics.fleet(fleet)
-        if (label, status) not in seen:
-            for known in LIVE:
-                seen.setdefault((label, known), (0, 0.0))
-        jobs, oldest = seen[label, status]
-        seen[label, status] = (jobs + count, max(oldest, (age_ms or 0) / 1000))
-
-    def collect(self) -> Iterable[Metric]:
-        seen = self._seen
-        if seen is None:
-            seen = {}
-            for one in self._source():
-                self._add(seen, *one)
-        depth = GaugeMetricFamily(
-            "runnerstream_jobs",
-            "Live jobs by status, in this worker's partitions. Sum over workers.",
-            labels=["fleet", "status"],
-        )
-        ages = GaugeMetricFamily(
-            "runnerstream_oldest_seconds",
-            "Age of the job longest in the status, 0 when there is none. Max over workers.",
-            labels=["fleet", "status"],
-        )
-        for where, (count, oldest) in seen.items():
-            depth.add_metric(where, count)
-            ages.add_metric(where, oldest)
-        return [depth, ages]
+#: All of the above, in their order, which is the order of ``/metrics``.
+CATALOGUE: Final[tuple[Metric[Any], ...]] = tuple(
+    each for each in tuple(globals().values()) if isinstance(each, Metric)
+)

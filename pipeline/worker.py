@@ -23,18 +23,18 @@ try:
 except ImportError:  # not made for Windows
     uvloop = None  # type: ignore[assignment]
 
-from pipeline import folds
+from pipeline import folds, metrics
 from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import Handler, Transactions
 from pipeline.effects import Output
+from pipeline.exporter import Exporter
 from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
 from pipeline.faust_safe.fencing import can_fence
 from pipeline.faust_safe.identity import cluster_id, log_names
 from pipeline.fold_spec import FoldSpec, L
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
-from pipeline.metrics import Metrics
 from pipeline.settings import Settings
 from pipeline.web import mount
 from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
@@ -64,7 +64,7 @@ class Worker:
             # Before Faust makes its loops: a fifth more throughput.
             uvloop.install()
         self.settings = settings
-        self.metrics = Metrics(settings.max_fleet_labels)
+        self.metrics = Exporter(settings.max_fleet_labels)
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port)
         self.holes = Holes(self.metrics.missed)
@@ -207,7 +207,7 @@ class Worker:
                 for partition in self.owned(fold.spec.log)
             ]
             await self.outbox.publish(ticks)
-            self.metrics.ticks.inc(len(ticks))
+            self.metrics.count(metrics.TICKS, (), len(ticks))
 
     # -- what the views ask (:mod:`pipeline.web.ports`) ------------------------------------------
 

@@ -70,7 +70,7 @@ def test_a_rate_leaves_out_the_first_batch_and_what_comes_after_the_last() -> No
     def mark(t: float, records: int) -> marks.Mark:
         return {
             "what": "fold", "t": t, "cpu": t / 2, "records": records, "seconds": 1.0,
-            "fold_seconds": 0.5, "outputs": records, "panes": 0, "states": 0,
+            "fold_seconds": 0.5, "writes": {"outputs": records},
         }  # fmt: skip
 
     rate = marks.rate([mark(10, 100), mark(11, 100), mark(12, 100), mark(90, 1)], "fold", 300)

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import pytest
 from aiokafka.structs import TopicPartition
 
+from pipeline import metrics
 from pipeline.agents.normalise import Normalise, record_facts
 from pipeline.commands.dead_letters import _headers
 from pipeline.effects import Effects, Note
@@ -79,7 +80,7 @@ def test_raw_form_says_what_the_envelope_says() -> None:
     plain = FakeRecord(WEBHOOKS, envelope(**{"x-github-event": "workflow_job"}))
     assert facts(hook()) == facts(plain)
     assert len(facts(hook())) == 2
-    assert Note("webhook_lag", (), 1.0) in record_facts(hook())[1]
+    assert Note(metrics.WEBHOOK_LAG, (), 1.0) in record_facts(hook())[1]
 
 
 WRITTEN = Delivery(
@@ -194,7 +195,7 @@ def test_a_tenants_host_is_part_of_the_key() -> None:
 def test_other_events_and_pings_are_known_and_ignored() -> None:
     for event, label in (("ping", "ping"), ("push", "other")):
         said, notes = record_facts(hook(b"{}", headers={"X-GitHub-Event": event}))
-        assert (list(said), notes) == ([], [Note("ignored_webhooks", (label,))])
+        assert (list(said), notes) == ([], [Note(metrics.IGNORED_WEBHOOKS, (label,))])
     assert reason(hook(headers={"X-GitHub-Event": "workflow_jobs"})) is Reason.UNKNOWN_KIND
 
 
@@ -296,12 +297,12 @@ def test_envelopes_are_checked_unless_they_are_trusted() -> None:
 
 
 async def test_a_forged_webhook_is_buried_and_the_rest_goes_on() -> None:
-    counted: list[Note] = []
+    counted: list[Note[Any]] = []
     normalise = Normalise(counted.extend, SECRETS)
     forged = hook(signature=signed(BODY, b"guess"), offset=4)
     effects = await fold(normalise, forged, hook(signature=signed(BODY), offset=5))
     assert [output.topic for output in effects.outputs] == [DEAD_LETTERS, JOBS, JOBS]
-    assert Note("dead_letters", ("normalise", "bad_signature")) in effects.notes
+    assert Note(metrics.DEAD_LETTERS, ("normalise", "bad_signature")) in effects.notes
     letter = read(DEAD_LETTER, effects.outputs[0].value)
     assert (letter.reason, letter.offset) == (Reason.BAD_SIGNATURE, 4)
     assert letter.record_value == BODY

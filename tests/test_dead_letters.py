@@ -12,6 +12,7 @@ from faust.types.tuples import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import metrics
 from pipeline.agents.letters import bury
 from pipeline.agents.normalise import Normalise
 from pipeline.effects import Note
@@ -84,13 +85,13 @@ def test_the_worker_publishes_the_same_letter(record: Consumed, why: Unreadable)
     letter = read(DEAD_LETTER, output.value)
     assert (output.topic, output.key) == (DEAD_LETTERS, letter.id.encode())
     assert letter.stage == "fold"
-    assert counted == Note("dead_letters", ("fold", why.reason.value))
+    assert counted == Note(metrics.DEAD_LETTERS, ("fold", why.reason.value))
     assert letter.record_headers == back(record, why).record_headers
 
 
 @given(st.lists(record, min_size=1, max_size=5))
 def test_the_normaliser_buries_whatever_comes(records: list[Consumed]) -> None:
-    counted: list[Note] = []
+    counted: list[Note[Any]] = []
     normalise = Normalise(counted.extend)
     batch = Batch(TP(WEBHOOKS, 4), list(records))
     effects = asyncio.run(normalise.fold(batch))

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import folds
+from pipeline import folds, metrics
 from pipeline.effects import Effects, Note, Output
 from pipeline.fold_spec import FoldSpec, Lookup
 from pipeline.jobs import FleetNames, decode, view
@@ -327,7 +327,7 @@ def test_a_sample_for_a_closed_window_is_counted_as_late(tables: Tables) -> None
         fact(1, times=times(queued=BASE, started=BASE + 5_000)),
         policy=policy,
     )
-    assert Note("late_samples", ("queue",)) in effects.notes
+    assert Note(metrics.LATE_SAMPLES, ("queue",)) in effects.notes
     assert not tables.panes
     assert b"github:github.com:1" in tables.states
 
@@ -356,7 +356,7 @@ def test_completed_jobs_outlive_every_redelivery_then_go(tables: Tables) -> None
     # A redelivery after that is history: it must not open the job again.
     late = run(tables, fact(2, times=times(completed=BASE + 1000)), start=3)
     assert not late.writes(JOBS_TABLE)
-    assert Note("expired_facts") in late.notes
+    assert Note(metrics.EXPIRED_FACTS, ()) in late.notes
 
 
 def test_samples_carry_depth_oldest_age_and_explicit_zeros(tables: Tables) -> None:
@@ -483,7 +483,7 @@ def test_a_tick_of_the_future_is_not_believed(tables: Tables, written: int | Non
     # Forged, or of a worker whose clock is wrong; it may lie about when it was written, too.
     run(tables, fact(1, times=times(queued=BASE)), tick(BASE), now=BASE)
     refused = run(tables, tick(FAR), start=2, now=BASE + 1_000, written=written)
-    assert Note("refused_ticks", ("future",)) in refused.notes
+    assert Note(metrics.REFUSED_TICKS, ("future",)) in refused.notes
     assert not refused.outputs
     assert JOB in tables.states
     # The partition goes on.
@@ -502,10 +502,10 @@ def test_a_tick_of_the_future_is_not_believed(tables: Tables, written: int | Non
 
 def test_a_tick_may_be_ahead_by_less_than_an_hour(tables: Tables) -> None:
     ahead = run(tables, tick(BASE + TICK_AHEAD_MS), now=BASE)
-    assert Note("refused_ticks", ("future",)) not in ahead.notes
+    assert Note(metrics.REFUSED_TICKS, ("future",)) not in ahead.notes
     # A worker whose clock is behind by as much does not take it back.
     behind = run(tables, tick(BASE), start=1, now=BASE - TICK_AHEAD_MS)
-    assert Note("healed_clocks") not in behind.notes
+    assert Note(metrics.HEALED_CLOCKS, ()) not in behind.notes
 
 
 def test_a_clock_that_was_believed_is_taken_back(tables: Tables) -> None:
@@ -515,7 +515,7 @@ def test_a_clock_that_was_believed_is_taken_back(tables: Tables) -> None:
     healed = run(
         tables, fact(1, times=times(queued=BASE)), tick(BASE + 5_000), start=1, now=BASE + 5_000
     )
-    assert Note("healed_clocks") in healed.notes
+    assert Note(metrics.HEALED_CLOCKS, ()) in healed.notes
     assert samples(healed)[("unknown", "queued")] == (1, 5_000)
     assert msgspec.json.decode(tables.states[clock_key(0)])["at"] == BASE + 5_000
     assert JOB in tables.states
@@ -527,7 +527,7 @@ def test_a_clock_heals_while_running(tables: Tables) -> None:
     ledger.now = BASE
     ledger.apply(1, tick(BASE))
     assert ledger.clock == BASE
-    assert Note("healed_clocks") in ledger.flush().notes
+    assert Note(metrics.HEALED_CLOCKS, ()) in ledger.flush().notes
 
 
 def test_a_worker_that_was_away_for_days_believes_what_came_meanwhile(tables: Tables) -> None:
@@ -535,7 +535,7 @@ def test_a_worker_that_was_away_for_days_believes_what_came_meanwhile(tables: Ta
     later = BASE + 5 * DAY_MS
     said = fact(1, now=later, times=times(queued=later, started=later + 1_000))
     back = run(tables, said, tick(later + 5_000), start=1, now=later + 5_000, written=later)
-    assert Note("future_times") not in back.notes
+    assert Note(metrics.FUTURE_TIMES, ()) not in back.notes
     assert json.loads(tables.states[JOB])["started_at"] == later + 1_000
 
 
@@ -552,12 +552,14 @@ def test_a_milestone_of_the_future_has_happened_and_nobody_knows_when(
         tick(BASE + 5_000),
         now=BASE,
     )
-    assert Note("future_times", value=1.0) in effects.notes
+    assert Note(metrics.FUTURE_TIMES, (), 1.0) in effects.notes
     state = json.loads(tables.states[JOB])
     assert state["status"] == {"started": "running"}.get(name, "completed")
     assert state[f"{name}_at"] == BASE
     assert str(FAR) not in tables.states[JOB].decode()
-    assert not [n for n in effects.notes if n.name == "timings"], "unknown is not a time"
+    assert not [n for n in effects.notes if n.metric in metrics.TIMINGS.values()], (
+        "unknown is not a time"
+    )
     # What another clock says in the same fact is believed.
     both = fact(3, 2, times={Milestone(name): {Clock.PROVIDER: FAR, Clock.DELIVERY: BASE + 7}})
     run(tables, both, start=9, now=BASE)
@@ -746,7 +748,7 @@ def test_ten_thousand_facts_of_one_job_do_not_cost_its_completion(tables: Tables
     assert (after["status"], after["conclusion"]) == ("completed", "success")
     assert after["rev"] > before["rev"] > 9_000
     assert len(after["facts"]) == 1_000
-    assert Note("completions", ("unknown", "success")) in effects.notes
+    assert Note(metrics.COMPLETIONS, ("unknown", "success")) in effects.notes
     assert isinstance(effects.outputs[0], Output)
 
 

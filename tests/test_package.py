@@ -241,12 +241,13 @@ def test_topics_knows_nobody() -> None:
 
 
 @pytest.mark.parametrize("room", ["pipeline.jobs", "pipeline.windows", "pipeline.providers",
-                                  "pipeline.effects", "pipeline.ledger"])  # fmt: skip
+                                  "pipeline.metrics", "pipeline.effects",
+                                  "pipeline.ledger"])  # fmt: skip
 def test_rules_touch_no_edge(room: str) -> None:
     found = reached(room)
     assert not {n: via for n, via in found.items() if n.split(".")[0] in EDGES}
     edges = ("pipeline.agents", "pipeline.faust_safe", "pipeline.web", "pipeline.commands",
-             "pipeline.local", "pipeline.settings", "pipeline.metrics", "sinks")  # fmt: skip
+             "pipeline.local", "pipeline.settings", "pipeline.exporter", "sinks")  # fmt: skip
     assert not {n: via for n, via in found.items() if within(n, *edges)}
 
 

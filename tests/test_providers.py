@@ -12,11 +12,12 @@ from typing import Final
 import pytest
 from prometheus_client import generate_latest
 
+from pipeline import metrics
 from pipeline import replay as recorded
 from pipeline.agents.normalise import record_facts, to_bytes, webhook_facts
 from pipeline.effects import Note
+from pipeline.exporter import Exporter
 from pipeline.ledger import Ledger
-from pipeline.metrics import Metrics
 from pipeline.providers.base import ODD_REASONS, Facts, Provider, sign_sha256, verify_sha256
 from pipeline.providers.github import GitHub
 from pipeline.providers.registry import PROVIDERS, provider_of
@@ -135,7 +136,7 @@ def test_contract_of_every_provider(provider: Provider) -> None:
         provider.facts(delivery(provider, "no_such_event"))
     assert caught.value.reason is Reason.UNKNOWN_KIND
     # Labels exist from the start.
-    exported = generate_latest(Metrics(1).registry).decode()
+    exported = generate_latest(Exporter(1).registry).decode()
     for event in provider.events:
         assert f'runnerstream_webhooks_total{{event="{event}"}} 0.0' in exported
     for name in provider.odd_fields:
@@ -189,7 +190,7 @@ def test_a_toy_providers_deliveries_become_job_states(
     record = FakeRecord(WEBHOOKS, body, headers=headers)
     [fact], notes = record_facts(record)
     assert (fact.key, fact.occurred_at) == ("toy:toy.example:7", T0)
-    assert Note("webhooks", ("build",)) in notes
+    assert Note(metrics.WEBHOOKS, ("build",)) in notes
     # Through the topic into the ledger, and out as a state.
     ledger = Ledger(0, lambda key: None)
     ledger.apply(0, read(JOBS_RECORD, to_bytes(fact)))

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import metrics
 from pipeline.agents.normalise import lifecycle_facts, webhook_facts
 from pipeline.effects import Note
-from pipeline.metrics import Metrics
+from pipeline.exporter import Exporter
 from pipeline.providers.base import ODD_REASONS
 from pipeline.providers.github import ODD_FIELDS
 from topics.models import (
@@ -50,7 +51,7 @@ def raw(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode()
 
 
-def job_of(value: bytes, webhook: bool = False) -> tuple[JobFact, list[Note]]:
+def job_of(value: bytes, webhook: bool = False) -> tuple[JobFact, list[Note[Any]]]:
     facts, notes = (webhook_facts if webhook else lifecycle_facts)(value)
     fact = next(iter(facts))
     assert isinstance(fact, JobFact)
@@ -111,7 +112,7 @@ def test_an_odd_field_is_missing_and_counted(more: dict[str, Any], count: int) -
     fact, notes = job_of(raw(envelope(**more)))
     assert Milestone.COMPLETED in fact.times
     assert fact.conclusion is None
-    assert Note("odd_fields", ("envelope", "unusable"), float(count)) in notes
+    assert Note(metrics.ODD_FIELDS, ("envelope", "unusable"), float(count)) in notes
     # Only the wrong part goes.
     if "id" in str(more):
         assert fact.runner == RunnerRef(name="vm-1")
@@ -145,7 +146,7 @@ def test_a_time_of_the_future_is_dated_by_arrival() -> None:
     fact, notes = job_of(raw(envelope(occurred_at=T0 + 30 * 86_400_000)))
     assert fact.times == {Milestone.COMPLETED: {Clock.RECEIVED: T0 + 5}}
     assert fact.occurred_at == T0 + 5
-    assert Note("odd_fields", ("occurred_at", "future")) in notes
+    assert Note(metrics.ODD_FIELDS, ("occurred_at", "future")) in notes
 
 
 # --- webhook bodies -----------------------------------------------------------------------------
@@ -215,12 +216,12 @@ def test_no_value_of_an_optional_field_refuses_a_body(
         assert fact.conclusion is Conclusion.SUCCESS
         assert Milestone.COMPLETED in fact.times
     # Whatever was odd is counted under names that exist.
-    metrics = Metrics()
-    metrics.note(notes)
+    exporter = Exporter()
+    exporter.note(notes)
     assert all(
         n.labels[0] in ODD_FIELDS and n.labels[1] in ODD_REASONS
         for n in notes
-        if n.name == "odd_fields"
+        if n.metric is metrics.ODD_FIELDS
     )
 
 
@@ -233,7 +234,7 @@ def test_no_value_of_an_optional_field_refuses_a_run(changes: dict[str, Any]) ->
     run = {"id": 7, "status": "completed", "conclusion": "failure"} | changes
     facts, notes = webhook_facts(hook({"workflow_run": run}, kind="github.workflow_run"))
     assert next(iter(facts)).key.endswith(":run/7")
-    Metrics().note(notes)
+    Exporter().note(notes)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_odd_fields_are_counted_by_name_and_reason(
     changes: dict[str, Any], counted: set[tuple[str, str]]
 ) -> None:
     _, notes = job_of(hook(body(**changes)), webhook=True)
-    assert {n.labels for n in notes if n.name == "odd_fields"} == counted
+    assert {n.labels for n in notes if n.metric is metrics.ODD_FIELDS} == counted
 
 
 @pytest.mark.parametrize("lone", [r"\ud83d", r"\uDE00", r"\ud83d\ud83d", r"x\\\ud83dx"])
@@ -301,10 +302,10 @@ def test_authentic_events_that_are_not_ours_are_ignored_and_counted(
     kind: str, payload: Any, headers: dict[str, str], ignored: str
 ) -> None:
     facts, notes = webhook_facts(hook(payload, kind=kind, headers=headers))
-    assert (list(facts), notes) == ([], [Note("ignored_webhooks", (ignored,))])
-    metrics = Metrics()
-    metrics.note(notes)
-    value = metrics.registry.get_sample_value(
+    assert (list(facts), notes) == ([], [Note(metrics.IGNORED_WEBHOOKS, (ignored,))])
+    exporter = Exporter()
+    exporter.note(notes)
+    value = exporter.registry.get_sample_value(
         "runnerstream_webhooks_ignored_total", {"event": ignored}
     )
     assert value == 1

@@ -22,11 +22,14 @@ from topics.catalogue import (
     DEAD_LETTERS,
     MAX_DEAD_LETTER_BYTES,
     MAX_WEBHOOK_BYTES,
+    TOPICS,
     WEBHOOKS,
+    Topic,
     TopicSpec,
     catalogue,
 )
 from topics.models import DeadLetter, Reason
+from topics.tables import Stage, TableSpec
 
 
 @pytest.fixture(scope="module", params=["kafka", "embedded"])
@@ -239,6 +242,30 @@ def test_the_catalogue_describes_every_topic_once() -> None:
         assert (spec.replication_factor, spec.min_insync_replicas) == (3, 2)
         large = spec.name in (WEBHOOKS, DEAD_LETTERS)
         assert ("max.message.bytes" in spec.settings()) == large
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=[topic.name for topic in TOPICS])
+def test_a_topic_declares_the_kinds_its_model_takes(topic: Topic) -> None:
+    schema = topic.adapter.json_schema()
+    told = set()
+    for each in (schema, *schema.get("$defs", {}).values()):
+        if "received_at" not in each.get("properties", {}):
+            continue
+        kind = each["properties"]["kind"]
+        if "$ref" in kind:
+            kind = schema["$defs"][kind["$ref"].rpartition("/")[2]]
+        told |= {kind["const"]} if "const" in kind else set(kind.get("enum", ()))
+    # Providers name the kinds of their deliveries, so the model leaves them open.
+    assert told == (set() if topic.name == WEBHOOKS else set(topic.kinds))
+    assert topic.kinds
+    assert topic.key
+
+
+def test_changelogs_follow_from_the_tables() -> None:
+    costs = TableSpec("costs", Stage.KNOWING, "what jobs cost")
+    names = {spec.name for spec in catalogue(app_id="mine", tables=[costs])}
+    assert {name for name in names if name.endswith("-changelog")} == {"mine-costs-changelog"}
+    assert {topic.name for topic in TOPICS} < names
 
 
 @pytest.mark.parametrize(

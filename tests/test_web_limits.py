@@ -20,9 +20,9 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.exporter import MAX_FLEETS
 from pipeline.ledger import Known, Ledger
 from pipeline.local.process import LOOPBACK
-from pipeline.metrics import MAX_FLEETS
 from pipeline.web import group as group_module
 from pipeline.web import part, server
 from pipeline.web.group import Gathered, Group

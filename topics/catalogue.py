@@ -1,8 +1,9 @@
-"""The topics: their names, and how each must be set up.
+"""The topics: their names, what each carries under which key, and how each must be set up.
 
 Two programs that disagree about a topic lose data quietly: a changelog without compaction grows
 until recovery takes hours, a source topic with fewer partitions than its tables stops the worker.
-So every topic is described here once, and `topics.apply` makes a cluster agree with it.
+So every topic is declared here once (`TOPICS`): `topics.apply` makes a cluster agree with it,
+readers find its model by its name, and the tables of the documentation are made from it.
 
 Large records. GitHub sends bodies of up to 25 MB. A webhook record carries the body as a JSON
 string, which escaping makes longer, so its limit is `MAX_WEBHOOK_BYTES`; a body whose record
@@ -21,8 +22,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+from pydantic import TypeAdapter
+
+from topics import models
 from topics.tables import TABLES, TableSpec
 
 WEBHOOKS: Final = "runners.webhooks"
@@ -105,6 +109,108 @@ class TopicSpec:
         return {**settings, **self.extra}
 
 
+@dataclass(frozen=True)
+class Topic:
+    """All that is declared of one topic of records.
+
+    Attributes:
+        name: of the topic.
+        description: what it carries.
+        adapter: parses a record's value.
+        kinds: the kinds of records on it. Other providers add theirs to `WEBHOOKS`.
+        key: what the Kafka key is, in words.
+        cleanup: what happens to old records.
+        retention_ms: how long records are kept, in milliseconds; None: until they are replaced.
+        extra: further topic settings, by Kafka's names.
+    """
+
+    name: str
+    description: str
+    adapter: TypeAdapter[Any]
+    kinds: tuple[str, ...]
+    key: str
+    cleanup: Cleanup
+    retention_ms: int | None
+    extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+_HOURLY = {"segment.ms": str(60 * _MINUTE_MS)}
+
+#: Every topic that carries records of `topics.models`, in the order in which data flows.
+TOPICS: Final = (
+    Topic(
+        WEBHOOKS,
+        "webhook deliveries as they arrived",
+        models.DELIVERY,
+        models.Delivery.KINDS,
+        "any, or none: it spreads the load",
+        "delete",
+        _REDELIVERY_MS,
+        {"max.message.bytes": str(MAX_WEBHOOK_BYTES)},
+    ),
+    Topic(
+        LIFECYCLE,
+        "what dispatchers and runner hosts report about jobs",
+        models.LIFECYCLE,
+        tuple(kind.value for kind in models.LifecycleKind),
+        "the job's",
+        "delete",
+        _REDELIVERY_MS,
+    ),
+    Topic(
+        JOBS,
+        "everything known about jobs, and the clock's ticks, keyed by job",
+        models.JOBS_RECORD,
+        ("job.fact", "run.fact", "run.link", "tick"),
+        "the job's; a run's for what is said of the run; `tick:` and the partition",
+        "delete",
+        _REDELIVERY_MS,
+    ),
+    Topic(
+        JOB_STATES,
+        "the latest state of each job, keyed by job",
+        models.JOB_STATE,
+        ("job.state",),
+        "the job's",
+        "compact",
+        None,
+        _HOURLY,
+    ),
+    Topic(
+        WINDOWS,
+        "timings per fleet and window, keyed by window",
+        models.WINDOW,
+        ("window",),
+        "fleet, size, start and partition",
+        "compact,delete",
+        _REDELIVERY_MS,
+        _HOURLY,
+    ),
+    Topic(
+        SAMPLES,
+        "depth and oldest age per fleet, sampled",
+        models.SAMPLE,
+        ("sample",),
+        "fleet, status and partition",
+        "delete",
+        3 * _DAY_MS,
+    ),
+    Topic(
+        DEAD_LETTERS,
+        "records that could not be handled, with the reason",
+        models.DEAD_LETTER,
+        ("dead_letter",),
+        "the place of the record it is about: topic, partition and offset",
+        "delete",
+        30 * _DAY_MS,
+        {"max.message.bytes": str(MAX_DEAD_LETTER_BYTES)},
+    ),
+)
+
+#: The same by name.
+BY_NAME: Final[Mapping[str, Topic]] = MappingProxyType({topic.name: topic for topic in TOPICS})
+
+
 def catalogue(
     partitions: int = 8,
     replication_factor: int = 1,
@@ -112,7 +218,7 @@ def catalogue(
     app_id: str = "runnerstream",
     tables: Iterable[TableSpec] = TABLES,
 ) -> tuple[TopicSpec, ...]:
-    """Every topic that the program reads or writes, Faust's own included.
+    """How every topic that the program reads or writes is set up, Faust's own included.
 
     Args:
         partitions: of every topic but the leader's; more of them allow more workers.
@@ -124,81 +230,27 @@ def catalogue(
     Raises:
         ValueError: for numbers that contradict each other.
     """
-
-    def topic(
-        name: str,
-        cleanup: Cleanup,
-        retention_ms: int | None,
-        description: str,
-        extra: Mapping[str, str] = MappingProxyType({}),
-        count: int = partitions,
-    ) -> TopicSpec:
-        return TopicSpec(
-            name,
-            count,
-            cleanup,
-            retention_ms,
-            replication_factor,
-            min_insync_replicas,
-            description,
-            extra,
-        )
-
+    copies = (replication_factor, min_insync_replicas)
     # A worker reads the whole changelog before it works. The open segment is never compacted, so
     # it is closed often, and a tenth of outdated records is enough to start compaction.
-    changelog = {"segment.ms": str(10 * _MINUTE_MS), "min.cleanable.dirty.ratio": "0.1"}
-    hourly = {"segment.ms": str(60 * _MINUTE_MS)}
+    often = {"segment.ms": str(10 * _MINUTE_MS), "min.cleanable.dirty.ratio": "0.1"}
     return (
-        topic(
-            WEBHOOKS,
-            "delete",
-            _REDELIVERY_MS,
-            "webhook deliveries as they arrived",
-            {"max.message.bytes": str(MAX_WEBHOOK_BYTES)},
-        ),
-        topic(
-            LIFECYCLE,
-            "delete",
-            _REDELIVERY_MS,
-            "what dispatchers and runner hosts report about jobs",
-        ),
-        topic(
-            JOBS,
-            "delete",
-            _REDELIVERY_MS,
-            "everything known about jobs, and the clock's ticks, keyed by job",
-        ),
-        topic(
-            JOB_STATES,
-            "compact",
-            None,
-            "the latest state of each job, keyed by job",
-            hourly,
-        ),
-        topic(
-            WINDOWS,
-            "compact,delete",
-            _REDELIVERY_MS,
-            "timings per fleet and window, keyed by window",
-            hourly,
-        ),
-        topic(SAMPLES, "delete", 3 * _DAY_MS, "depth and oldest age per fleet, sampled"),
-        topic(
-            DEAD_LETTERS,
-            "delete",
-            30 * _DAY_MS,
-            "records that could not be handled, with the reason",
-            {"max.message.bytes": str(MAX_DEAD_LETTER_BYTES)},
+        *(
+            TopicSpec(
+                topic.name, partitions, topic.cleanup, topic.retention_ms, *copies,
+                topic.description, topic.extra,
+            )
+            for topic in TOPICS
         ),
         *(
-            topic(table.changelog(app_id), "compact", None, table.description, changelog)
+            TopicSpec(
+                table.changelog(app_id), partitions, "compact", None, *copies,
+                table.description, often,
+            )
             for table in tables
         ),
-        topic(
-            f"{app_id}-__assignor-__leader",
-            "delete",
-            _DAY_MS,
+        TopicSpec(
+            f"{app_id}-__assignor-__leader", 1, "delete", _DAY_MS, *copies,
             "whose worker owns this one partition leads",
-            count=1,
         ),
-    )
+    )  # fmt: skip

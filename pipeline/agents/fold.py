@@ -32,7 +32,7 @@ class Fold(Generic[L]):
         spec: FoldSpec[L],
         tables: Mapping[str, Any],
         owned: Callable[[str], Iterable[int]],
-        on_notes: Callable[[list[Note]], None],
+        on_notes: Callable[[list[Note[Any]]], None],
     ) -> None:
         """``tables`` are Faust's by name, ``owned`` tells the owned partitions of a topic."""
         self.spec = spec
@@ -55,7 +55,7 @@ class Fold(Generic[L]):
         partition = batch.tp.partition
         ledger = self._ledger(partition)
         letters: list[Output] = []
-        notes: list[Note] = []
+        notes: list[Note[Any]] = []
         ledger.now = int(time.time() * 1000)
         records = self.spec.records
         for number, record in enumerate(batch.records):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+from pipeline import metrics
 from pipeline.effects import Note, Output
 from pipeline.faust_safe.undecodable import Undecodable
 from topics import dead_letters
@@ -12,7 +14,7 @@ from topics.dead_letters import SourceRecord
 from topics.models import Reason, Unreadable
 
 
-def bury(stage: str, record: SourceRecord, error: Exception) -> tuple[Output, Note]:
+def bury(stage: str, record: SourceRecord, error: Exception) -> tuple[Output, Note[Any]]:
     """The dead letter of a record that ``stage`` cannot handle, and what to count.
 
     A replay writes the same letter at a later time.
@@ -25,4 +27,4 @@ def bury(stage: str, record: SourceRecord, error: Exception) -> tuple[Output, No
         why = Unreadable(Reason.UNEXPECTED, f"{type(error).__name__}: {error}")
     letter = dead_letters.dead_letter(stage, record, why, int(time.time() * 1000))
     output = Output(DEAD_LETTERS, None, letter.id.encode(), dead_letters.letter_bytes(letter))
-    return output, Note("dead_letters", (stage, why.reason.value))
+    return output, Note(metrics.DEAD_LETTERS, (stage, why.reason.value))

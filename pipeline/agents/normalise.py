@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
+from pipeline import metrics
 from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE, StepWrites
 from pipeline.effects import Effects, Note, Output
@@ -37,7 +38,7 @@ class Normalise:
 
     def __init__(
         self,
-        on_notes: Callable[[list[Note]], None],
+        on_notes: Callable[[list[Note[Any]]], None],
         secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
         trust_envelopes: bool = False,
     ) -> None:
@@ -104,7 +105,7 @@ def record_facts(
     record: SourceRecord,
     secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
     trust_envelopes: bool = False,
-) -> tuple[Iterable[Fact], list[Note]]:
+) -> tuple[Iterable[Fact], list[Note[Any]]]:
     """The facts of one ``runners.webhooks`` record, in raw form or an envelope.
 
     Of a provider with ``secrets``, what has its HTTP headers must be signed, byte for byte. An
@@ -125,7 +126,7 @@ def record_facts(
 
 def webhook_facts(
     value: bytes | None, secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS
-) -> tuple[Iterable[Fact], list[Note]]:
+) -> tuple[Iterable[Fact], list[Note[Any]]]:
     """The facts of an envelope; with ``secrets`` it must carry its body's signature."""
     envelope: list[str] = []
     delivery = read(DELIVERY, value, odd=envelope)
@@ -137,31 +138,35 @@ def webhook_facts(
     return _delivery_facts(delivery, envelope)
 
 
-def _delivery_facts(delivery: Delivery, envelope: list[str]) -> tuple[Iterable[Fact], list[Note]]:
+def _delivery_facts(
+    delivery: Delivery, envelope: list[str]
+) -> tuple[Iterable[Fact], list[Note[Any]]]:
     said = provider_of(delivery.kind).facts(delivery)
     if said.ignored is not None:
-        return [], [Note("ignored_webhooks", (said.ignored,))]
+        return [], [Note(metrics.IGNORED_WEBHOOKS, (said.ignored,))]
     event = delivery.kind.partition(".")[2]
     lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
-    notes = [Note("webhooks", (event,)), Note("webhook_lag", (), lag)]
-    return said, [*notes, *_odd(said.odd, envelope)]
+    seen = [Note(metrics.WEBHOOKS, (event,)), Note[Any](metrics.WEBHOOK_LAG, (), lag)]
+    return said, [*seen, *_odd(said.odd, envelope)]
 
 
-def lifecycle_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note]]:
+def lifecycle_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note[Any]]]:
     """The facts of one ``runners.lifecycle`` record."""
     envelope: list[str] = []
     event = read(LIFECYCLE, value, odd=envelope)
     kind: LifecycleKind = event.kind
-    notes = [Note("lifecycle_events", (kind.value,)), *_odd({}, envelope)]
+    notes = [Note(metrics.LIFECYCLE_EVENTS, (kind.value,)), *_odd({}, envelope)]
     if lifecycle.is_ahead(event):
-        notes.append(Note("odd_fields", ("occurred_at", "future")))
+        notes.append(Note(metrics.ODD_FIELDS, ("occurred_at", "future")))
     return [lifecycle.lifecycle_fact(event)], notes
 
 
-def _odd(fields: Mapping[tuple[str, str], int], envelope: list[str]) -> list[Note]:
-    notes = [Note("odd_fields", where, float(times)) for where, times in fields.items()]
+def _odd(fields: Mapping[tuple[str, str], int], envelope: list[str]) -> list[Note[Any]]:
+    notes: list[Note[Any]] = [
+        Note(metrics.ODD_FIELDS, where, float(times)) for where, times in fields.items()
+    ]
     if envelope:
-        notes.append(Note("odd_fields", ("envelope", "unusable"), float(len(envelope))))
+        notes.append(Note(metrics.ODD_FIELDS, ("envelope", "unusable"), float(len(envelope))))
     return notes
 
 

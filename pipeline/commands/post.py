@@ -14,9 +14,8 @@ from pipeline.commands.failure import USAGE, Failure
 from pipeline.commands.kafka_producer import producer, signer
 from pipeline.commands.output import say
 from pipeline.providers.sending import Headers, Signer
-from topics.catalogue import LIFECYCLE, WEBHOOKS
-from topics.models import DELIVERY, Delivery, Reason, Unreadable
-from topics.models import LIFECYCLE as LIFECYCLE_EVENT
+from topics.catalogue import BY_NAME, LIFECYCLE, WEBHOOKS
+from topics.models import Delivery, Reason, Unreadable
 from topics.reading import read
 
 
@@ -79,11 +78,10 @@ def _record(value: Any, where: str, to: Signer) -> _Record:
     raw = json.dumps(value).encode()
     delivered = isinstance(value, dict) and value.get("kind") in Delivery.KINDS
     topic = WEBHOOKS if delivered else LIFECYCLE
-    adapter: Any = DELIVERY if delivered else LIFECYCLE_EVENT
     try:
         if not isinstance(value, dict):
             raise Unreadable(Reason.BAD_ENVELOPE, "a record is a JSON object")
-        record: Any = read(adapter, raw)
+        record: Any = read(BY_NAME[topic].adapter, raw)
     except Unreadable as why:
         raise Failure(
             f"{where}: {why.reason.value}: {why.error}", "nothing was posted", USAGE

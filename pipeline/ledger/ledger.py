@@ -27,6 +27,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from pipeline import metrics
 from pipeline.effects import Effects, Output
 from pipeline.jobs import (
     FleetNames,
@@ -183,7 +184,7 @@ class Ledger:
             self._heal()
             ahead = self._known_time(written)
             if ahead is not None and record.occurred_at > ahead + TICK_AHEAD_MS:
-                self._pending.note("refused_ticks", ("future",))
+                self._pending.note(metrics.REFUSED_TICKS, ("future",))
                 return
             self._tick(offset, record.occurred_at)
         elif isinstance(record, RunLink):
@@ -222,7 +223,7 @@ class Ledger:
         if change is None:
             before = self._entries.get(key)
             if before is None and self._retention.too_old(fact, self.clock):
-                self._pending.note("expired_facts")
+                self._pending.note(metrics.EXPIRED_FACTS, ())
                 return
             known = None if before is None else before.job
         else:
@@ -232,13 +233,13 @@ class Ledger:
         if known is not None and job.facts is known.facts:
             # Of a flood it is not known which facts were there before.
             flood = len(known.facts) >= MAX_FACTS
-            self._pending.note("crowded_facts" if flood else "duplicate_facts")
+            self._pending.note(metrics.CROWDED_FACTS if flood else metrics.DUPLICATE_FACTS, ())
             if job is known:
                 return
         if before is not None:
             since = before.since
             if since is not None and fact.occurred_at < since - 1_000:
-                self._pending.note("out_of_order_facts")
+                self._pending.note(metrics.OUT_OF_ORDER_FACTS, ())
         if change is None:
             self._changed[key] = _Change(before, job)
         else:
@@ -290,17 +291,17 @@ class Ledger:
         new = reached & ~known
         note = self._pending.note
         for status in STATUSES_OF[new]:
-            note("transitions", (after.fleet, status))
+            note(metrics.TRANSITIONS, (after.fleet, status))
         if new & COMPLETED:
-            note("completions", (after.fleet, after.conclusion or "unknown"))
+            note(metrics.COMPLETIONS, (after.fleet, after.conclusion or "unknown"))
             self._account_for_gaps(after)
 
     def _account_for_gaps(self, v: View) -> None:
         for family, timing in v.timings.items():
             if timing.missing is not None:
-                self._pending.note("missing_timings", (family, timing.missing))
+                self._pending.note(metrics.MISSING_TIMINGS, (family, timing.missing))
             elif timing.clamped_ms:
-                self._pending.note("clamped_timings", (family,))
+                self._pending.note(metrics.CLAMPED_TIMINGS, (family,))
 
     # -- the clock -----------------------------------------------------------------------------
 
@@ -325,7 +326,7 @@ class Ledger:
         ahead = self._known_time(written)
         if ahead is None or latest <= ahead + FACT_AHEAD_MS:
             return record
-        self._pending.note("future_times")
+        self._pending.note(metrics.FUTURE_TIMES, ())
         return without_after(record, ahead, ahead + FACT_AHEAD_MS)
 
     def _heal(self) -> None:
@@ -335,12 +336,12 @@ class Ledger:
             self.clock = self._near = 0
             self._windows.on_clock()
             self._dirty_clock = True
-            self._pending.note("healed_clocks")
+            self._pending.note(metrics.HEALED_CLOCKS, ())
 
     def _tick(self, offset: int, at: int) -> None:
         if at < self.clock:
             # Repeated by a replay; or from a worker whose clock is behind the one before it.
-            self._pending.note("refused_ticks", ("past",))
+            self._pending.note(metrics.REFUSED_TICKS, ("past",))
         if at <= self.clock:
             return
         self.clock = at
@@ -365,7 +366,7 @@ class Ledger:
             self._entries.forget(key)
             pending.gone[key] = None
             pending.outputs.append(Output(JOB_STATES, self.partition, key.encode(), None))
-            pending.note("expired_jobs", (known.status,))
+            pending.note(metrics.EXPIRED_JOBS, (known.status,))
 
     # -- what is known -------------------------------------------------------------------------
 

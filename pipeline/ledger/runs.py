@@ -6,6 +6,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 
+from pipeline import metrics
 from pipeline.effects import Effects, Output
 from pipeline.jobs import (
     Run,
@@ -67,7 +68,7 @@ class Runs:
         else:
             after = merge_run(before, record)
         if after is before:
-            self._pending.note("duplicate_facts")
+            self._pending.note(metrics.DUPLICATE_FACTS, ())
             return
         for outcome in run_outcomes(before, after):
             self._pending.outputs.append(

@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec.json import Encoder
 
+from pipeline import metrics
 from pipeline.effects import Effects, Note, Output
 from pipeline.ledger.limits import OTHER_FLEET
 from pipeline.ledger.pending import Pending
@@ -124,15 +125,17 @@ class Windows:
         if pane is not None and offset <= pane.fence:
             return  # counted before the crash this is a replay of
         if around is None and self.policy.closes_at(start, SIZES_S[0]) <= clock:
-            self._pending.note("late_samples", (c.name if c.ms is not None else "conclusion",))
+            self._pending.note(
+                metrics.LATE_SAMPLES, (c.name if c.ms is not None else "conclusion",)
+            )
             return
         if around is None:
             around = self._open[pane_key] = self._dirty(pane, pane_key[0], start)
         if c.ms is not None:
             if weight > 0:
-                self._pending.notes.append(Note("timings", (c.name, c.fleet), c.ms / 1000))
+                self._pending.notes.append(Note(metrics.TIMINGS[c.name], (c.fleet,), c.ms / 1000))
             else:
-                self._pending.note("revised_timings", (c.name,))
+                self._pending.note(metrics.REVISED_TIMINGS, (c.name,))
             bin_ = bin_of(c.ms)
             for each in around:
                 each.put(c.name, c.ms, bin_, weight)
@@ -201,7 +204,7 @@ class Windows:
             window = self._wide.pop((fleet, size_s, first), None)
             if window is not None:
                 self._send(window, fleet, size_s, first, True, offset, at)
-                self._pending.note("closed_windows", (str(size_s),))
+                self._pending.note(metrics.CLOSED_WINDOWS, (str(size_s),))
         for fleet, size_s, first in self._dirty_windows:
             window = self._wide.get((fleet, size_s, first))
             if window is not None:

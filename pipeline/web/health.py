@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final, NamedTuple
 
+from pipeline import metrics
 from pipeline.holes import Hole
 from pipeline.web.ports import Readiness
 from pipeline.web.watch import SOURCES, Evidence, Watch
@@ -60,13 +61,13 @@ class Health:
         if doing != self._doing:
             self._doing, self._doing_since = doing, time.monotonic()
         reasons = self._own() + self._seen()
-        metrics, evidence = self._worker.metrics, self.watch.evidence
-        metrics.ready.set(0 if reasons else 1)
-        metrics.tick_lag.set(self.tick_lag())
+        tell, evidence = self._worker.metrics.set, self.watch.evidence
+        tell(metrics.READY, (), 0 if reasons else 1)
+        tell(metrics.TICK_LAG, (), self.tick_lag())
         if evidence is not None:
             lag = evidence.worker.by_topic()
             for topic in SOURCES:
-                metrics.consumer_lag.labels(topic).set(lag.get(topic, 0))
+                tell(metrics.CONSUMER_LAG, (topic,), lag.get(topic, 0))
         return reasons
 
     def tick_lag(self) -> float:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+from pipeline.exporter import Exporter
 from pipeline.holes import Holes
 from pipeline.ledger import Ledger
-from pipeline.metrics import Metrics
 from pipeline.settings import Settings
 
 
@@ -56,7 +56,7 @@ class Readiness(Protocol):
         ...
 
     @property
-    def metrics(self) -> Metrics:
+    def metrics(self) -> Exporter:
         """Where gauges are brought up to date."""
         ...
 

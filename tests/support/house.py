@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from pipeline.exporter import Exporter
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
 from pipeline.local.process import LOOPBACK, free_port
-from pipeline.metrics import Metrics
 from pipeline.settings import Settings
 from pipeline.web.server import Door, GuardedSite, announce, new_runner
 from pipeline.web.views import Views
@@ -31,7 +31,7 @@ def fake_worker(
     ledgers: Mapping[int, Ledger], url: str = "http://house", peers: Mapping[str, Any] | None = None
 ) -> Any:
     """As much of a worker as the views need. ``peers``: partitions by URL of other workers."""
-    metrics = Metrics()
+    metrics = Exporter()
     members = {url: set(ledgers)}
     members |= {peer: set(owned) for peer, owned in (peers or {}).items()}
     count = sum(map(len, members.values()))

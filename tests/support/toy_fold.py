@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import Field, TypeAdapter
 
+from pipeline import metrics
 from pipeline.effects import Effects, Note, Output
 from pipeline.fold_spec import FoldSpec, Lookup
 from pipeline.settings import Settings
@@ -73,7 +74,7 @@ class Meter:
 
     def flush(self) -> Effects:
         """See PartitionLedger."""
-        effects = Effects(notes=[Note("duplicate_facts", (), 0.0)])
+        effects = Effects(notes=[Note(metrics.DUPLICATE_FACTS, (), 0.0)])
         for key in self._dirty:
             value = msgspec.json.encode(self._known[key])
             effects.outputs.append(Output(STATES, self._partition, key.encode(), value))
