@@ -164,14 +164,11 @@ class Worker:
 
     async def _take_over(self, changelogs: Set[Any]) -> None:
         """Become the only writer of the partitions of these changelogs."""
+        logs = self.app.transport.logs
         await asyncio.gather(
             *(
                 self._fenced[fold.stage].take_over(
-                    {
-                        tp.partition
-                        for tp in changelogs
-                        if tp.topic in fold.spec.changelogs(self.settings.app_id)
-                    }
+                    {tp.partition for tp in changelogs if tp.topic in logs[fold.spec.log]}
                 )
                 for fold in self.folds
                 if fold.stage in self._fenced

@@ -58,9 +58,12 @@ def in_order(tables: Sequence[TableSpec]) -> tuple[TableSpec, ...]:
     return tuple(sorted(tables, key=lambda table: table.stage))
 
 
+#: Length of a pane in seconds.
+PANE_S: Final = 60
+
 #: Panes: samples per fleet and minute, for windows of any size.
 WINDOWS_TABLE: Final = TableSpec(
-    "windows", Stage.ABSORBING, "Faust's copy of the windowed tables", window_s=60
+    "windows", Stage.ABSORBING, "Faust's copy of the windowed tables", window_s=PANE_S
 )
 #: Jobs and runs, and the partition's clock.
 JOBS_TABLE: Final = TableSpec("jobs", Stage.KNOWING, "Faust's copy of the table of jobs")

@@ -31,7 +31,8 @@ from faust.tables.recovery import RebalanceAgain, Recovery, ServiceStopped
 from faust.types.tuples import TP
 from mode import Service
 
-from pipeline.faust_safe.store import PartitionedStore, Writes, partitions_of
+from pipeline.effects import Writes
+from pipeline.faust_safe.store import PartitionedStore, partitions_of
 from pipeline.faust_safe.undecodable import Undecodable
 
 log = logging.getLogger(__name__)

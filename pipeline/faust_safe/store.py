@@ -24,14 +24,14 @@ from typing import Any, NamedTuple
 import msgspec
 from faust.stores.base import Store as FaustStore
 
+from pipeline.effects import Writes
+
 try:
     import rocksdict
 except ImportError:  # the extra `rocksdb` is not installed
     rocksdict = None
 
 log = logging.getLogger(__name__)
-
-Writes = list[tuple[bytes, bytes | None]]
 
 #: Per partition database, in bytes. RocksDB's own defaults would want 35 GiB for eight partitions
 #: of two tables.

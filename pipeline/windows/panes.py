@@ -24,9 +24,8 @@ from msgspec.json import Decoder, Encoder, decode, encode
 from pipeline.jobs import View
 from pipeline.windows.sketch import Sketch, bin_of
 from topics.models import VERSION
-from topics.tables import WINDOWS_TABLE
+from topics.tables import PANE_S
 
-PANE_S: Final = WINDOWS_TABLE.window_s or 60
 SIZES_S: Final = (60, 300, 3600)
 
 #: A pane's fleet and its start, Unix milliseconds.
