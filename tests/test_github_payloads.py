@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.providers import canonical_labels, facts, guid_time_ms, lifecycle_fact
-from pipeline.providers.github import _Job
+from pipeline.providers.github_bodies import Job
 from topics.models import (
     JOBS_RECORD,
     Clock,
@@ -447,7 +447,7 @@ scalars = (
     st.sampled_from(sorted(path.stem for path in DATA.glob("*.json"))),
     st.lists(
         st.tuples(
-            st.sampled_from([*_Job.__annotations__, "action", "updated_at", "run_started_at"]),
+            st.sampled_from([*Job.__annotations__, "action", "updated_at", "run_started_at"]),
             scalars
             | st.lists(scalars, max_size=2)
             | st.dictionaries(st.text(), scalars, max_size=2),

@@ -15,7 +15,6 @@ FOLDERS = ("topics", "pipeline", "sinks", "tests", "benchmarks", "docs", "exampl
 MOST_LINES = 600
 #: Files that may be longer, and why.
 LONG_FILES = {
-    "pipeline/providers/github.py": "one provider, one file",
     "tests/test_cli.py": "its tests share a broker, a ClickHouse and a worker",
     "tests/test_ledger.py": "its tests share the machinery of generated histories",
     "tests/test_quirks.py": "a list: one test a quirk, in their order",

@@ -7,7 +7,8 @@ merge in ``pipeline.jobs`` decides.
 
 from __future__ import annotations
 
-from pipeline.providers.github import canonical_labels, facts
+from pipeline.providers.github import facts
+from pipeline.providers.github_bodies import canonical_labels
 from pipeline.providers.lifecycle import lifecycle_fact
 from topics.bridge import guid_time_ms
 

@@ -16,6 +16,9 @@ from topics.models import Delivery, JobFact, Reason, RunFact, RunLink, Unreadabl
 
 Fact = JobFact | RunFact | RunLink
 
+#: How far a time may be ahead of a delivery's arrival before we stop believing it.
+AHEAD_MS: Final = 86_400_000
+
 #: Why a field is odd.
 ODD_REASONS: Final = ("wrong_type", "unusable", "future")
 

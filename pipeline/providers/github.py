@@ -39,24 +39,46 @@ Rules and where they come from (Qn: the quirk list, tested by name in ``tests/te
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET
 from pydantic import ValidationError
 
-from pipeline.providers.base import Fact, Facts, sign_sha256, verify_sha256
+from pipeline.providers.base import AHEAD_MS, Fact, Facts, sign_sha256, verify_sha256
+from pipeline.providers.github_bodies import (
+    BODY,
+    CONCLUSIONS,
+    JOB,
+    REPOSITORY,
+    RUN,
+    WORD_LIMIT,
+    Body,
+    Job,
+    Repository,
+    Run,
+    canonical_labels,
+    identity,
+    inner,
+    is_null,
+    labels_of,
+    login,
+    none_began,
+    number_of,
+    pull_request,
+    runner_id_of,
+    steps_listed,
+    steps_told,
+    text_of,
+    time_of,
+    within,
+)
 from topics.bridge import guid_time_ms
 from topics.keys import github_host, job_key, run_key
 from topics.models import (
-    EARLIEST_MS,
-    LATEST_MS,
-    MAX_STEPS,
     Clock,
     Conclusion,
     Delivery,
@@ -68,18 +90,9 @@ from topics.models import (
     RunFact,
     RunLink,
     RunnerRef,
-    Step,
     Unreadable,
 )
 from topics.reading import mend_surrogates
-
-#: How far a time may be ahead of a delivery's arrival before we stop believing it.
-AHEAD_MS: Final = 86_400_000
-
-_TEXT_LIMIT: Final = 1024
-_WORD_LIMIT: Final = 256
-_STEP_NAME_LIMIT: Final = 128
-_LABEL_LIMIT: Final = 100
 
 Phase = Literal["waiting", "queued", "started", "completed"]
 
@@ -92,7 +105,6 @@ _PHASES: Final[dict[str, Phase]] = {
     "completed": "completed",
 }
 _ACTIONS: Final = frozenset({"queued", "waiting", "in_progress", "completed", "requested"})
-_CONCLUSIONS: Final[dict[str, Conclusion]] = {c.value: c for c in Conclusion}
 #: Conclusions of a job that no runner and no step vouches for and that therefore never ran.
 _NEVER_RAN: Final = frozenset(
     {
@@ -112,83 +124,6 @@ ODD_FIELDS: Final = (
 )  # fmt: skip
 #: What GitHub signs with, lower-case.
 SIGNATURE: Final = "x-hub-signature-256"
-
-
-# The part of the bodies we read, each field as whatever it is. All else is skipped by the parser,
-# unseen.
-
-
-class _Body(Struct, gc=False):
-    action: Any = None
-    workflow_job: Raw = Raw(b"null")
-    workflow_run: Raw = Raw(b"null")
-    repository: Raw = Raw(b"null")
-    sender: Raw = Raw(b"null")
-    #: Only in a ping.
-    zen: Raw = Raw(b"null")
-    hook_id: Raw = Raw(b"null")
-
-
-class _Repository(Struct, gc=False):
-    full_name: Any = None
-    html_url: Any = None
-
-
-class _Account(Struct, gc=False):
-    login: Any = None
-
-
-class _Step(Struct, gc=False):
-    started_at: Any = None
-    number: Any = None
-    name: Any = None
-    conclusion: Any = None
-    completed_at: Any = None
-
-
-class _Job(Struct, gc=False):
-    id: Any = None
-    run_id: Any = None
-    run_attempt: Any = None
-    status: Any = None
-    conclusion: Any = None
-    created_at: Any = None
-    started_at: Any = None
-    completed_at: Any = None
-    name: Any = None
-    workflow_name: Any = None
-    head_branch: Any = None
-    head_sha: Any = None
-    html_url: Any = None
-    labels: Any = None
-    steps: Raw | msgspec.UnsetType = UNSET
-    runner_id: Any = UNSET
-    runner_name: Any = UNSET
-    runner_group_name: Any = None
-
-
-class _Run(Struct, gc=False):
-    id: Any = None
-    run_attempt: Any = None
-    status: Any = None
-    conclusion: Any = None
-    html_url: Any = None
-    run_started_at: Any = None
-    updated_at: Any = None
-    event: Any = None
-    actor: Raw = Raw(b"null")
-    triggering_actor: Raw = Raw(b"null")
-    head_repository: Raw = Raw(b"null")
-    pull_requests: Any = None
-
-
-_BODY: Final = msgspec.json.Decoder(_Body)
-_JOB: Final = msgspec.json.Decoder(_Job)
-_RUN: Final = msgspec.json.Decoder(_Run)
-_REPOSITORY: Final = msgspec.json.Decoder(_Repository)
-_ACCOUNT: Final = msgspec.json.Decoder(_Account)
-_STEPS: Final = msgspec.json.Decoder(list[_Step])
-_ANYTHING: Final = msgspec.json.Decoder()
 
 
 class GitHub:
@@ -258,19 +193,19 @@ def _understand(delivery: Delivery, event: str, headers: Mapping[str, str], payl
     odd: Counter[tuple[str, str]] = Counter()
     try:
         if event == "api_job":
-            job = _JOB.decode(payload)
-            return Facts(_job_facts(delivery, headers, _Body(), job, odd, hook=False), odd)
-        body = _BODY.decode(payload)
+            job = JOB.decode(payload)
+            return Facts(_job_facts(delivery, headers, Body(), job, odd, hook=False), odd)
+        body = BODY.decode(payload)
         if event == "workflow_run":
-            if _null(body.workflow_run):
+            if is_null(body.workflow_run):
                 raise Unreadable(Reason.BAD_PAYLOAD, "workflow_run: is null or missing")
-            run = _inner(_RUN, body.workflow_run, "workflow_run")
+            run = inner(RUN, body.workflow_run, "workflow_run")
             return Facts([_run_fact(delivery, headers, body, run, odd)], odd)
-        if _null(body.workflow_job):
-            if not _null(body.zen) and not _null(body.hook_id):
+        if is_null(body.workflow_job):
+            if not is_null(body.zen) and not is_null(body.hook_id):
                 return Facts(ignored="ping")
             raise Unreadable(Reason.NO_JOB, "workflow_job is null or missing")
-        job = _inner(_JOB, body.workflow_job, "workflow_job")
+        job = inner(JOB, body.workflow_job, "workflow_job")
         return Facts(_job_facts(delivery, headers, body, job, odd, hook=True), odd)
     except ValidationError as error:  # host and id too long for one key, or no host at all
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -282,42 +217,29 @@ def _understand(delivery: Delivery, event: str, headers: Mapping[str, str], payl
         raise Unreadable(Reason.BAD_PAYLOAD, str(error)) from error
 
 
-_EVERY_RUNNER: Final = "self-hosted"
-
-
-def canonical_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """A label set in the form that names a fleet: lower-case, sorted, without ``self-hosted``.
-
-    GitHub matches labels without regard to case and adds ``self-hosted`` to every runner of
-    yours, so neither tells fleets apart. Alone it stays: it is all that the job asks for.
-    """
-    known = {label.strip().lower()[:_WORD_LIMIT] for label in labels} - {""}
-    return tuple(sorted(known - {_EVERY_RUNNER} or known)[:_LABEL_LIMIT])
-
-
 def _job_facts(
     delivery: Delivery,
     headers: Mapping[str, str],
-    body: _Body,
-    job: _Job,
+    body: Body,
+    job: Job,
     odd: Counter[tuple[str, str]],
     *,
     hook: bool,
 ) -> list[Fact]:
     """The facts of a job in a webhook's body, or (``hook`` False) as the API returns it."""
-    number = _identity(job.id)
+    number = identity(job.id)
     if number is None:
         place = "workflow_job.id" if hook else "id"
         raise Unreadable(Reason.BAD_PAYLOAD, f"{place}: a job has a whole number above 0 as id")
     latest = delivery.received_at + AHEAD_MS
 
     def time(value: Any, name: str) -> int | None:
-        return None if value is None else _time(value, name, latest, odd)
+        return None if value is None else time_of(value, name, latest, odd)
 
     def text(value: Any, name: str) -> str:
-        return "" if value is None else _text(value, name, odd)
+        return "" if value is None else text_of(value, name, odd)
 
-    repository = _within(_REPOSITORY, body.repository, "repository", odd) or _Repository()
+    repository = within(REPOSITORY, body.repository, "repository", odd) or Repository()
     url = text(job.html_url, "head")
     host = github_host(delivery.host, headers, (url, repository.html_url))
     action = text(body.action, "status")
@@ -326,11 +248,11 @@ def _job_facts(
     created = time(job.created_at, "created_at")
     begun = time(job.started_at, "started_at")
     ended = time(job.completed_at, "completed_at")
-    listed = _steps(job.steps, odd)
+    listed = steps_listed(job.steps, odd)
     steps = [ms for s in listed or () if (ms := time(s.started_at, "steps")) is not None]
     runner_name = "" if job.runner_name is UNSET else text(job.runner_name, "runner_name").strip()
     unnamed = not runner_name and (job.runner_name is None or isinstance(job.runner_name, str))
-    runner_id, nobody = _runner_id(job.runner_id, odd)
+    runner_id, nobody = runner_id_of(job.runner_id, odd)
     raw_conclusion = text(job.conclusion, "conclusion")
 
     phase = _PHASES.get(status) or _PHASES.get(action)
@@ -338,13 +260,13 @@ def _job_facts(
         phase = "completed"
     conclusion = None
     if phase == "completed":
-        conclusion = _CONCLUSIONS.get(raw_conclusion, Conclusion.UNKNOWN)
+        conclusion = CONCLUSIONS.get(raw_conclusion, Conclusion.UNKNOWN)
 
     started = bool(steps) or phase == "started"
     if conclusion is not None and not started:
         if runner_name or runner_id:
             started = True
-        elif nobody and unnamed and listed is not None and _none_began(listed):
+        elif nobody and unnamed and listed is not None and none_began(listed):
             # The body lists what ran and who ran it, and that is nothing and nobody.
             started = False
         else:
@@ -389,8 +311,8 @@ def _job_facts(
         marks = ((occurred, phase),)
 
     key = job_key("github", host, number)
-    run_id = _number(job.run_id, "run_id", 2**63, odd)
-    attempt = _number(job.run_attempt, "run_attempt", 1_000_001, odd)
+    run_id = number_of(job.run_id, "run_id", 2**63, odd)
+    attempt = number_of(job.run_attempt, "run_attempt", 1_000_001, odd)
     group = text(job.runner_group_name, "runner_name")
     what = action if action in _ACTIONS else "other"
     result: list[Fact] = [
@@ -414,14 +336,14 @@ def _job_facts(
                 branch=text(job.head_branch, "head"),
                 sha=text(job.head_sha, "head"),
                 url=url,
-                labels=canonical_labels(_labels(job.labels, odd)),
+                labels=canonical_labels(labels_of(job.labels, odd)),
                 runner_group=group if started else "",
                 # Who caused this event: mostly who started the run, but it may be an approver.
-                actor=_login(body.sender, "sender", odd),
+                actor=login(body.sender, "sender", odd),
             ),
-            steps=_told_steps(listed, latest, odd) if listed else (),
+            steps=steps_told(listed, latest, odd) if listed else (),
             runner=(
-                RunnerRef(id=runner_id, name=runner_name[:_WORD_LIMIT], group=group[:_WORD_LIMIT])
+                RunnerRef(id=runner_id, name=runner_name[:WORD_LIMIT], group=group[:WORD_LIMIT])
                 if started and (runner_name or runner_id)
                 else None
             ),
@@ -447,25 +369,25 @@ def _job_facts(
 def _run_fact(
     delivery: Delivery,
     headers: Mapping[str, str],
-    body: _Body,
-    run: _Run,
+    body: Body,
+    run: Run,
     odd: Counter[tuple[str, str]],
 ) -> RunFact:
-    number = _identity(run.id)
+    number = identity(run.id)
     if number is None:
         raise Unreadable(
             Reason.BAD_PAYLOAD, "workflow_run.id: a run has a whole number above 0 as id"
         )
     latest = delivery.received_at + AHEAD_MS
-    repository = _inner(_REPOSITORY, body.repository) or _Repository()
+    repository = inner(REPOSITORY, body.repository) or Repository()
     host = github_host(delivery.host, headers, (run.html_url, repository.html_url))
     ended = None
     conclusion = None
     if run.status == "completed" and run.conclusion != "action_required":
         said = run.conclusion if isinstance(run.conclusion, str) else ""
-        conclusion = _CONCLUSIONS.get(said, Conclusion.UNKNOWN)
+        conclusion = CONCLUSIONS.get(said, Conclusion.UNKNOWN)
         # A run has no completion time of its own; its last update is the completion.
-        ended = _time(run.updated_at, "updated_at", latest, odd) or _delivery_ms(delivery)
+        ended = time_of(run.updated_at, "updated_at", latest, odd) or _delivery_ms(delivery)
     return RunFact(
         id=_fact_id(delivery),
         source=delivery.source,
@@ -474,21 +396,20 @@ def _run_fact(
         key=run_key("github", host, number),
         trace=delivery.trace,
         run=ParentRun(
-            attempt=_number(run.run_attempt, "run_attempt", 1_000_001, odd),
-            started_at=_time(run.run_started_at, "started_at", latest, odd),
+            attempt=number_of(run.run_attempt, "run_attempt", 1_000_001, odd),
+            started_at=time_of(run.run_started_at, "started_at", latest, odd),
             completed_at=ended,
             conclusion=conclusion,
         ),
         job=JobAttributes(
             run_id=number,
             # Who re-runs it is not who started it: `actor` is the same in all attempts.
-            actor=_login(run.actor, "actor", odd) or _login(run.triggering_actor, "actor", odd),
-            trigger=_text(run.event, "event", odd),
-            pull_request=_pull_request(run.pull_requests, odd),
-            head_repo=_text(
+            actor=login(run.actor, "actor", odd) or login(run.triggering_actor, "actor", odd),
+            trigger=text_of(run.event, "event", odd),
+            pull_request=pull_request(run.pull_requests, odd),
+            head_repo=text_of(
                 (
-                    _within(_REPOSITORY, run.head_repository, "head_repository", odd)
-                    or _Repository()
+                    within(REPOSITORY, run.head_repository, "head_repository", odd) or Repository()
                 ).full_name,
                 "head_repository",
                 odd,
@@ -507,187 +428,6 @@ def _delivery_ms(delivery: Delivery) -> int:
     if ms is not None and ms <= latest:
         return ms
     return delivery.occurred_at if delivery.occurred_at <= latest else delivery.received_at
-
-
-# --- fields, whatever they are ------------------------------------------------------------------
-
-
-def _null(raw: Raw) -> bool:
-    return memoryview(raw).nbytes == 4 and bytes(raw) == b"null"
-
-
-def _inner(decoder: msgspec.json.Decoder[Any], raw: Raw, needed: str = "") -> Any:
-    """An object inside the body; None when it is none and not needed. Raises Unreadable."""
-    try:
-        return decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        if needed:
-            raise Unreadable(Reason.BAD_PAYLOAD, f"{needed}: {error}") from error
-        return None
-
-
-def _within(
-    decoder: msgspec.json.Decoder[Any], raw: Raw, name: str, odd: Counter[tuple[str, str]]
-) -> Any:
-    """An object inside the body that may be missing: then None."""
-    if _null(raw):
-        return None
-    found = _inner(decoder, raw)
-    if found is None:
-        odd[name, "wrong_type"] += 1
-    return found
-
-
-def _text(value: Any, name: str, odd: Counter[tuple[str, str]]) -> str:
-    if isinstance(value, str):
-        return value[:_TEXT_LIMIT]
-    if value is not None:
-        odd[name, "wrong_type"] += 1
-    return ""
-
-
-def _login(raw: Raw, name: str, odd: Counter[tuple[str, str]]) -> str:
-    """The name of an account. A user who was deleted is null."""
-    account = _within(_ACCOUNT, raw, name, odd)
-    return "" if account is None else _text(account.login, name, odd)
-
-
-def _pull_request(value: Any, odd: Counter[tuple[str, str]]) -> int:
-    """The smallest number of those a run names. GitHub names none for a fork's: then 0."""
-    if not value and (value is None or isinstance(value, list)):
-        return 0
-    known = []
-    if isinstance(value, list):
-        for one in value:
-            number = _identity(one.get("number")) if isinstance(one, dict) else None
-            if number is not None:
-                known.append(number)
-    if not isinstance(value, list) or len(known) < len(value):
-        odd["pull_requests", "unusable"] += 1
-    return min(known, default=0)
-
-
-_DIGITS: Final = re.compile(r"[0-9]{1,18}")
-
-
-def _identity(value: Any) -> int | None:
-    """A number that names something, also when it came as text or with a fraction of 0."""
-    whole = isinstance(value, float) and value.is_integer()
-    if whole or (isinstance(value, str) and _DIGITS.fullmatch(value)):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 < value < 2**63 else None
-
-
-def _number(value: Any, name: str, below: int, odd: Counter[tuple[str, str]]) -> int:
-    """A number that may be missing: then 0."""
-    if value is None or value == 0:
-        return 0
-    known = _identity(value)
-    if known is None or known >= below:
-        odd[name, "unusable"] += 1
-        return 0
-    return known
-
-
-def _runner_id(value: Any, odd: Counter[tuple[str, str]]) -> tuple[int | None, bool]:
-    """The runner's id, and whether the body says that there is none: null, 0 or "" (Q17)."""
-    if value is UNSET:
-        return None, False
-    if value is None or value in (0, "", "0"):
-        return None, True
-    known = _identity(value)
-    if known is None:
-        odd["runner_id", "unusable"] += 1
-    return known, False
-
-
-def _labels(value: Any, odd: Counter[tuple[str, str]]) -> list[str]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        odd["labels", "wrong_type"] += 1
-        return []
-    known = [label for label in value if isinstance(label, str)]
-    if len(known) < len(value):
-        odd["labels", "wrong_type"] += len(value) - len(known)
-    return known
-
-
-def _steps(raw: Raw | msgspec.UnsetType, odd: Counter[tuple[str, str]]) -> list[_Step] | None:
-    """The steps; None when the body does not say."""
-    if raw is UNSET or _null(raw):
-        return None
-    try:
-        return _STEPS.decode(raw)
-    except msgspec.ValidationError:
-        odd["steps", "wrong_type"] += 1
-    found = _ANYTHING.decode(raw)
-    if not isinstance(found, list):
-        return None
-    names = _Step.__struct_fields__
-    return [_Step(*map(step.get, names)) for step in found if isinstance(step, dict)] or None
-
-
-def _told_steps(
-    listed: list[_Step], latest: int, odd: Counter[tuple[str, str]]
-) -> tuple[Step, ...]:
-    """The steps that can be told apart, those with the smallest numbers, in their order."""
-    known: dict[int, Step] = {}
-    for step in listed:
-        number = _identity(step.number)
-        if number is None or number > 1_000_000:
-            if step.number is not None:
-                odd["steps", "unusable"] += 1
-            continue
-        said = _text(step.conclusion, "steps", odd)
-        # An odd start was counted when the job's own times were read: a step counts once.
-        counted: Counter[tuple[str, str]] = Counter()
-        started = _time(step.started_at, "steps", latest, counted)
-        known[number] = Step(
-            number=number,
-            name=_text(step.name, "steps", odd)[:_STEP_NAME_LIMIT],
-            conclusion=_CONCLUSIONS.get(said, Conclusion.UNKNOWN) if said else None,
-            started_at=started,
-            completed_at=_time(step.completed_at, "steps", latest, counted if counted else odd),
-        )
-    return tuple(known[number] for number in sorted(known)[:MAX_STEPS])
-
-
-def _none_began(steps: list[_Step]) -> bool:
-    return all(step.started_at is None for step in steps)
-
-
-def _time(value: Any, name: str, latest: int, odd: Counter[tuple[str, str]]) -> int | None:
-    """Milliseconds since the epoch; None for a missing, zero or impossible time. No zone means
-    UTC; a number is in seconds, or in milliseconds when it is too large for seconds."""
-    if value is None:
-        return None
-    ms: int | None = None
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value)
-            if 2015 <= moment.year <= 2099:
-                moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-                ms = round(moment.timestamp() * 1000)
-            elif moment.year < 2015:
-                return None
-        except (ValueError, OverflowError):
-            value = (
-                int(value) if value.isascii() and value.isdecimal() and len(value) < 15 else None
-            )
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        ms = round(value * 1000 if abs(value) < 20_000_000_000 else value)
-        if ms < EARLIEST_MS:
-            return None
-    if ms is None or ms > LATEST_MS:
-        odd[name, "unusable"] += 1
-        return None
-    if ms > latest:
-        odd[name, "future"] += 1
-        return None
-    return ms if ms >= EARLIEST_MS else None
 
 
 def _fact_id(delivery: Delivery) -> str:

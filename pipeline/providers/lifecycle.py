@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from pipeline.providers.github import AHEAD_MS
+from pipeline.providers.base import AHEAD_MS
 from topics.keys import canonical_host, job_key
 from topics.models import (
     GITHUB_HOST,
