@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hmac
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from prometheus_client import generate_latest
@@ -29,11 +30,15 @@ from topics.keys import job_key
 from topics.models import (
     JOB_STATE,
     JOBS_RECORD,
+    MAX_STEPS,
     Clock,
+    Conclusion,
     Delivery,
+    JobAttributes,
     JobFact,
     Milestone,
     Reason,
+    Step,
     Unreadable,
 )
 from topics.reading import read
@@ -219,3 +224,224 @@ def test_a_provider_that_nobody_registered_is_an_unknown_kind() -> None:
     with pytest.raises(Unreadable) as caught:
         provider_of("gitlab.job")
     assert caught.value.reason is Reason.UNKNOWN_KIND
+
+
+# --- who started a job's run, by what, for which pull request, from where; and the steps ----------
+
+
+ISO, MS = "2026-09-21T14:13:20Z", T0
+LATER, LATER_MS = "2026-09-21T14:13:21.500Z", T0 + 1_500
+ZERO = "0001-01-01T00:00:00Z"
+LONG = "x" * 10_000
+#: The first half of a character, which no encoding has: Python writes it as an escape.
+HALF = "\ud83d"
+RUN: Final[dict[str, Any]] = {
+    "id": 5,
+    "run_attempt": 1,
+    "status": "in_progress",
+    "event": "pull_request",
+    "actor": {"login": "ann"},
+    "triggering_actor": {"login": "bob"},
+    "pull_requests": [{"number": 12}],
+    "head_repository": {"full_name": "ann/app"},
+}
+STEP: Final[dict[str, Any]] = {
+    "number": 1,
+    "name": "Set up job",
+    "status": "completed",
+    "conclusion": "success",
+    "started_at": ISO,
+    "completed_at": LATER,
+}
+
+
+def told_of(event: str, body: dict[str, Any]) -> tuple[Any, Counter[tuple[str, str]]]:
+    """The first fact of a GitHub body, as it arrives on the other side, and what was odd."""
+    said = GitHub().facts(delivery(GitHub(), event, json.dumps(body)))
+    fact = JOBS_RECORD.validate_json(to_bytes(said[0]))
+    assert fact == said[0]
+    assert all(name in GitHub.odd_fields and why in ODD_REASONS for name, why in said.odd)
+    return fact, said.odd
+
+
+def run_of(**changes: Any) -> tuple[JobAttributes, Counter[tuple[str, str]]]:
+    fact, odd = told_of("workflow_run", {"action": "x", "workflow_run": RUN | changes})
+    assert fact.job is not None
+    return fact.job, odd
+
+
+def job_of(steps: Any, **changes: Any) -> tuple[JobFact, Counter[tuple[str, str]]]:
+    job = {"id": 7, "status": "in_progress", "started_at": ISO, "steps": steps}
+    body = {"action": "in_progress", "workflow_job": job, "sender": {"login": "ann"}} | changes
+    return told_of("workflow_job", body)
+
+
+def test_a_github_run_says_who_started_it_by_what_and_from_where() -> None:
+    right = JobAttributes(
+        run_id=5, actor="ann", trigger="pull_request", pull_request=12, head_repo="ann/app"
+    )
+    assert run_of() == (right, {})
+
+
+def test_a_github_job_says_who_caused_its_event_and_leaves_the_rest_to_the_run() -> None:
+    fact, odd = job_of([])
+    assert fact.job == JobAttributes(actor="ann")
+    assert odd == {}
+
+
+@pytest.mark.parametrize("field", ["actor", "trigger", "pull_request", "head_repo"])
+def test_what_a_github_run_leaves_out_is_blank_and_not_odd(field: str) -> None:
+    names = {
+        "actor": ("actor", "triggering_actor"),
+        "trigger": ("event",),
+        "pull_request": ("pull_requests",),
+        "head_repo": ("head_repository",),
+    }[field]
+    blank = JobAttributes.model_fields[field].default
+    for value in (None, *([[]] if field == "pull_request" else [])):
+        said, odd = run_of(**dict.fromkeys(names, value))
+        # A deleted account and a fork that is gone are null; a run of no pull request has [].
+        assert (getattr(said, field), odd) == (blank, {})
+        assert said.model_copy(update={field: getattr(run_of()[0], field)}) == run_of()[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value", "odd"),
+    [
+        # Who re-runs it counts only when nobody is known to have started it.
+        ({"actor": None}, "actor", "bob", None),
+        ({"actor": {}}, "actor", "bob", None),
+        ({"actor": {"login": ""}}, "actor", "bob", None),
+        ({"actor": "ann"}, "actor", "bob", "actor"),
+        ({"actor": {"login": 7}}, "actor", "bob", "actor"),
+        ({"actor": [], "triggering_actor": []}, "actor", "", "actor"),
+        ({"actor": {"login": LONG}}, "actor", LONG[:1024], None),
+        ({"actor": {"login": f"a{HALF}"}}, "actor", "a\ufffd", None),
+        ({"actor": {"login": "dependabot[bot]"}}, "actor", "dependabot[bot]", None),
+        ({"event": 7}, "trigger", "", "event"),
+        ({"event": ["push"]}, "trigger", "", "event"),
+        ({"event": LONG}, "trigger", LONG[:1024], None),
+        # A word that GitHub may add some day.
+        ({"event": "moon_phase"}, "trigger", "moon_phase", None),
+        ({"pull_requests": {"number": 12}}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": {}}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": 0}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": 12}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": "12"}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": [12]}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": [None]}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": [{}]}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": [{"number": 0}]}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": [{"number": -3}]}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": [{"number": True}]}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": [{"number": 2**63}]}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": [{"number": 1.5}]}, "pull_request", 0, "pull_requests"),
+        ({"pull_requests": [{"number": "12"}]}, "pull_request", 12, None),
+        ({"pull_requests": [{"number": 9}, {"number": 3}]}, "pull_request", 3, None),
+        ({"pull_requests": [{"number": 0}, {"number": 3}]}, "pull_request", 3, "pull_requests"),
+        ({"head_repository": {}}, "head_repo", "", None),
+        ({"head_repository": "ann/app"}, "head_repo", "", "head_repository"),
+        ({"head_repository": []}, "head_repo", "", "head_repository"),
+        ({"head_repository": {"full_name": 7}}, "head_repo", "", "head_repository"),
+        ({"head_repository": {"full_name": LONG}}, "head_repo", LONG[:1024], None),
+    ],
+)
+def test_odd_words_of_a_github_run_cost_that_field_alone(
+    changes: dict[str, Any], field: str, value: Any, odd: str | None
+) -> None:
+    said, found = run_of(**changes)
+    assert getattr(said, field) == value
+    assert {name for name, _ in found} == ({odd} if odd else set())
+    # All else is as it was.
+    right, _ = run_of()
+    assert said.model_copy(update={field: getattr(right, field)}) == right
+
+
+@pytest.mark.parametrize("sender", [None, {}, {"login": None}, {"login": 7}, "ann", [], 0])
+def test_an_odd_sender_leaves_a_github_job_without_an_actor(sender: Any) -> None:
+    fact, odd = job_of([STEP], sender=sender)
+    assert fact.job == JobAttributes()
+    assert fact.steps
+    assert (("sender", "wrong_type") in odd) == (sender not in (None, {}, {"login": None}))
+
+
+FIRST = Step(
+    number=1, name="Set up job", conclusion=Conclusion.SUCCESS, started_at=MS, completed_at=LATER_MS
+)
+
+
+@pytest.mark.parametrize(
+    ("listed", "told", "odd"),
+    [
+        ([STEP], (FIRST,), 0),
+        ([], (), 0),
+        (None, (), 0),
+        # By number, and not in the order of the list; numbers may leave some out.
+        (
+            [{"number": 9, "name": "b"}, STEP, {"number": 4, "name": "a"}],
+            (FIRST, Step(number=4, name="a"), Step(number=9, name="b")),
+            0,
+        ),
+        # One that is under way or has not begun.
+        (
+            [STEP | {"conclusion": None, "completed_at": None}],
+            (FIRST.model_copy(update={"conclusion": None, "completed_at": None}),),
+            0,
+        ),
+        # Zero times are missing.
+        (
+            [STEP | {"started_at": ZERO, "completed_at": ZERO}],
+            (FIRST.model_copy(update={"started_at": None, "completed_at": None}),),
+            0,
+        ),
+        # No number: no step of which anything else could be told later.
+        ([{"name": "x", "started_at": ISO}, STEP], (FIRST,), 0),
+        ([STEP | {"number": None}, STEP], (FIRST,), 0),
+        ([STEP | {"number": 0}, STEP | {"number": -1}, STEP], (FIRST,), 2),
+        ([STEP | {"number": "one"}, STEP | {"number": [1]}, STEP], (FIRST,), 2),
+        ([STEP | {"number": 1_000_001}, STEP | {"number": 2**70}, STEP], (FIRST,), 2),
+        ([STEP | {"number": "1"}], (FIRST,), 0),
+        # The same number twice: one step.
+        ([STEP | {"name": "first"}, STEP], (FIRST,), 0),
+        # Names.
+        ([STEP | {"name": LONG}], (FIRST.model_copy(update={"name": LONG[:128]}),), 0),
+        ([STEP | {"name": f"a{HALF}"}], (FIRST.model_copy(update={"name": "a\ufffd"}),), 0),
+        ([STEP | {"name": None}], (FIRST.model_copy(update={"name": ""}),), 0),
+        ([STEP | {"name": {"a": 1}}], (FIRST.model_copy(update={"name": ""}),), 1),
+        # Conclusions.
+        (
+            [STEP | {"conclusion": "exploded"}],
+            (FIRST.model_copy(update={"conclusion": Conclusion.UNKNOWN}),),
+            0,
+        ),
+        ([STEP | {"conclusion": 1}], (FIRST.model_copy(update={"conclusion": None}),), 1),
+        # Times.
+        ([STEP | {"completed_at": "soon"}], (FIRST.model_copy(update={"completed_at": None}),), 1),
+        ([STEP | {"completed_at": True}], (FIRST.model_copy(update={"completed_at": None}),), 1),
+        ([STEP | {"started_at": "soon"}], (FIRST.model_copy(update={"started_at": None}),), 1),
+        (
+            [STEP | {"completed_at": "2090-01-01T00:00:00Z"}],
+            (FIRST.model_copy(update={"completed_at": None}),),
+            1,
+        ),
+        # What is no list of steps.
+        ({"number": 1}, (), 1),
+        ("Set up job", (), 1),
+        (7, (), 1),
+        ([7, None, "x", STEP], (FIRST,), 1),
+        ([[STEP]], (), 1),
+    ],
+)
+def test_steps_of_a_github_job(listed: Any, told: tuple[Step, ...], odd: int) -> None:
+    fact, found = job_of(listed)
+    assert fact.steps == told
+    assert (sum(found.values()), {name for name, _ in found}) == (odd, {"steps"} if odd else set())
+
+
+def test_of_many_steps_of_a_github_job_those_with_the_smallest_numbers_are_told() -> None:
+    listed = [{"number": number, "name": LONG} for number in range(500, 0, -1)]
+    fact, odd = job_of(listed)
+    assert [step.number for step in fact.steps] == list(range(1, MAX_STEPS + 1))
+    assert odd == {}
+    # However many and long they are: a fact and a state stay far below what a broker takes.
+    assert len(to_bytes(fact)) < 100_000

@@ -30,6 +30,8 @@ CONCLUSIONS: Final[dict[str, Conclusion]] = {c.value: c for c in Conclusion}
 
 
 class Body(Struct, gc=False):
+    """A delivery: of its parts only those that are there are read any further."""
+
     action: Any = None
     workflow_job: Raw = Raw(b"null")
     workflow_run: Raw = Raw(b"null")
@@ -41,6 +43,8 @@ class Body(Struct, gc=False):
 
 
 class Repository(Struct, gc=False):
+    """A repository, the one that the delivery is about or the one of the code."""
+
     full_name: Any = None
     html_url: Any = None
 
@@ -50,6 +54,8 @@ class _Account(Struct, gc=False):
 
 
 class ListedStep(Struct, gc=False):
+    """A step as a job lists it."""
+
     started_at: Any = None
     number: Any = None
     name: Any = None
@@ -58,6 +64,8 @@ class ListedStep(Struct, gc=False):
 
 
 class Job(Struct, gc=False):
+    """A ``workflow_job``, in a webhook or from the REST API."""
+
     id: Any = None
     run_id: Any = None
     run_attempt: Any = None
@@ -79,6 +87,8 @@ class Job(Struct, gc=False):
 
 
 class Run(Struct, gc=False):
+    """A ``workflow_run``."""
+
     id: Any = None
     run_attempt: Any = None
     status: Any = None
@@ -116,6 +126,7 @@ def canonical_labels(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def is_null(raw: Raw) -> bool:
+    """Whether a part of the body is missing or null."""
     return memoryview(raw).nbytes == 4 and bytes(raw) == b"null"
 
 
@@ -142,6 +153,7 @@ def within(
 
 
 def text_of(value: Any, name: str, odd: Counter[tuple[str, str]]) -> str:
+    """A text that may be missing: then blank."""
     if isinstance(value, str):
         return value[:_TEXT_LIMIT]
     if value is not None:
@@ -207,6 +219,7 @@ def runner_id_of(value: Any, odd: Counter[tuple[str, str]]) -> tuple[int | None,
 
 
 def labels_of(value: Any, odd: Counter[tuple[str, str]]) -> list[str]:
+    """The labels that are text."""
     if value is None:
         return []
     if not isinstance(value, list):
@@ -261,6 +274,7 @@ def steps_told(
 
 
 def none_began(steps: list[ListedStep]) -> bool:
+    """Whether no step says that it started."""
     return all(step.started_at is None for step in steps)
 
 
