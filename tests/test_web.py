@@ -20,7 +20,7 @@ from tests.support.brokers import Broker, broker
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
 from topics.catalogue import catalogue
-from topics.models import Delivery, LifecycleEvent, LifecycleKind, RunnerRef, job_key
+from topics.models import Delivery, LifecycleEvent, LifecycleKind, RunnerRef, job_key, run_key
 from topics.producer import Producer
 
 #: When the fixture below began, in whole seconds: not when the file was read, which in a long run
@@ -72,7 +72,35 @@ def delivery(number: int, action: str, **changes: Any) -> Delivery:
     )
 
 
-def completed(number: int, queued_s: int, ran_s: int) -> list[Delivery]:
+def workflow_run(number: int, who: str, pull_requests: list[int]) -> Delivery:
+    """A workflow_run delivery of the run of a job: by whom, by what and from where it is."""
+    body = {
+        "action": "in_progress",
+        "workflow_run": {
+            "id": 9_000 + number,
+            "run_attempt": 1,
+            "status": "in_progress",
+            "event": "pull_request" if pull_requests else who,
+            "actor": {"login": who},
+            "pull_requests": [{"number": each} for each in pull_requests],
+            "head_repository": {"full_name": f"{who}/app"},
+        },
+        "repository": {"full_name": "acme/app"},
+    }
+    return Delivery(
+        id=f"run-{number}",
+        kind="github.workflow_run",
+        source="github",
+        occurred_at=NOW,
+        received_at=NOW,
+        key=run_key("github", "github.com", 9_000 + number),
+        payload=json.dumps(body),
+    )
+
+
+def completed(
+    number: int, queued_s: int, ran_s: int, steps: list[dict[str, Any]] | None = None
+) -> list[Delivery]:
     started = NOW - number * 60_000 + queued_s * 1000
     times = {"started_at": iso(started), "runner_name": "r1", "runner_id": 7}
     return [
@@ -84,7 +112,31 @@ def completed(number: int, queued_s: int, ran_s: int) -> list[Delivery]:
             **times,
             completed_at=iso(started + ran_s * 1000),
             conclusion="success",
+            steps=steps or [],
         ),
+    ]
+
+
+def step(number: int, name: str, at: int | None, ran_s: int | None) -> dict[str, Any]:
+    """A step that started ``at``, Unix milliseconds, and ran so long."""
+    ended = None if at is None or ran_s is None else iso(at + ran_s * 1000)
+    return {
+        "number": number,
+        "name": name,
+        "conclusion": None if ended is None else "success",
+        "started_at": None if at is None else iso(at),
+        "completed_at": ended,
+    }
+
+
+def steps_of_52() -> list[dict[str, Any]]:
+    """Told in no order; the last one has no end, and one ended before it began."""
+    began = NOW - 52 * 60_000 + 10_000
+    return [
+        step(3, "Run make test", began + 5_000, 50),
+        step(1, "Set up job", began, 5),
+        step(7, "Odd clocks", began + 55_000, -20),
+        step(9, "Complete job", began + 60_000, None),
     ]
 
 
@@ -107,9 +159,13 @@ def workers(kafka: Broker) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
         with Producer(kafka.bootstrap) as producer:
             for number in range(1, JOBS + 1):
                 producer.post(delivery(number, "queued"))
-            producer.post(delivery(40, "queued", name=EVIL, html_url="javascript:alert(1)"))
+            hostile = {"name": EVIL, "html_url": "javascript:alert(1)"}
+            steps = [step(1, EVIL, None, None), step(2, "x" * 500, None, None)]
+            producer.post(delivery(40, "queued", **hostile, steps=steps))
+            producer.post(workflow_run(40, EVIL, []))
+            producer.post(workflow_run(52, "ann", [77]))
             for number in range(50, 54):
-                for each in completed(number, 10, 60):
+                for each in completed(number, 10, 60, steps_of_52() if number == 52 else None):
                     producer.post(each)
             producer.post(
                 LifecycleEvent(
@@ -138,6 +194,7 @@ def _settled(worker: WorkerProcess) -> bool:
         jobs["matched"] == JOBS + 5
         and sum(job["status"] == "completed" for job in jobs["jobs"]) == 4
         and sum(job["status"] == "claimed" for job in jobs["jobs"]) == 1
+        and sum(bool(job["trigger"]) for job in jobs["jobs"]) == 2
         and all(each["assigned"] for each in group["workers"])
         and len(group["workers"]) == 2
         and not jobs["incomplete"]
@@ -229,6 +286,52 @@ def test_a_job_tells_where_each_time_comes_from(
     assert "not over yet" in page
 
 
+def test_a_job_tells_who_started_it_by_what_and_from_where(
+    workers: tuple[WorkerProcess, WorkerProcess],
+) -> None:
+    said = {"actor": "ann", "trigger": "pull_request", "pull_request": 77, "head_repo": "ann/app"}
+    blank = {"actor": "", "trigger": "", "pull_request": 0, "head_repo": ""}
+    for worker in workers:
+        _, job = worker.get("/jobs/github:github.com:52")
+        _, listed = worker.get("/jobs?state=any&limit=1000")
+        [row] = [each for each in listed["jobs"] if each["key"] == job["key"]]
+        for answer in (job, row):
+            assert {name: answer[name] for name in said} == said
+        _, other = worker.get("/jobs/github:github.com:50")
+        assert {name: other[name] for name in blank} == blank
+        _, page = worker.get("/jobs/github:github.com:52", accept="text/html")
+        assert '<dd><bdi>ann/app</bdi> <span class="soft">a fork</span></dd>' in page
+        assert "<dd>#77</dd>" in page
+        _, page = worker.get("/jobs?actor=ann&state=any", accept="text/html")
+        assert '<td><bdi>ann</bdi> <span class="soft"><bdi>pull_request</bdi></span></td>' in page
+        assert 'name="actor" value="ann"' in page
+
+
+def test_a_job_shows_its_steps_by_number_and_one_without_shows_none(
+    workers: tuple[WorkerProcess, WorkerProcess],
+) -> None:
+    began = NOW - 52 * 60_000 + 10_000
+    for worker in workers:
+        _, job = worker.get("/jobs/github:github.com:52")
+        told = [(s["number"], s["name"], s["conclusion"], s["started_at"]) for s in job["steps"]]
+        assert told == [
+            (1, "Set up job", "success", began),
+            (3, "Run make test", "success", began + 5_000),
+            (7, "Odd clocks", "success", began + 55_000),
+            (9, "Complete job", None, began + 60_000),
+        ]
+        # What is not over, or whose clocks contradict each other, has no duration.
+        assert [s["ms"] for s in job["steps"]] == [5_000, 50_000, None, None]
+        _, page = worker.get("/jobs/github:github.com:52", accept="text/html")
+        names = re.findall(r'<td class="n">(\d+)</td><td><bdi>([^<]*)</bdi></td>', page)
+        assert names == [(str(number), name) for number, name, *_ in told]
+        assert '<td class="n">50.0 s</td>' in page
+        _, other = worker.get("/jobs/github:github.com:50")
+        assert other["steps"] == []
+        _, page = worker.get("/jobs/github:github.com:50", accept="text/html")
+        assert "<h2>Steps</h2>" not in page
+
+
 def test_pages_hold_every_job_once_oldest_first(
     workers: tuple[WorkerProcess, WorkerProcess],
 ) -> None:
@@ -271,6 +374,10 @@ def test_filters(workers: tuple[WorkerProcess, WorkerProcess]) -> None:
     assert listed("repo=ACME/Tools") == list(range(3, 31, 3))
     assert listed("repo=acme/tools&fleet=linux,odd") == [3, 9, 15, 21, 27]
     assert listed("repo=acme/to") == []
+    assert listed("state=any&actor=ann") == listed("state=any&actor=ANN") == [52]
+    assert listed("state=any&trigger=pull_request&repo=acme/app") == [52]
+    assert listed("actor=ann") == listed("state=any&actor=ann&trigger=push") == []
+    assert listed("actor=" + quote(EVIL)) == [40]
     assert listed(f"age={20.5 * 60}&state=queued") == [*range(21, 31), 40]
     assert one.get("/jobs?repo=acme/tools")[1]["matched"] == 10
 
@@ -310,7 +417,11 @@ def test_names_of_strangers_are_text(workers: tuple[WorkerProcess, WorkerProcess
         assert "javascript:" not in page
     _, page = one.get("/jobs/github:github.com:40", accept="text/html")
     assert "<bdi>&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert one.get("/jobs/github:github.com:40")[1]["name"] == EVIL
+    # Who started it, by what, from where, and the first step: each is text and keeps its direction.
+    assert page.count("<bdi>&lt;script&gt;alert(1)&lt;/script&gt;") == 5
+    job = one.get("/jobs/github:github.com:40")[1]
+    assert (job["name"], job["actor"], job["trigger"]) == (EVIL, EVIL, EVIL)
+    assert (job["steps"][0]["name"], len(job["steps"][1]["name"])) == (EVIL, 128)
 
 
 def test_fleets_and_windows_have_the_right_numbers(

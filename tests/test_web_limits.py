@@ -510,7 +510,7 @@ def test_the_accept_header_is_weighed(house: House, accept: str, html: bool) -> 
 
 KNOWN = {
     "/": (),
-    "/jobs": ("state", "fleet", "repo", "age", "limit", "cursor"),
+    "/jobs": ("state", "fleet", "repo", "actor", "trigger", "age", "limit", "cursor"),
     "/jobs/github:github.com:1": (),
     "/fleets": ("span", "limit", "cursor"),
     "/windows": ("size", "fleet", "from", "to", "limit", "cursor"),
@@ -518,13 +518,15 @@ KNOWN = {
     "/healthz": (),
     "/readyz": ("part",),
     "/metrics": (),
-    "/part/jobs": ("partitions", "state", "fleet", "repo", "age", "limit", "cursor"),
+    "/part/jobs": (
+        "partitions", "state", "fleet", "repo", "actor", "trigger", "age", "limit", "cursor",
+    ),
     "/part/job": ("key",),
     "/part/totals": ("partitions",),
     "/part/fleets": ("partitions", "since"),
     "/part/windows": ("partitions", "size", "fleet", "from", "to", "limit", "cursor"),
     "/part/worker": ("partitions",),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", KNOWN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -12,6 +12,9 @@ from pipeline.commands.failure import FAILED, Failure
 from pipeline.commands.output import print_json, print_table, say
 from pipeline.text import duration
 from topics.models import Status
+
+#: What a job's run says of it.
+_OF_THE_RUN: Final = ("actor", "trigger", "pull_request", "head_repo")
 
 
 @click.command()
@@ -24,6 +27,8 @@ from topics.models import Status
 )
 @click.option("--fleet", help="Only this fleet.")
 @click.option("--repo", help="Only this repository (owner/name).")
+@click.option("--actor", help="Only of runs that this one started.")
+@click.option("--trigger", help="Only of runs that this event started: push, pull_request.")
 @click.option("--age", type=Duration(), help="At least this long in their state: 90s, 15m, 2h.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @click.option("--url", help="A worker.  [default: the one of the settings]")
@@ -34,6 +39,8 @@ def jobs(
     states: tuple[str, ...],
     fleet: str | None,
     repo: str | None,
+    actor: str | None,
+    trigger: str | None,
     age: float | None,
     limit: int,
     url: str | None,
@@ -45,7 +52,10 @@ def jobs(
     Exit code 1 when the answer is incomplete, because a worker of the group did not answer.
     """
     base = worker_url(context.settings) if url is None else web_url(url)
-    query: dict[str, Any] = {"state": ",".join(states), "fleet": fleet, "repo": repo, "age": age}
+    query: dict[str, Any] = {
+        "state": ",".join(states), "fleet": fleet, "repo": repo,
+        "actor": actor, "trigger": trigger, "age": age,
+    }  # fmt: skip
     rows: list[dict[str, Any]] = []
     cursor = None
     while True:
@@ -62,7 +72,10 @@ def jobs(
         print_json({**page, "jobs": rows})
     else:
         # The key comes first and is never cut: it is what one copies.
-        columns = ("key", "state", "for", "job", "workflow", "repository", "fleet", "runner")
+        columns = (
+            "key", "state", "for", "job", "workflow", "repository", "fleet", "runner",
+            "actor", "trigger", "pull request", "head repository",
+        )  # fmt: skip
         print_table(
             columns,
             (
@@ -77,10 +90,12 @@ def jobs(
                     row["repo"] or None,
                     row["fleet"],
                     row["runner"] or None,
+                    # A worker of an earlier release says nothing of these.
+                    *(row.get(name) or None for name in _OF_THE_RUN),
                 )
                 for row in rows
             ),
-            right=(2,),
+            right=(2, 10),
             whole=(0, 1, 2),
         )
         more = f" of {page['matched']:,}" if page["matched"] > len(rows) else ""

@@ -132,7 +132,9 @@ class JobViews:
         return {"job": found}
 
 
-_JOB_PARAMETERS: Final = ("state", "fleet", "repo", "age", "limit", "cursor")
+_JOB_PARAMETERS: Final = (
+    "state", "fleet", "repo", "actor", "trigger", "age", "limit", "cursor",
+)  # fmt: skip
 
 
 def _job_query(q: Query) -> JobQuery:
@@ -152,6 +154,8 @@ def _job_query(q: Query) -> JobQuery:
         tuple(s for s in STATUSES if s in states) or LIVE,
         q.text("fleet"),
         q.text("repo"),
+        q.text("actor"),
+        q.text("trigger"),
         q.milliseconds("age"),
         after,
         q.whole("limit", LIMIT, 1, MAX_LIMIT),
@@ -160,6 +164,7 @@ def _job_query(q: Query) -> JobQuery:
 
 def _wire(query: JobQuery) -> dict[str, str]:
     """The query as a peer takes it."""
+    said = {"actor": query.actor, "trigger": query.trigger}
     return {
         "state": ",".join(query.states),
         "fleet": query.fleet or "",
@@ -167,6 +172,8 @@ def _wire(query: JobQuery) -> dict[str, str]:
         "age": f"{query.min_age_ms / 1000:.3f}",
         "cursor": cursor(*query.after) if query.after else "",
         "limit": str(query.limit),
+        # Only when asked for: a peer of an earlier release refuses what it does not know.
+        **{name: text for name, text in said.items() if text},
     }
 
 

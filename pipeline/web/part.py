@@ -22,6 +22,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from pipeline.jobs import Job, View
+from pipeline.jobs.facts import Step
 from pipeline.ledger import LIVE, Known, Ledger
 from pipeline.text import version
 from pipeline.web.ports import Console, JobReader
@@ -96,6 +97,9 @@ class JobQuery:
     fleet: str | None = None
     #: In any case: providers do not tell ``Acme/App`` from ``acme/app``.
     repo: str | None = None
+    #: Who started the run, and the event that did. In any case, too.
+    actor: str | None = None
+    trigger: str | None = None
     #: Least time in the state, ms. A job of which no fact tells since when does not match.
     min_age_ms: int = 0
     #: The order of the last job of the page before: (0 live or 1 completed, time, key). The time
@@ -110,11 +114,15 @@ async def jobs(
     """One page of matching jobs of the given partitions, and how many match in all."""
     now = int(time.time() * 1000)
     states = frozenset(query.states)
-    wanted = None if query.repo is None else query.repo.casefold()
+    wanted = [
+        (f'"{name}":'.encode(), said.casefold())
+        for name in ("repo", "actor", "trigger")
+        if (said := getattr(query, name)) is not None
+    ]
     page: First[Ledger] = First(query.limit + 1)
     matched = unknown_age = looked = 0
     answered = []
-    every = SLICE if wanted is None else SEARCH_SLICE
+    every = SEARCH_SLICE if wanted else SLICE
     for partition in partitions:
         ledger = worker.ledgers.get(partition)
         if ledger is None:
@@ -133,7 +141,7 @@ async def jobs(
                 continue
             if query.min_age_ms and now - (known.since or 0) < query.min_age_ms:
                 continue
-            if wanted is not None and _repo(ledger, key).casefold() != wanted:
+            if wanted and not _says(ledger.stored(key), wanted):
                 continue
             matched += 1
             order = _order(key, known)
@@ -160,24 +168,26 @@ def _order(key: str, known: Known) -> Order:
     return (1, -at, key) if known.status == Status.COMPLETED else (0, at, key)
 
 
-def _repo(ledger: Ledger, key: str) -> str:
+def _says(value: bytes | None, wanted: list[tuple[bytes, str]]) -> bool:
+    """Whether a stored job has these texts, each as ``(b'"name":', text in folded case)``."""
+    return value is not None and all(_text(value, at).casefold() == text for at, text in wanted)
+
+
+def _text(value: bytes, field: bytes) -> str:
     # The stored bytes are searched instead of decoded, which is a hundred times as fast. Quotes
     # inside strings are escaped there, so only the field itself can match.
-    value = ledger.stored(key)
-    if value is None:
-        return ""
-    start = value.find(b'"repo":"')
+    start = value.find(field + b'"')
     if start < 0:
         return ""
-    start += len(b'"repo":')
+    start += len(field)
     end = value.find(b'"', start + 1)
     while value[end - 1] == 0x5C:
         # An escaped quote, or the end behind an escaped backslash, which a name never has.
         end = value.find(b'"', end + 1)
         if end < 0:
             return ""
-    repo: str = msgspec.json.decode(value[start : end + 1])
-    return repo
+    text: str = msgspec.json.decode(value[start : end + 1])
+    return text
 
 
 def _row(job: Job, view: View, now: int) -> dict[str, Any]:
@@ -193,6 +203,10 @@ def _row(job: Job, view: View, now: int) -> dict[str, Any]:
         "workflow": a.workflow,
         "name": a.name,
         "branch": a.branch,
+        "actor": a.actor,
+        "trigger": a.trigger,
+        "pull_request": a.pull_request,
+        "head_repo": a.head_repo,
         "run_id": a.run_id,
         "run_attempt": a.run_attempt,
         "url": a.url,
@@ -256,8 +270,17 @@ def job(worker: JobReader, partition: int, key: str) -> dict[str, Any] | None:
             )
         ],
         "run": None if known.run is None else asdict(known.run),
+        "steps": [asdict(step) | {"ms": _took(step)} for step in known.steps],
         "causes": list(known.causes),
     }
+
+
+def _took(step: Step) -> int | None:
+    """How long a step ran; ``None`` when that is not known, or its times contradict each other."""
+    if step.started_at is None or step.completed_at is None:
+        return None
+    ms = step.completed_at - step.started_at
+    return ms if ms >= 0 else None
 
 
 def _timeline(known: Job, view: View) -> list[dict[str, Any]]:
