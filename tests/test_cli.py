@@ -573,11 +573,17 @@ class Jobs(BaseHTTPRequestHandler):
             "conclusion": "success", "age_ms": 1_000 * n, "name": f"build :x: ({n}) \x1b[31m" * 3,
             "workflow": "a workflow with a long name", "repo": "example-organisation/repository",
             "fleet": "linux,x64,large", "runner": "runner-of-a-long-name",
+            "actor": "octo\x1b[31m\u202ecat", "trigger": "pull_request", "pull_request": 4_711,
+            "head_repo": "octocat/repository",
         }
         for n in range(300)
     ]  # fmt: skip
 
+    #: What was asked last.
+    asked: ClassVar = [""]
+
     def do_GET(self) -> None:
+        self.asked[0] = self.path
         page = {"jobs": self.ROWS, "next": None, "matched": len(self.ROWS), "incomplete": []}
         body = json.dumps(page).encode()
         self.send_response(200)
@@ -631,10 +637,31 @@ def test_what_is_no_terminal_gets_whole_lines(worker_of_jobs: str) -> None:
     result = run("jobs", "--url", worker_of_jobs, "--limit", "300")
     for row in Jobs.ROWS:
         line = next(line for line in result.stdout.splitlines() if line.startswith(row["key"]))
-        for name in ("workflow", "repo", "fleet", "runner"):
-            assert row[name] in line
+        for name in ("workflow", "repo", "fleet", "runner", "trigger", "pull_request", "head_repo"):
+            assert str(row[name]) in line
+        assert "octo\\x1b[31m\\u{202e}cat" in line
         assert ":x:" in line
         assert "\x1b" not in line
+
+
+def test_jobs_are_asked_for_by_who_started_them_and_by_what(worker_of_jobs: str) -> None:
+    run("jobs", "--url", worker_of_jobs, "--actor", "ann&bob", "--trigger", "push")
+    assert "actor=ann%26bob" in Jobs.asked[0]
+    assert "trigger=push" in Jobs.asked[0]
+    run("jobs", "--url", worker_of_jobs)
+    assert "actor" not in Jobs.asked[0]
+
+
+def test_jobs_of_a_worker_that_does_not_know_who_started_them_are_listed(
+    worker_of_jobs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = ("actor", "trigger", "pull_request", "head_repo")
+    [row] = [{name: said for name, said in row.items() if name not in unknown}
+             for row in Jobs.ROWS[:1]]  # fmt: skip
+    monkeypatch.setattr(Jobs, "ROWS", [row])
+    result = run("jobs", "--url", worker_of_jobs)
+    [line] = [line for line in result.stdout.splitlines() if line.startswith(row["key"])]
+    assert line.split()[-4:] == ["–"] * 4
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])

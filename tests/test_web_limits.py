@@ -26,6 +26,7 @@ from pipeline.local.process import LOOPBACK
 from pipeline.web import group as group_module
 from pipeline.web import part, server
 from pipeline.web.group import Gathered, Group
+from pipeline.web.jobs import _wire
 from pipeline.web.pages import verdict
 from pipeline.web.part import JobQuery
 from pipeline.web.server import Door, files_limit, most_connections
@@ -439,6 +440,12 @@ def test_completed_jobs_come_latest_first_behind_the_live_ones(house: House) -> 
             break
         target = f"/jobs?state=any&limit=3&cursor={quote(page['next'])}"
     assert seen == expected
+
+
+def test_a_peer_is_asked_for_an_actor_only_when_somebody_asks() -> None:
+    # One of an earlier release refuses parameters that it does not know.
+    assert not {"actor", "trigger"} & set(_wire(JobQuery()))
+    assert _wire(JobQuery(actor="ann"))["actor"] == "ann"
 
 
 def test_a_repository_is_found_in_any_case(house: House) -> None:
