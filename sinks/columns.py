@@ -29,15 +29,23 @@ class Columns:
     """Columns whose values come from one source. ``names`` is in the order of :meth:`values`."""
 
     def __init__(self, *columns: Column) -> None:
-        plain = [each for each in columns if isinstance(each.of, str)]
-        self._functions: Final = [each.of for each in columns if not isinstance(each.of, str)]
-        made = [each.name for each in columns if not isinstance(each.of, str)]
-        # attrgetter of one name gives no tuple.
-        if len(plain) < 2:
-            raise ValueError(f"a group has two attributes at least: {columns}")
-        self._attributes: Final = attrgetter(*(str(each.of) or each.name for each in plain))
+        names: list[str] = []
+        attributes: list[str] = []
+        computed: list[str] = []
+        functions: list[Callable[[Any], Any]] = []
+        for name, of in columns:
+            if isinstance(of, str):
+                names.append(name)
+                attributes.append(of or name)
+            else:
+                computed.append(name)
+                functions.append(of)
+        if len(attributes) < 2:
+            raise ValueError(f"attrgetter of one name gives no tuple: {columns}")
+        self.names: Final = (*names, *computed)
         self._declared: Final = columns
-        self.names: Final = (*(each.name for each in plain), *made)
+        self._attributes: Final[Callable[[Any], Row]] = attrgetter(*attributes)
+        self._functions: Final = tuple(functions)
 
     def __iter__(self) -> Iterator[Column]:
         """The columns as they were declared, to make a longer group of them."""
@@ -45,8 +53,21 @@ class Columns:
 
     def values(self, source: Any) -> Row:
         """The values of ``names``. Raises AttributeError for a source of another kind."""
-        attributes: Row = self._attributes(source)
-        return (*attributes, *[function(source) for function in self._functions])
+        row = self._attributes(source)
+        if self._functions:
+            return (*row, *[function(source) for function in self._functions])
+        return row
+
+
+class Given:
+    """Columns whose values are given as they are: the source is a tuple of them, in order."""
+
+    def __init__(self, *names: str) -> None:
+        self.names: Final = names
+
+    def values(self, source: Row) -> Row:
+        """The source itself."""
+        return source
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +79,7 @@ class Table:
     """
 
     name: str
-    own: Columns
+    own: Columns | Given
     shared: Columns | None = None
     #: Names of all columns, in the order of the row tuples.
     columns: tuple[str, ...] = field(init=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from sinks.columns import Column, Columns, Row, Table
+from sinks.columns import Column, Columns, Given, Row, Table
 from topics.models import (
     EARLIEST_MS,
     Clock,
@@ -174,39 +174,35 @@ _HISTORY: Final = Columns(
 )
 
 
-class _Transition(NamedTuple):
-    status: str
-    at: int
-    clock: str
-    claim: str = ""
-    cause: str = ""
-    runner: str = ""
-
-
 JOB_TRANSITIONS: Final = Table(
     "job_transitions",
-    Columns(*(Column(name) for name in _Transition._fields)),
+    Given("status", "at", "clock", "claim", "cause", "runner"),
     shared=_HISTORY,
 )
 
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def rows_of(state: JobState, place: int) -> Iterable[tuple[Table, Row]]:
+def rows_of(state: JobState, place: int) -> list[tuple[Table, Row]]:
     """All rows of one state. ``place`` is the version of its row in ``jobs``."""
     job = _source(state, place)
     shared = _JOB.values(job)
-    yield JOBS, JOBS.row(job, shared)
+    made = [(JOBS, JOBS.row(job, shared))]
     if not state.copied:  # a copy happened elsewhere and counts nowhere
         history = _HISTORY.values(job)
-        for transition in _transitions(job):
-            yield JOB_TRANSITIONS, JOB_TRANSITIONS.row(transition, history)
+        made += [(JOB_TRANSITIONS, (*history, *each)) for each in _transitions(job)]
     if state.status is Status.COMPLETED:
-        yield JOB_TIMINGS, JOB_TIMINGS.row(job, shared)
+        made.append((JOB_TIMINGS, JOB_TIMINGS.row(job, shared)))
+    return made
 
 
-def _transitions(job: _Job) -> Iterable[_Transition]:
-    state, runner = job.state, job.runner.name
+def _transitions(job: _Job) -> Iterable[Row]:
+    """The columns of ``job_transitions`` that are its own."""
+
+    def row(
+        status: str, at: int, clock: str, claim: str = "", cause: str = "", runner: str = ""
+    ) -> Row:
+        return status, at, clock, claim, cause, runner
 
     def clock(milestone: Milestone, at: int) -> str:
         for name, said in state.times.get(milestone, {}).items():
@@ -214,26 +210,25 @@ def _transitions(job: _Job) -> Iterable[_Transition]:
                 return name.value
         return ""
 
+    state, observed = job.state, job.runner.name
     if state.waiting_at is not None:
-        yield _Transition("waiting", state.waiting_at, clock(Milestone.WAITING, state.waiting_at))
+        yield row("waiting", state.waiting_at, clock(Milestone.WAITING, state.waiting_at))
     if state.queued_at is not None:
-        yield _Transition("queued", state.queued_at, clock(Milestone.QUEUED, state.queued_at))
+        yield row("queued", state.queued_at, clock(Milestone.QUEUED, state.queued_at))
     for handle, claim in state.claims.items():
         # Claims come from dispatchers and runners only, so theirs is the clock.
         if claim.claimed_at is not None:
-            yield _Transition("claimed", claim.claimed_at, "runner", handle, "", claim.runner)
+            yield row("claimed", claim.claimed_at, "runner", handle, "", claim.runner)
         if claim.minted_at is not None:
-            yield _Transition("starting", claim.minted_at, "runner", handle, "", claim.runner)
+            yield row("starting", claim.minted_at, "runner", handle, "", claim.runner)
         if claim.released_at is not None:
-            yield _Transition(
-                RELEASED, claim.released_at, "runner", handle, claim.reason, claim.runner
-            )
+            yield row(RELEASED, claim.released_at, "runner", handle, claim.reason, claim.runner)
     if state.started_at is not None:
         started = clock(Milestone.STARTED, state.started_at)
-        yield _Transition("running", state.started_at, started, runner=runner)
+        yield row("running", state.started_at, started, runner=observed)
     if state.completed_at is not None:
         completed = clock(Milestone.COMPLETED, state.completed_at)
-        yield _Transition("completed", state.completed_at, completed, "", job.conclusion, runner)
+        yield row("completed", state.completed_at, completed, "", job.conclusion, observed)
 
 
 def row_of_forgotten(key: str, at: int, place: int) -> tuple[Table, Row]:
