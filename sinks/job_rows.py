@@ -21,6 +21,7 @@ from topics.models import (
     ParentRun,
     RunnerRef,
     Status,
+    Step,
     Timing,
 )
 
@@ -87,6 +88,10 @@ ATTRIBUTES: Final = Columns(
     # The group that the runner was seen in, else the one that was asked for.
     Column("runner_group", lambda job: job.runner.group or job.job.runner_group),
     Column("pool", "job.pool"),
+    Column("actor", "job.actor"),
+    Column("trigger", "job.trigger"),
+    Column("pull_request", "job.pull_request"),
+    Column("head_repo", "job.head_repo"),
 )
 
 #: What is said of a job in every table that has a row per job.
@@ -180,6 +185,34 @@ JOB_TRANSITIONS: Final = Table(
     shared=_HISTORY,
 )
 
+
+def _run_ms(step: Step) -> int | None:
+    if step.started_at is None or step.completed_at is None:
+        return None
+    ms = step.completed_at - step.started_at
+    return ms if ms >= 0 else None
+
+
+#: What every step of a job says of the job.
+_OF_STEPS: Final = Columns(
+    *_HISTORY,
+    Column("workflow", "job.workflow"),
+    Column("job_name", "job.name"),
+)
+
+JOB_STEPS: Final = Table(
+    "job_steps",
+    Columns(
+        Column("number"),
+        Column("name"),
+        Column("started_at"),
+        Column("completed_at"),
+        Column("conclusion", lambda step: _word(step.conclusion)),
+        Column("run_ms", _run_ms),
+    ),
+    shared=_OF_STEPS,
+)
+
 # --- rows ---------------------------------------------------------------------------------------
 
 
@@ -191,6 +224,9 @@ def rows_of(state: JobState, place: int) -> list[tuple[Table, Row]]:
     if not state.copied:  # a copy happened elsewhere and counts nowhere
         history = _HISTORY.values(job)
         made += [(JOB_TRANSITIONS, (*history, *each)) for each in _transitions(job)]
+        if state.steps:
+            steps = _OF_STEPS.values(job)
+            made += [(JOB_STEPS, JOB_STEPS.row(step, steps)) for step in state.steps]
     if state.status is Status.COMPLETED:
         made.append((JOB_TIMINGS, JOB_TIMINGS.row(job, shared)))
     return made

@@ -23,7 +23,7 @@ topic                  tables
 =====================  ============================================================
 runners.webhooks       events_raw
 runners.lifecycle      events_raw
-runners.job-states     jobs, job_transitions, and job_timings once completed
+runners.job-states     jobs, job_transitions, job_steps, and job_timings once completed
 runners.windows        windows, window_conclusions
 runners.samples        gauges
 runners.dead-letters   dead_letters
@@ -246,6 +246,7 @@ def _refused_row(
 JOBS: Final = job_rows.JOBS
 JOB_TRANSITIONS: Final = job_rows.JOB_TRANSITIONS
 JOB_TIMINGS: Final = job_rows.JOB_TIMINGS
+JOB_STEPS: Final = job_rows.JOB_STEPS
 
 
 def _job_state(record: SourceRecord) -> Item:
@@ -397,6 +398,7 @@ TABLES: Final = (
     JOBS,
     JOB_TIMINGS,
     JOB_TRANSITIONS,
+    JOB_STEPS,
     DEAD_LETTERS_TABLE,
     GAUGES,
     WINDOWS_TABLE,
@@ -420,7 +422,7 @@ TOPICS: Final = tuple(_READERS)
 MAKES: Final[Mapping[str, tuple[str, ...]]] = {
     WEBHOOKS: (EVENTS_RAW.name,),
     LIFECYCLE_EVENTS: (EVENTS_RAW.name,),
-    JOB_STATES: (JOBS.name, JOB_TIMINGS.name, JOB_TRANSITIONS.name),
+    JOB_STATES: (JOBS.name, JOB_TIMINGS.name, JOB_TRANSITIONS.name, JOB_STEPS.name),
     WINDOWS: (WINDOWS_TABLE.name, WINDOW_CONCLUSIONS.name),
     SAMPLES: (GAUGES.name,),
     DEAD_LETTERS: (DEAD_LETTERS_TABLE.name,),

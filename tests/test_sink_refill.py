@@ -35,6 +35,7 @@ from topics.models import (
     Family,
     Sample,
     Status,
+    Step,
     Window,
     WindowFamily,
 )
@@ -62,7 +63,9 @@ def config(kafka: Broker, server: EmbeddedClickHouse) -> SinkConfig:
     with running(made):
         for number in range(300):
             send(producer, rows.JOB_STATES, job_state("log", number, 1))
-            send(producer, rows.JOB_STATES, job_state("log", number, 2, Status.COMPLETED))
+            ended = job_state("log", number, 2, Status.COMPLETED)
+            steps = tuple(Step(number=each, name=f"step {each}") for each in (1, 2))
+            send(producer, rows.JOB_STATES, ended.model_copy(update={"steps": steps}))
         gone = job_state("log", 7, 1)
         producer.send(rows.JOB_STATES, key=gone.key.encode(), value=None)
         producer.send(rows.JOB_STATES, key=b"x", value=b"{not json")
@@ -83,6 +86,7 @@ def config(kafka: Broker, server: EmbeddedClickHouse) -> SinkConfig:
         producer.flush()
         eventually(lambda: count(made, "jobs", "log") == 299)
         eventually(lambda: all(contents(made).values()))
+        eventually(lambda: count(made, "job_steps", "log") == 600)
     producer.close()
     return made
 
