@@ -472,9 +472,9 @@ def part_tables() -> str:
             days = _TTL.search(text[: text.index("\nCOMMENT ")])
             kept = f"{days.group(1)} days" if days else "for ever"
             rows.append((f"`{name}`", "table", kept, comment.replace("''", "'")))
-    for migration in schema.migrations():
-        for _, name in _VIEW.findall(migration.text):
-            rows.append((f"`{name}`", "view", "", VIEWS_SAID[name]))
+    # A view that a later migration makes again is listed once.
+    made = [name for each in schema.migrations() for _, name in _VIEW.findall(each.text)]
+    rows += [(f"`{name}`", "view", "", VIEWS_SAID[name]) for name in dict.fromkeys(made)]
     return table(("name", "", "kept", "what it holds"), rows)
 
 

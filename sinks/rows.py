@@ -23,7 +23,7 @@ topic                  tables
 =====================  ============================================================
 runners.webhooks       events_raw
 runners.lifecycle      events_raw
-runners.job-states     jobs, job_transitions, and job_timings once completed
+runners.job-states     jobs, job_transitions, job_steps, and job_timings once completed
 runners.windows        windows, window_conclusions
 runners.samples        gauges
 runners.dead-letters   dead_letters
@@ -38,6 +38,8 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import TypeAdapter
 
+from sinks import job_rows
+from sinks.columns import Column, Columns, Row, Table
 from topics import bridge, catalogue
 from topics.dead_letters import SourceRecord
 from topics.models import (
@@ -54,13 +56,12 @@ from topics.models import (
     Family,
     JobState,
     LifecycleEvent,
-    Milestone,
     Reason,
     Sample,
     Status,
-    Timing,
     Unreadable,
     Window,
+    WindowFamily,
 )
 from topics.reading import read
 
@@ -87,16 +88,6 @@ def version(epoch: int, offset: int) -> int:
     if not (0 <= epoch < 1 << _EPOCH_BITS and 0 <= offset < 1 << _OFFSET_BITS):
         raise ValueError(f"no version for epoch {epoch}, offset {offset}")
     return _PLACES | epoch << _OFFSET_BITS | offset
-
-
-class Table(NamedTuple):
-    """A table and the columns that are written, in the order of the row tuples."""
-
-    name: str
-    columns: tuple[str, ...]
-
-
-Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +167,34 @@ def build(
 
 # --- runners.webhooks, runners.lifecycle --------------------------------------------------------
 
+
+class _Event(NamedTuple):
+    """What a row of history is made from."""
+
+    record: SourceRecord
+    id: str
+    kind: str
+    version: int
+    source: str
+    occurred_at: int
+    received_at: int
+    key: str
+    trace: str
+    host: str
+    headers: Mapping[str, str]
+    payload: str | bytes
+    unreadable: str
+
+
 EVENTS_RAW: Final = Table(
     "events_raw",
-    (
-        "topic", "partition", "offset", "id", "kind", "version", "source", "occurred_at",
-        "received_at", "key", "trace", "host", "headers", "payload", "unreadable",
+    Columns(
+        Column("topic", "record.topic"),
+        Column("partition", "record.partition"),
+        Column("offset", "record.offset"),
+        *(Column(name) for name in _Event._fields if name != "record"),
     ),
-)  # fmt: skip
+)
 
 
 def _raw(adapter: TypeAdapter[Any]) -> Callable[[SourceRecord], Item]:
@@ -210,14 +222,11 @@ def _event_row(
     else:
         headers = {}
         payload = record.value or b""
-    yield (
-        EVENTS_RAW,
-        (
-            record.topic, record.partition, record.offset, event.id, str(event.kind),
-            event.version, event.source, event.occurred_at, event.received_at, event.key,
-            event.trace or "", event.host, headers, payload, "",
-        ),
+    told = _Event(
+        record, event.id, str(event.kind), event.version, event.source, event.occurred_at,
+        event.received_at, event.key, event.trace or "", event.host, headers, payload, "",
     )  # fmt: skip
+    yield EVENTS_RAW, EVENTS_RAW.row(told)
 
 
 def _refused_row(
@@ -225,60 +234,19 @@ def _refused_row(
 ) -> Iterable[tuple[Table, Row]]:
     # The envelope is unknown, so the broker's time stands in for both clocks.
     at = record.timestamp if EARLIEST_MS <= record.timestamp <= LATEST_MS else EARLIEST_MS
-    yield (
-        EVENTS_RAW,
-        (
-            record.topic, record.partition, record.offset,
-            f"{record.topic}:{record.partition}:{record.offset}", "", 0, "", at, at,
-            _text(record.key), "", "", {}, record.value or b"", refused.reason.value,
-        ),
+    told = _Event(
+        record, f"{record.topic}:{record.partition}:{record.offset}", "", 0, "", at, at,
+        _text(record.key), "", "", {}, record.value or b"", refused.reason.value,
     )  # fmt: skip
+    yield EVENTS_RAW, EVENTS_RAW.row(told)
 
 
 # --- runners.job-states -------------------------------------------------------------------------
 
-JOBS: Final = Table(
-    "jobs",
-    (
-        "key", "rev", "facts", "deleted", "occurred_at", "received_at", "provider", "host",
-        "job_id", "status", "since", "fleet", "conclusion", "run_id", "run_attempt", "repo",
-        "workflow", "name", "branch", "sha", "url", "labels", "pool", "runner_id", "runner_name",
-        "runner_group", "waiting_at", "queued_at", "claimed_at", "minted_at", "started_at",
-        "completed_at", "gated_ms", "abandoned_ms", "copied", "queue_ms", "claim_to_start_ms",
-        "run_ms", "total_ms", "claims", "run_started_at", "run_completed_at", "run_conclusion",
-        "causes",
-    ),
-)  # fmt: skip
-
-JOB_TRANSITIONS: Final = Table(
-    "job_transitions",
-    (
-        "key", "status", "claim", "rev", "at", "clock", "cause", "runner", "fleet", "repo",
-        "received_at",
-    ),
-)  # fmt: skip
-
-JOB_TIMINGS: Final = Table(
-    "job_timings",
-    (
-        "key", "rev", "occurred_at", "received_at", "provider", "host", "job_id", "fleet",
-        "conclusion", "run_id", "run_attempt", "repo", "workflow", "name", "branch", "labels",
-        "runner_name", "runner_group", "copied", "claims", "queued_at", "claimed_at",
-        "started_at", "completed_at", "gated_ms", "abandoned_ms",
-        *(
-            f"{family.value}_{part}"
-            for family in (Family.QUEUE, Family.CLAIM_TO_START, Family.RUN, Family.TOTAL)
-            for part in ("ms", "missing", "start_clock", "end_clock", "clamped_ms")
-        ),
-    ),
-)  # fmt: skip
-
-#: Stands in for a timing that the record does not mention.
-_NO_TIMING: Final = Timing(missing="not_reported")
-
-#: What the end of a claim is called among the transitions. It is no status: where the job falls
-#: back to follows from its other facts.
-RELEASED: Final = "released"
+JOBS: Final = job_rows.JOBS
+JOB_TRANSITIONS: Final = job_rows.JOB_TRANSITIONS
+JOB_TIMINGS: Final = job_rows.JOB_TIMINGS
+JOB_STEPS: Final = job_rows.JOB_STEPS
 
 
 def _job_state(record: SourceRecord) -> Item:
@@ -301,133 +269,68 @@ def _job_state(record: SourceRecord) -> Item:
 
 
 def _job_rows(state: JobState, record: SourceRecord, epoch: int) -> Iterable[tuple[Table, Row]]:
-    job, run = state.job, state.run
-    runner_name = state.runner.name if state.runner else ""
-    runner_group = (state.runner.group if state.runner else "") or job.runner_group
-    conclusion = state.conclusion.value if state.conclusion else ""
-    timings = state.timings
-    queue = timings.get(Family.QUEUE, _NO_TIMING)
-    claim_to_start = timings.get(Family.CLAIM_TO_START, _NO_TIMING)
-    run_time = timings.get(Family.RUN, _NO_TIMING)
-    total = timings.get(Family.TOTAL, _NO_TIMING)
-    yield (
-        JOBS,
-        (
-            state.key, version(epoch, record.offset), state.rev, 0, state.occurred_at,
-            state.received_at, state.provider, state.host, state.job_id, state.status.value,
-            state.since, state.fleet, conclusion,
-            job.run_id, job.run_attempt, job.repo, job.workflow, job.name, job.branch, job.sha,
-            job.url, job.labels, job.pool, state.runner.id if state.runner else None,
-            runner_name, runner_group, state.waiting_at, state.queued_at, state.claimed_at,
-            state.minted_at, state.started_at, state.completed_at, state.gated_ms,
-            state.abandoned_ms, state.copied, queue.ms, claim_to_start.ms, run_time.ms, total.ms,
-            tuple(state.claims), run.started_at if run else None,
-            run.completed_at if run else None,
-            run.conclusion.value if run and run.conclusion else "", state.causes,
-        ),
-    )  # fmt: skip
-    if not state.copied:  # a copy happened elsewhere and counts nowhere
-        yield from _transitions(state, conclusion, runner_name)
-    if state.status is Status.COMPLETED:
-        yield (
-            JOB_TIMINGS,
-            (
-                state.key, state.rev, state.occurred_at, state.received_at, state.provider,
-                state.host, state.job_id, state.fleet, conclusion, job.run_id, job.run_attempt,
-                job.repo, job.workflow, job.name, job.branch, job.labels, runner_name,
-                runner_group, state.copied, len(state.claims), state.queued_at, state.claimed_at,
-                state.started_at, state.completed_at, state.gated_ms, state.abandoned_ms,
-                *_timing(queue), *_timing(claim_to_start), *_timing(run_time), *_timing(total),
-            ),
-        )  # fmt: skip
-
-
-def _timing(timing: Timing) -> Row:
-    return (
-        timing.ms,
-        "" if timing.ms is not None else (timing.missing or "unknown"),
-        timing.start_clock.value if timing.start_clock else "",
-        timing.end_clock.value if timing.end_clock else "",
-        timing.clamped_ms,
-    )
-
-
-def _transitions(state: JobState, conclusion: str, runner_name: str) -> Iterable[tuple[Table, Row]]:
-    def row(
-        status: str, at: int, clock: str, claim: str = "", cause: str = "", runner: str = ""
-    ) -> tuple[Table, Row]:
-        return JOB_TRANSITIONS, (
-            state.key, status, claim, state.rev, at, clock, cause, runner, state.fleet,
-            state.job.repo, state.received_at,
-        )  # fmt: skip
-
-    def clock(milestone: Milestone, at: int) -> str:
-        for name, said in state.times.get(milestone, {}).items():
-            if said == at:
-                return name.value
-        return ""
-
-    if state.waiting_at is not None:
-        yield row("waiting", state.waiting_at, clock(Milestone.WAITING, state.waiting_at))
-    if state.queued_at is not None:
-        yield row("queued", state.queued_at, clock(Milestone.QUEUED, state.queued_at))
-    for handle, claim in state.claims.items():
-        # Claims come from dispatchers and runners only, so theirs is the clock.
-        if claim.claimed_at is not None:
-            yield row("claimed", claim.claimed_at, "runner", handle, "", claim.runner)
-        if claim.minted_at is not None:
-            yield row("starting", claim.minted_at, "runner", handle, "", claim.runner)
-        if claim.released_at is not None:
-            yield row(RELEASED, claim.released_at, "runner", handle, claim.reason, claim.runner)
-    if state.started_at is not None:
-        started = clock(Milestone.STARTED, state.started_at)
-        yield row("running", state.started_at, started, runner=runner_name)
-    if state.completed_at is not None:
-        completed = clock(Milestone.COMPLETED, state.completed_at)
-        yield row("completed", state.completed_at, completed, "", conclusion, runner_name)
+    return job_rows.rows_of(state, version(epoch, record.offset))
 
 
 def _gone_rows(key: str, record: SourceRecord, epoch: int) -> Iterable[tuple[Table, Row]]:
     # The broker's time of the tombstone is later than that of any state before it, so the TTL
     # removes the tombstone last and no older version comes back to life.
     at = record.timestamp if EARLIEST_MS <= record.timestamp <= LATEST_MS else LATEST_MS
-    blank: dict[str, Any] = {"key": key, "rev": version(epoch, record.offset), "deleted": 1}
-    blank |= {"occurred_at": at, "received_at": at}
-    yield JOBS, tuple(blank.get(column, _BLANK.get(column, "")) for column in JOBS.columns)
-
-
-#: Values of a deleted job's columns that are not text.
-_BLANK: Final[Mapping[str, Any]] = {
-    **dict.fromkeys(("facts", "run_id", "run_attempt", "gated_ms", "copied"), 0),
-    **dict.fromkeys(("labels", "claims", "causes"), ()),
-    **dict.fromkeys(
-        (
-            "since", "runner_id", "waiting_at", "queued_at", "claimed_at", "minted_at",
-            "started_at", "completed_at", "abandoned_ms", "queue_ms", "claim_to_start_ms",
-            "run_ms", "total_ms", "run_started_at", "run_completed_at",
-        )
-    ),
-}  # fmt: skip
+    yield job_rows.row_of_forgotten(key, at, version(epoch, record.offset))
 
 
 # --- runners.windows, runners.samples -----------------------------------------------------------
 
+#: What every row of a window says.
+_WINDOW: Final = Columns(
+    Column("fleet"),
+    Column("size_s"),
+    Column("start"),
+    Column("partition"),
+    Column("rev"),
+    Column("closed"),
+)
+
+
+class _Family(NamedTuple):
+    window: Window
+    family: Family
+    of: WindowFamily
+
+
 WINDOWS_TABLE: Final = Table(
     "windows",
-    (
-        "fleet", "size_s", "start", "partition", "family", "rev", "closed", "occurred_at",
-        "count", "sum_ms", "max_ms", "zeros", "bins",
+    Columns(
+        Column("family", "family.value"),
+        Column("occurred_at", "window.occurred_at"),
+        Column("count", "of.count"),
+        Column("sum_ms", "of.sum_ms"),
+        Column("max_ms", "of.max_ms"),
+        Column("zeros", "of.zeros"),
+        Column("bins", "of.bins"),
     ),
-)  # fmt: skip
+    shared=_WINDOW,
+)
 
 WINDOW_CONCLUSIONS: Final = Table(
     "window_conclusions",
-    ("fleet", "size_s", "start", "partition", "rev", "closed", "conclusions"),
+    Columns(
+        *_WINDOW,
+        Column("conclusions", lambda told: {k.value: n for k, n in told.conclusions.items()}),
+    ),
 )
 
 GAUGES: Final = Table(
     "gauges",
-    ("fleet", "status", "occurred_at", "partition", "received_at", "count", "oldest_ms"),
+    Columns(
+        Column("fleet"),
+        Column("status", "status.value"),
+        Column("occurred_at"),
+        Column("partition"),
+        Column("received_at"),
+        Column("count"),
+        Column("oldest_ms"),
+    ),
 )
 
 
@@ -438,24 +341,11 @@ def _window(record: SourceRecord) -> Item:
 
 
 def _window_rows(window: Window, record: SourceRecord, epoch: int) -> Iterable[tuple[Table, Row]]:
+    shared = _WINDOW.values(window)
     for family, value in window.families.items():
-        yield (
-            WINDOWS_TABLE,
-            (
-                window.fleet, window.size_s, window.start, window.partition, family.value,
-                window.rev, window.closed, window.occurred_at, value.count, value.sum_ms,
-                value.max_ms, value.zeros, value.bins,
-            ),
-        )  # fmt: skip
+        yield WINDOWS_TABLE, WINDOWS_TABLE.row(_Family(window, family, value), shared)
     if window.conclusions:
-        conclusions = {name.value: number for name, number in window.conclusions.items()}
-        yield (
-            WINDOW_CONCLUSIONS,
-            (
-                window.fleet, window.size_s, window.start, window.partition, window.rev,
-                window.closed, conclusions,
-            ),
-        )  # fmt: skip
+        yield WINDOW_CONCLUSIONS, WINDOW_CONCLUSIONS.row(window)
 
 
 def _sample(record: SourceRecord) -> Item:
@@ -463,25 +353,31 @@ def _sample(record: SourceRecord) -> Item:
 
 
 def _sample_rows(sample: Sample, record: SourceRecord, epoch: int) -> Iterable[tuple[Table, Row]]:
-    yield (
-        GAUGES,
-        (
-            sample.fleet, sample.status.value, sample.occurred_at, sample.partition,
-            sample.received_at, sample.count, sample.oldest_ms,
-        ),
-    )  # fmt: skip
+    yield GAUGES, GAUGES.row(sample)
 
 
 # --- runners.dead-letters -----------------------------------------------------------------------
 
 DEAD_LETTERS_TABLE: Final = Table(
     "dead_letters",
-    (
-        "topic", "partition", "offset", "id", "source", "stage", "reason", "error",
-        "occurred_at", "received_at", "key", "trace", "record_key", "record_value",
-        "record_headers",
+    Columns(
+        Column("topic"),
+        Column("partition"),
+        Column("offset"),
+        Column("id"),
+        Column("source"),
+        Column("stage"),
+        Column("reason", "reason.value"),
+        Column("error"),
+        Column("occurred_at"),
+        Column("received_at"),
+        Column("key"),
+        Column("trace", lambda letter: letter.trace or ""),
+        Column("record_key", lambda letter: letter.record_key or b""),
+        Column("record_value", lambda letter: letter.record_value or b""),
+        Column("record_headers"),
     ),
-)  # fmt: skip
+)
 
 
 def _letter(record: SourceRecord) -> Item:
@@ -491,15 +387,7 @@ def _letter(record: SourceRecord) -> Item:
 def _letter_rows(
     letter: DeadLetter, record: SourceRecord, epoch: int
 ) -> Iterable[tuple[Table, Row]]:
-    yield (
-        DEAD_LETTERS_TABLE,
-        (
-            letter.topic, letter.partition, letter.offset, letter.id, letter.source, letter.stage,
-            letter.reason.value, letter.error, letter.occurred_at, letter.received_at, letter.key,
-            letter.trace or "", letter.record_key or b"", letter.record_value or b"",
-            letter.record_headers,
-        ),
-    )  # fmt: skip
+    yield DEAD_LETTERS_TABLE, DEAD_LETTERS_TABLE.row(letter)
 
 
 # --- catalogue ----------------------------------------------------------------------------------
@@ -510,6 +398,7 @@ TABLES: Final = (
     JOBS,
     JOB_TIMINGS,
     JOB_TRANSITIONS,
+    JOB_STEPS,
     DEAD_LETTERS_TABLE,
     GAUGES,
     WINDOWS_TABLE,
@@ -533,7 +422,7 @@ TOPICS: Final = tuple(_READERS)
 MAKES: Final[Mapping[str, tuple[str, ...]]] = {
     WEBHOOKS: (EVENTS_RAW.name,),
     LIFECYCLE_EVENTS: (EVENTS_RAW.name,),
-    JOB_STATES: (JOBS.name, JOB_TIMINGS.name, JOB_TRANSITIONS.name),
+    JOB_STATES: (JOBS.name, JOB_TIMINGS.name, JOB_TRANSITIONS.name, JOB_STEPS.name),
     WINDOWS: (WINDOWS_TABLE.name, WINDOW_CONCLUSIONS.name),
     SAMPLES: (GAUGES.name,),
     DEAD_LETTERS: (DEAD_LETTERS_TABLE.name,),

@@ -37,8 +37,9 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import Error, ServerException, TypeMismatchError
 
 from sinks import schema
+from sinks.columns import Row
 from sinks.metrics import RetryReason, SinkMetrics
-from sinks.rows import Row, TableRows
+from sinks.rows import TableRows
 from sinks.schema import database_of, with_database
 from topics.dead_letters import SourceRecord
 from topics.models import Reason, Unreadable
@@ -275,7 +276,7 @@ class Writer:
     def _insert(self, table_rows: TableRows, low: int, high: int, token: str) -> str | None:
         """Insert a part, trying until ClickHouse answers. None is success, else what is wrong
         with the data. Raises _NoRoom when it is too large for the server and can be cut."""
-        name, columns = table_rows.table
+        name, columns = table_rows.table.name, table_rows.table.columns
         rows: Sequence[Row] = table_rows.rows
         data = list(zip(*(rows if high - low == len(rows) else rows[low:high]), strict=True))
         statement = f"INSERT INTO {name} ({', '.join(f'`{column}`' for column in columns)}) VALUES"

@@ -33,8 +33,10 @@ from topics.models import (
     Conclusion,
     Delivery,
     Family,
+    JobAttributes,
     Sample,
     Status,
+    Step,
     Window,
     WindowFamily,
 )
@@ -62,7 +64,10 @@ def config(kafka: Broker, server: EmbeddedClickHouse) -> SinkConfig:
     with running(made):
         for number in range(300):
             send(producer, rows.JOB_STATES, job_state("log", number, 1))
-            send(producer, rows.JOB_STATES, job_state("log", number, 2, Status.COMPLETED))
+            ended = job_state("log", number, 2, Status.COMPLETED)
+            steps = tuple(Step(number=each, name=f"step {each}") for each in (1, 2))
+            told = {"steps": steps, "job": JobAttributes(actor="ada", pull_request=number)}
+            send(producer, rows.JOB_STATES, ended.model_copy(update=told))
         gone = job_state("log", 7, 1)
         producer.send(rows.JOB_STATES, key=gone.key.encode(), value=None)
         producer.send(rows.JOB_STATES, key=b"x", value=b"{not json")
@@ -83,16 +88,19 @@ def config(kafka: Broker, server: EmbeddedClickHouse) -> SinkConfig:
         producer.flush()
         eventually(lambda: count(made, "jobs", "log") == 299)
         eventually(lambda: all(contents(made).values()))
+        eventually(lambda: count(made, "job_steps", "log") == 600)
     producer.close()
     return made
 
 
 def contents(config: SinkConfig) -> dict[str, list[Any]]:
-    """Every table whole."""
-    return {
-        table.name: sorted(query(config, f"SELECT * FROM {table.name} FINAL"), key=repr)
-        for table in rows.TABLES
-    }
+    """Every table whole, whatever the order of its columns."""
+
+    def whole(table: rows.Table) -> list[Any]:
+        listed = ", ".join(f"`{column}`" for column in table.columns)
+        return sorted(query(config, f"SELECT {listed} FROM {table.name} FINAL"), key=repr)
+
+    return {table.name: whole(table) for table in rows.TABLES}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +117,19 @@ def test_a_dropped_table_is_filled_from_the_log(config: SinkConfig, dropped: lis
         assert contents(config) == before
         assert all(done.rows[name] > 0 for name in dropped)
         assert set(done.rows) == set(dropped)
+
+
+def test_columns_that_came_later_are_filled_in_from_the_log(config: SinkConfig) -> None:
+    """The rows are there already, of the same version and without the columns."""
+    before = contents(config)
+    for table in ("jobs", "job_timings"):
+        query(config, f"ALTER TABLE {table} DROP COLUMN actor, DROP COLUMN pull_request")
+    schema.apply(config.clickhouse_url)
+    known = "SELECT count(), countIf(actor = 'ada'), max(pull_request) FROM jobs FINAL"
+    assert query(config, known) == [(299, 0, 0)]
+    refill(config.kafka, config.clickhouse_url, ["jobs", "job_timings"])
+    assert query(config, known) == [(299, 299, 299)]
+    assert contents(config) == before
 
 
 @pytest.mark.slow

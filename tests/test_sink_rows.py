@@ -27,6 +27,7 @@ from topics.models import (
     RunnerRef,
     Sample,
     Status,
+    Step,
     Timing,
     Unreadable,
     Window,
@@ -74,7 +75,11 @@ COMPLETED: dict[str, Any] = {
     "status": Status.COMPLETED,
     "since": T0 + 9_000,
     "conclusion": Conclusion.FAILURE,
-    "job": JobAttributes(run_id=7, repo="acme/app", name="build", labels=("linux", "x64")),
+    "job": JobAttributes(
+        run_id=7, run_attempt=2, repo="acme/app", workflow="ci", name="build", branch="main",
+        sha="abc", url="https://x", labels=("linux", "x64"), runner_group="asked", pool="p",
+        actor="ada", trigger="pull_request", pull_request=12, head_repo="fork/app",
+    ),
     "runner": RunnerRef(id=5, name="vm-5", group="big"),
     "claimed_at": T0 + 1_000,
     "minted_at": T0 + 1_500,
@@ -89,8 +94,16 @@ COMPLETED: dict[str, Any] = {
         "lease-1": ClaimState(claimed_at=T0 + 500, released_at=T0 + 900, reason="dispatch_failed"),
         "lease-2": ClaimState(claimed_at=T0 + 1_000, minted_at=T0 + 1_500, runner="vm-5"),
     },
+    "steps": (
+        Step(number=1, name="Set up job", conclusion=Conclusion.SUCCESS, started_at=T0 + 2_000,
+             completed_at=T0 + 3_000),
+        Step(number=3, name="test", conclusion=Conclusion.FAILURE, started_at=T0 + 3_000,
+             completed_at=T0 + 3_000),
+        Step(number=4, name="report", started_at=T0 + 4_000),
+        Step(number=9, name="crossed", started_at=T0 + 4_000, completed_at=T0 + 3_000),
+    ),
     "causes": ("workflow_job.completed",),
-}
+}  # fmt: skip
 
 
 def built(*records: FakeRecord) -> dict[str, list[dict[str, Any]]]:
@@ -164,7 +177,7 @@ def test_a_newer_version_is_refused() -> None:
 
 def test_a_completed_job_in_all_its_tables() -> None:
     tables = built(on(rows.JOB_STATES, job_state(rev=6, **COMPLETED)))
-    assert set(tables) == {"jobs", "job_timings", "job_transitions"}
+    assert set(tables) == {"jobs", "job_timings", "job_transitions", "job_steps"}
     (job,) = tables["jobs"]
     assert (job["facts"], job["deleted"], job["status"]) == (6, 0, "completed")
     assert job["rev"] == rows.version(1, 0)
@@ -199,11 +212,68 @@ def test_a_completed_job_in_all_its_tables() -> None:
     assert {row["rev"] for row in steps.values()} == {6}
 
 
+@pytest.mark.parametrize("name", list(JobAttributes.model_fields))
+def test_every_attribute_of_a_job_is_a_column_of_jobs_and_job_timings(name: str) -> None:
+    """One more field of the contract is one more column here."""
+    told = getattr(COMPLETED["job"], name)
+    assert told, f"COMPLETED should say something of {name}"
+    tables = built(on(rows.JOB_STATES, job_state(**COMPLETED | {"runner": None})))
+    for table in ("jobs", "job_timings"):
+        assert tables[table][0][name] == told, table
+
+
+def test_the_columns_of_both_tables_say_the_same_of_a_job() -> None:
+    """The attributes come from one declaration; what differs is a revision or a count."""
+    tables = built(on(rows.JOB_STATES, job_state(rev=6, **COMPLETED)))
+    (job,), (timing,) = tables["jobs"], tables["job_timings"]
+    assert {n for n in job.keys() & timing.keys() if job[n] != timing[n]} == {"rev", "claims"}
+    assert (timing["rev"], job["claims"]) == (6, ("lease-1", "lease-2"))
+
+
+def test_a_row_per_step_of_a_job() -> None:
+    steps = built(on(rows.JOB_STATES, job_state(rev=6, **COMPLETED)))["job_steps"]
+    assert [(row["number"], row["name"], row["conclusion"], row["run_ms"]) for row in steps] == [
+        (1, "Set up job", "success", 1_000),
+        (3, "test", "failure", 0),
+        (4, "report", "", None),
+        (9, "crossed", "", None),
+    ]
+    assert (steps[0]["started_at"], steps[0]["completed_at"]) == (T0 + 2_000, T0 + 3_000)
+    assert (steps[2]["started_at"], steps[2]["completed_at"]) == (T0 + 4_000, None)
+    of_job = {
+        "key": "github:github.com:1", "rev": 6, "fleet": "linux-x64", "repo": "acme/app",
+        "workflow": "ci", "job_name": "build", "received_at": T0 + 40,
+    }  # fmt: skip
+    assert all(of_job.items() <= row.items() for row in steps)
+
+
+def test_steps_coalesce_with_the_states_that_tell_them() -> None:
+    first = job_state(rev=1, steps=(Step(number=1, name="a", started_at=T0),))
+    ended = first.steps[0].model_copy(update={"completed_at": T0 + 5})
+    later = job_state(rev=2, steps=(ended, Step(number=2, name="b")))
+    records = [on(rows.JOB_STATES, state, offset=state.rev) for state in (first, later)]
+    for order in (records, records[::-1]):
+        steps = built(*order)["job_steps"]
+        assert [(row["number"], row["rev"], row["run_ms"]) for row in steps] == [
+            (1, 2, 5), (2, 2, None),
+        ]  # fmt: skip
+
+
+def test_a_tombstone_says_nothing_but_that_the_job_is_gone() -> None:
+    gone = FakeRecord(rows.JOB_STATES, None, b"github:github.com:1", offset=1)
+    (job,) = built(gone)["jobs"]
+    said = {name: value for name, value in job.items() if value not in ("", 0, None, ())}
+    assert said == {
+        "key": "github:github.com:1", "rev": rows.version(1, 1), "deleted": 1,
+        "occurred_at": T0, "received_at": T0,
+    }  # fmt: skip
+
+
 def test_a_live_job_has_no_timings() -> None:
     assert set(built(on(rows.JOB_STATES, job_state()))) == {"jobs", "job_transitions"}
 
 
-def test_a_copied_job_makes_no_transitions() -> None:
+def test_a_copied_job_makes_no_transitions_and_no_steps() -> None:
     tables = built(on(rows.JOB_STATES, job_state(copied=True, **COMPLETED)))
     assert set(tables) == {"jobs", "job_timings"}
     assert tables["job_timings"][0]["copied"] is True
@@ -266,7 +336,8 @@ def test_a_topic_that_was_made_anew_comes_later() -> None:
     (before, *_), _ = rows.build([item], epoch=1)
     fresh = rows.decode(on(rows.JOB_STATES, job_state(), offset=0))
     (after, *_), _ = rows.build([fresh], epoch=2)
-    assert after.rows[0][1] > before.rows[0][1]
+    place = rows.JOBS.columns.index("rev")
+    assert after.rows[0][place] > before.rows[0][place]
 
 
 def test_a_window_makes_a_row_per_family() -> None:

@@ -18,6 +18,7 @@ from clickhouse_driver import Client
 
 from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
+from topics.models import JobAttributes
 
 #: A recent full hour: rows older than their table's TTL would be gone at once.
 T0 = int(time.time()) // 3_600 * 3_600_000
@@ -179,7 +180,9 @@ def test_a_dropped_table_or_view_is_made_again(url: str) -> None:
     assert schema.apply(url).mended == ()
 
 
-@pytest.mark.parametrize("column", ["gauges.oldest_ms", "jobs.facts", "job_timings.labels"])
+@pytest.mark.parametrize(
+    "column", ["gauges.oldest_ms", "jobs.facts", "jobs.actor", "job_timings.labels"]
+)
 def test_a_dropped_column_is_made_again(url: str, column: str) -> None:
     schema.apply(url)
     table, name = column.split(".")
@@ -216,13 +219,63 @@ def test_the_first_release_is_upgraded(url: str) -> None:
             "INSERT INTO jobs (key, rev, deleted, received_at) VALUES",
             [("hidden", 2**63, 1, T0), ("shown", 7, 0, T0)],
         )
-    assert schema.apply(url).applied == ("0003_comments_and_places",)
+    assert schema.apply(url).applied[0] == "0003_comments_and_places"
     with schema.connected(url) as client:
         assert client.execute("SELECT key, rev FROM jobs_latest") == [("shown", 7)]
         for key in ("hidden", "shown"):
             insert(client, rows.JOBS, key=key, rev=rows.version(1, 0), facts=2, received_at=T0)
         found = client.execute("SELECT key, rev FROM jobs_latest ORDER BY key")
         assert found == [("hidden", 2), ("shown", 2)]
+
+
+ADDED = ("actor", "trigger", "pull_request", "head_repo")
+
+
+@pytest.mark.parametrize("crash_after", [0, 3, 9, 12, None])
+def test_old_rows_keep_their_values_beside_new_columns(url: str, crash_after: int | None) -> None:
+    """Also when the sink dies in the middle of the migration and begins it again."""
+    old = {"key": "j", "received_at": T0, "fleet": "f", "repo": "acme/app", "branch": "main"}
+    three = schema.migrations()[:3]
+    schema.apply(url, three)
+    with schema.connected(url) as client:
+        insert(client, rows.JOBS, rev=rows.version(1, 3), facts=4, labels=["x64"], **old)
+        insert(client, rows.JOB_TIMINGS, rev=4, labels=["x64"], queue_ms=70, **old)
+        insert(client, rows.JOB_TRANSITIONS, key="j", rev=4, status="queued", at=T0, received_at=T0)
+        before = {
+            table: client.execute(f"SELECT * FROM {table}", with_column_types=True)
+            for table in ("jobs", "job_timings", "job_transitions", "jobs_latest")
+        }
+        for statement in schema.migrations()[3].statements[:crash_after]:
+            client.execute(statement)
+    assert schema.apply(url).applied == ("0004_attributes_and_steps",)
+    with schema.connected(url) as client:
+        for table, (values, types) in before.items():
+            listed = ", ".join(f"`{name}`" for name, _ in types)
+            assert client.execute(f"SELECT {listed} FROM {table}") == values, table
+        for table in ("jobs", "job_timings", "jobs_latest"):
+            found = client.execute(f"SELECT {', '.join(ADDED)} FROM {table}")
+            assert found == [("", "", 0, "")], table
+        assert client.execute("SELECT sha, url, pool FROM job_timings") == [("", "", "")]
+        assert client.execute("SELECT count() FROM job_steps") == [(0,)]
+
+
+def test_everything_that_a_job_is_has_its_column_in_the_view(client: Client) -> None:
+    found = {name for name, *_ in client.execute("DESCRIBE TABLE jobs_latest")}
+    assert set(JobAttributes.model_fields) <= found
+
+
+def test_a_step_is_one_row_and_the_job_that_knows_more_says_it(client: Client) -> None:
+    for order in itertools.permutations((1, 2, 3)):
+        client.execute("TRUNCATE TABLE job_steps")
+        for rev in order:
+            for number in (1, 2):
+                ended = {"conclusion": "success", "run_ms": rev} if rev > 1 else {}
+                insert(client, rows.JOB_STEPS, key="j", number=number, rev=rev, name=f"s{number}",
+                       received_at=T0, **ended)  # fmt: skip
+        found = client.execute(
+            "SELECT number, rev, conclusion, run_ms FROM job_steps FINAL ORDER BY number"
+        )
+        assert found == [(1, 3, "success", 3), (2, 3, "success", 3)]
 
 
 def test_the_lives_of_a_topic_are_counted(client: Client) -> None:
