@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -48,6 +48,8 @@ BASE = 1_700_000_000_000
 FLEETS = FleetNames({"linux,x64": "linux"})
 
 times = st.integers(BASE, BASE + 90_000)
+#: ``unknown`` is the lesser word, whatever its place in the alphabet.
+ENDS: Final = (Conclusion.SUCCESS, Conclusion.FAILURE, Conclusion.UNKNOWN)
 runner_names = st.sampled_from(["", "r1", "r2"])
 
 facts = st.builds(
@@ -99,14 +101,14 @@ facts = st.builds(
         attempt=st.integers(1, 2),
         started_at=st.none() | times,
         completed_at=st.none() | times,
-        conclusion=st.none() | st.sampled_from([Conclusion.SUCCESS, Conclusion.FAILURE]),
+        conclusion=st.sampled_from([None, *ENDS]),
     ),
     steps=st.lists(
         st.builds(
             Step,
             number=st.integers(1, 4),
             name=st.sampled_from(["", "build", "test"]),
-            conclusion=st.none() | st.sampled_from([Conclusion.SUCCESS, Conclusion.FAILURE]),
+            conclusion=st.sampled_from([None, *ENDS]),
             started_at=st.none() | times,
             completed_at=st.none() | times,
         ),
@@ -335,6 +337,16 @@ def test_one_wrong_clock_does_not_make_a_job_old() -> None:
         old = _fact(1).model_copy(update=late)
         assert fold([now, old]) == fold([old, now])
         assert fold([now, old]).last_seen == BASE - BASE % DAY_MS
+
+
+@pytest.mark.parametrize("known", [Conclusion.SUCCESS, Conclusion.FAILURE])
+def test_a_step_s_real_conclusion_beats_unknown(known: Conclusion) -> None:
+    told = [
+        _fact(at).model_copy(update={"steps": (Step(number=1, conclusion=end),)})
+        for at, end in enumerate([Conclusion.UNKNOWN, known])
+    ]
+    for order in (told, told[::-1]):
+        assert [step.conclusion for step in fold(order).steps] == [known]
 
 
 def test_every_attribute_of_the_contract_is_kept() -> None:

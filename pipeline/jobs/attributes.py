@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from msgspec import Struct
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from topics.models import JobAttributes
 
@@ -67,6 +67,12 @@ _JOB, _RUN = slice(len(_JOB_NAMES)), slice(len(_JOB_NAMES), len(_JOB_NAMES) + le
 #: at once, at the speed of C: this is the hottest part of the fold.
 _job_texts: Final[Callable[[Mapping[str, Any]], tuple[str, ...]]] = itemgetter(*_JOB_NAMES)
 _run_texts: Final[Callable[[Mapping[str, Any]], tuple[str, ...]]] = itemgetter(*_RUN_NAMES)
+#: What a dispatcher does not speak of, as a rule: all but pool and repository, the first text.
+_UNTOLD_NAMES: Final = (
+    *_RunTexts.__struct_fields__[1:], "run_id", "run_attempt", "pull_request", "labels",
+)  # fmt: skip
+_untold: Final[Callable[[Mapping[str, Any]], tuple[Any, ...]]] = itemgetter(*_UNTOLD_NAMES)
+_UNTOLD: Final = _untold(JobAttributes().__dict__)
 _NO_JOB_TEXTS: Final = ("",) * len(_JOB_NAMES)
 _NO_RUN_TEXTS: Final = ("",) * len(_RUN_NAMES)
 
@@ -91,13 +97,13 @@ def describe(a: Attributes, said: JobAttributes, at: int) -> Attributes:
     which is the lesser word.
     """
     fields = said.__dict__
+    by_dispatcher = not (said.run_id or said.name or said.url)
+    if by_dispatcher and (known := _told(a, fields, at)) is not None:
+        return known
     texts = _job_texts(fields)
     run_texts = _run_texts(fields)
-    if not (said.run_id or said.name or said.url):
-        # A dispatcher's word: it may know the repository, but not better than the provider.
-        known = _told(a, said, at, texts, run_texts)
-        if known is not None:
-            return known
+    if by_dispatcher:
+        # It may know the repository, but not better than the provider.
         return join_attributes(a, _alone(said, at, texts, run_texts, at + _LESSER, {}))
     if "${{" in said.name:
         # A skipped job may carry its unevaluated expression: ``build (${{ matrix.os }})``.
@@ -132,7 +138,7 @@ def _usual(
         run_at = told
     labels = a.labels
     if labels != said.labels and said.labels:
-        labels = max(labels, said.labels, key=_labels_rank)
+        labels = max(labels, said.labels, key=_labels_rank) if labels else said.labels
     return _make(
         *texts,
         *run_texts,
@@ -171,37 +177,24 @@ def _alone(
     )
 
 
-def _told(
-    a: Attributes, said: JobAttributes, at: int, texts: tuple[str, ...], run_texts: tuple[str, ...]
-) -> Attributes | None:
+def _told(a: Attributes, fields: Mapping[str, Any], at: int) -> Attributes | None:
     """Add what a dispatcher says where that is easy: as nearly always, pool and repository."""
-    # The repository is the first of the texts.
-    if texts[1:] != _NO_JOB_TEXTS[1:] or run_texts != _NO_RUN_TEXTS or said.labels:
+    if _untold(fields) != _UNTOLD:
         return None
-    fields = astuple(a)
-    known, stamp = fields[_JOB], a.at
-    if said.repo and not (a.repo and stamp >= 0 and not a.older):
-        if a.older or known[1:] != _NO_JOB_TEXTS[1:]:
-            return None
-        lesser = at + _LESSER
-        if not a.repo or (lesser, said.repo) > (stamp, a.repo):
-            known, stamp = (said.repo, *known[1:]), lesser
-    pool, pool_at = a.pool, a.pool_at
-    if said.pool and (at, said.pool) > (pool_at, pool):
-        pool, pool_at = said.pool, at
-    return _make(
-        *known,
-        *fields[_RUN],
-        a.run_id,
-        a.run_attempt if a.run_attempt >= said.run_attempt else said.run_attempt,
-        a.pull_request if a.pull_request >= said.pull_request else said.pull_request,
-        a.labels,
-        pool,
-        stamp,
-        a.run_at,
-        pool_at,
-        a.older,
-    )
+    pool, pool_at = fields["pool"], at
+    if not pool or (at, pool) <= (a.pool_at, a.pool):
+        pool, pool_at = a.pool, a.pool_at
+    repo, lesser = fields["repo"], at + _LESSER
+    if not repo or (a.repo and a.at >= 0 and not a.older):
+        # Of the repository it says nothing, or the provider has said it.
+        if (pool_at, pool) == (a.pool_at, a.pool):
+            return a
+        return replace(a, pool=pool, pool_at=pool_at)
+    if a.older or astuple(a)[_JOB][1:] != _NO_JOB_TEXTS[1:]:
+        return None
+    if a.repo and (lesser, repo) <= (a.at, a.repo):
+        repo, lesser = a.repo, a.at
+    return replace(a, repo=repo, at=lesser, pool=pool, pool_at=pool_at)
 
 
 def join_attributes(a: Attributes, b: Attributes) -> Attributes:

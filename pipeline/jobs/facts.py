@@ -23,7 +23,7 @@ attributes ids: the greater. Labels: the longer set. All other text, per field: 
 runner     the one observed; known beats blank, of two the greater
 ending     the earliest completed conclusion; a real conclusion beats ``unknown``
 run        earliest started and completed of the parent run's attempt
-steps      per number: greatest name and conclusion, earliest started and completed
+steps      per number: greatest name, earliest started and completed, a real conclusion
 ========== =========================================================================
 
 Every set is bounded, so that no flood of facts about one job can outgrow a record, and a bound
@@ -317,24 +317,33 @@ def _run(run: ParentRun) -> RunAttempt:
 
 
 def _steps(steps: Sequence[StepFact]) -> tuple[Step, ...]:
-    return tuple(
-        [
+    made = []
+    for step in steps:
+        fields = step.__dict__
+        conclusion = fields["conclusion"]
+        made.append(
             Step(
-                step.number,
-                step.name,
-                step.conclusion._value_ if step.conclusion else None,
-                step.started_at,
-                step.completed_at,
+                fields["number"],
+                fields["name"],
+                None if conclusion is None else conclusion._value_,
+                fields["started_at"],
+                fields["completed_at"],
             )
-            for step in steps
-        ]
-    )
+        )
+    return tuple(made)
 
 
 def _earliest(a: int | None, b: int | None) -> int | None:
     if a is None:
         return b
     return a if b is None or a <= b else b
+
+
+def _conclusion(a: str | None, b: str | None) -> str | None:
+    """Known beats ``unknown``, which beats blank; of two that are known the greater."""
+    if a is None or b is None or a == UNKNOWN_CONCLUSION:
+        return b if a is None or b is not None else a
+    return a if b == UNKNOWN_CONCLUSION or a >= b else b
 
 
 def _join_times(
@@ -473,7 +482,7 @@ def _join_run(a: RunAttempt | None, b: RunAttempt | None) -> RunAttempt | None:
         a.attempt,
         _earliest(a.started_at, b.started_at),
         _earliest(a.completed_at, b.completed_at),
-        max(a.conclusion or "", b.conclusion or "") or None,
+        _conclusion(a.conclusion, b.conclusion),
     )
     return a if joined == a else joined
 
@@ -484,9 +493,16 @@ def _join_steps(a: tuple[Step, ...], b: tuple[Step, ...]) -> tuple[Step, ...]:
         return a
     known = {step.number: step for step in a}
     for step in b:
-        other = known.get(step.number)
-        known[step.number] = step if other is None else _join_step(other, step)
-    joined = tuple([known[number] for number in sorted(known)[:MAX_STEPS]])
+        number = step.number
+        other = known.get(number)
+        if other is None:
+            known[number] = step
+        elif other != step:
+            known[number] = _join_step(other, step)
+    joined = tuple(known.values())
+    numbers = sorted(known)
+    if len(numbers) > MAX_STEPS or numbers != list(known):
+        joined = tuple([known[number] for number in numbers[:MAX_STEPS]])
     return a if joined == a else joined
 
 
@@ -494,7 +510,7 @@ def _join_step(a: Step, b: Step) -> Step:
     return Step(
         a.number,
         max(a.name, b.name),
-        max(a.conclusion or "", b.conclusion or "") or None,
+        _conclusion(a.conclusion, b.conclusion),
         _earliest(a.started_at, b.started_at),
         _earliest(a.completed_at, b.completed_at),
     )
