@@ -50,6 +50,8 @@ class _Job(NamedTuple):
     total: Timing
     #: Version of the row of ``jobs``.
     place: int
+    #: Set in the row of a tombstone.
+    deleted: int = 0
 
 
 def _source(state: JobState, place: int) -> _Job:
@@ -120,7 +122,7 @@ JOBS: Final = Table(
     Columns(
         Column("rev", "place"),
         Column("facts", "state.rev"),
-        Column("deleted", lambda _job: 0),
+        Column("deleted"),
         Column("status", "state.status.value"),
         Column("since", "state.since"),
         Column("runner_id", "runner.id"),
@@ -223,7 +225,9 @@ def rows_of(state: JobState, place: int) -> list[tuple[Table, Row]]:
     made = [(JOBS, JOBS.row(job, shared))]
     if not state.copied:  # a copy happened elsewhere and counts nowhere
         history = _HISTORY.values(job)
-        made += [(JOB_TRANSITIONS, (*history, *each)) for each in _transitions(job)]
+        made += [
+            (JOB_TRANSITIONS, JOB_TRANSITIONS.row(each, history)) for each in _transitions(job)
+        ]
         if state.steps:
             steps = _OF_STEPS.values(job)
             made += [(JOB_STEPS, JOB_STEPS.row(step, steps)) for step in state.steps]
