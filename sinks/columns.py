@@ -55,7 +55,7 @@ class Columns:
         """The values of ``names``. Raises AttributeError for a source of another kind."""
         row = self._attributes(source)
         if self._functions:
-            return (*row, *[function(source) for function in self._functions])
+            return row + tuple([function(source) for function in self._functions])
         return row
 
 
@@ -90,4 +90,4 @@ class Table:
 
     def row(self, source: Any, shared: Row = ()) -> Row:
         """One row; ``shared`` are the values of the shared columns."""
-        return (*shared, *self.own.values(source))
+        return shared + self.own.values(source)

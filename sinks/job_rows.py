@@ -48,22 +48,32 @@ class _Job(NamedTuple):
     claim_to_start: Timing
     run_time: Timing
     total: Timing
+    claims: tuple[str, ...]
+    run_conclusion: str
+    #: The group that the runner was seen in, else the one that was asked for.
+    runner_group: str
     #: Version of the row of ``jobs``.
     place: int
+    #: Set in the row of a tombstone.
+    deleted: int = 0
 
 
 def _source(state: JobState, place: int) -> _Job:
     timing = state.timings.get
+    job, runner, run = state.job, state.runner or _NO_RUNNER, state.run or _NO_RUN
     return _Job(
         state,
-        state.job,
-        state.runner or _NO_RUNNER,
-        state.run or _NO_RUN,
+        job,
+        runner,
+        run,
         _word(state.conclusion),
         timing(Family.QUEUE, _NO_TIMING),
         timing(Family.CLAIM_TO_START, _NO_TIMING),
         timing(Family.RUN, _NO_TIMING),
         timing(Family.TOTAL, _NO_TIMING),
+        tuple(state.claims),
+        _word(run.conclusion),
+        runner.group or job.runner_group,
         place,
     )
 
@@ -85,8 +95,7 @@ ATTRIBUTES: Final = Columns(
     Column("sha", "job.sha"),
     Column("url", "job.url"),
     Column("labels", "job.labels"),
-    # The group that the runner was seen in, else the one that was asked for.
-    Column("runner_group", lambda job: job.runner.group or job.job.runner_group),
+    Column("runner_group"),
     Column("pool", "job.pool"),
     Column("actor", "job.actor"),
     Column("trigger", "job.trigger"),
@@ -120,7 +129,7 @@ JOBS: Final = Table(
     Columns(
         Column("rev", "place"),
         Column("facts", "state.rev"),
-        Column("deleted", lambda _job: 0),
+        Column("deleted"),
         Column("status", "state.status.value"),
         Column("since", "state.since"),
         Column("runner_id", "runner.id"),
@@ -130,10 +139,10 @@ JOBS: Final = Table(
         Column("claim_to_start_ms", "claim_to_start.ms"),
         Column("run_ms", "run_time.ms"),
         Column("total_ms", "total.ms"),
-        Column("claims", lambda job: tuple(job.state.claims)),
+        Column("claims"),
         Column("run_started_at", "run.started_at"),
         Column("run_completed_at", "run.completed_at"),
-        Column("run_conclusion", lambda job: _word(job.run.conclusion)),
+        Column("run_conclusion"),
         Column("causes", "state.causes"),
     ),
     shared=_JOB,
@@ -160,7 +169,7 @@ JOB_TIMINGS: Final = Table(
     "job_timings",
     Columns(
         Column("rev", "state.rev"),
-        Column("claims", lambda job: len(job.state.claims)),
+        Column("claims", lambda job: len(job.claims)),
         *_timing("queue", "queue"),
         *_timing("claim_to_start", "claim_to_start"),
         *_timing("run", "run_time"),
@@ -223,7 +232,9 @@ def rows_of(state: JobState, place: int) -> list[tuple[Table, Row]]:
     made = [(JOBS, JOBS.row(job, shared))]
     if not state.copied:  # a copy happened elsewhere and counts nowhere
         history = _HISTORY.values(job)
-        made += [(JOB_TRANSITIONS, (*history, *each)) for each in _transitions(job)]
+        made += [
+            (JOB_TRANSITIONS, JOB_TRANSITIONS.row(each, history)) for each in _transitions(job)
+        ]
         if state.steps:
             steps = _OF_STEPS.values(job)
             made += [(JOB_STEPS, JOB_STEPS.row(step, steps)) for step in state.steps]
