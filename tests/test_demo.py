@@ -75,6 +75,8 @@ def test_it_is_right_and_stops_and_starts_again(directory: Path) -> None:
     assert len(family) >= 6  # broker and ClickHouse with a guard each, worker, sink
     assert demo.end(180) == 0, demo.output
     assert "all equal" in demo.output
+    for what in ("actor, trigger, pull request, head repository", "steps of some", "steps  "):
+        assert what in demo.output
     assert "rows of jobs in ClickHouse" in demo.output
     assert "13 recorded deliveries" in demo.output
     assert not [process for process in family if process.is_running()]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 import pipeline.simulate
 from pipeline.jobs import (
@@ -41,6 +42,7 @@ from pipeline.simulate import (
     malformed,
 )
 from pipeline.simulate.fleet import Event, World
+from pipeline.simulate.origins import Origin
 from pipeline.simulate.produce import Sent, live, send_all, send_live
 from pipeline.simulate.truth import truth_of
 from pipeline.simulate.wire import Said, guid_at
@@ -405,6 +407,8 @@ def test_truth_and_pipeline_agree_on_every_job_and_every_window(
             timings={
                 family: t.missing or "" if t.ms is None else t.ms for family, t in v.timings.items()
             },
+            origin=Origin(*(getattr(job.attributes, name) for name in Origin._fields)),
+            steps=tuple(astuple(step) for step in job.steps),
         )
         for c in contributions(v):
             for size_s in (60, 300, 3600):

@@ -6,15 +6,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
+from urllib.parse import quote
 
 from clickhouse_driver import Client
 
 from pipeline.commands.connections import ask
 from pipeline.simulate import JobTruth, Truth
+from pipeline.simulate.origins import Origin
 
 FAMILIES: Final = ("queue", "claim_to_start", "run", "total")
 _HOUR_MS: Final = 3_600_000
 _NAMED: Final = 200
+ORIGIN: Final = "actor, trigger, pull request, head repository"
+STEP: Final = ("number", "name", "conclusion", "started_at", "completed_at")
+_PAGES: Final = 200
 
 
 @dataclass
@@ -113,6 +118,29 @@ def _jobs(check: Check, truth: Truth, url: str) -> None:
         {k: tuple(j.timings[f] for f in FAMILIES) for k, j in truth.jobs.items()},
         {k: tuple(r["timings"][f] for f in FAMILIES) for k, r in rows.items()},
     )
+    check.of(
+        "views",
+        ORIGIN,
+        {k: tuple(j.origin) for k, j in truth.jobs.items()},
+        {k: tuple(r[name] for name in Origin._fields) for k, r in rows.items()},
+    )
+    _steps(check, truth, url)
+
+
+def _steps(check: Check, truth: Truth, url: str) -> None:
+    """Steps stand on a job's own page, so a part of the jobs is asked for, from all over."""
+    stepped = [key for key, job in sorted(truth.jobs.items()) if job.steps]
+    asked = stepped[:: max(1, len(stepped) // _PAGES)]
+    found = {key: ask(url, f"/jobs/{quote(key, safe='')}", {}, 30.0) for key in asked}
+    check.of(
+        "views",
+        "steps of some of the jobs",
+        {key: truth.jobs[key].steps for key in asked},
+        {
+            key: tuple(tuple(map(step.get, STEP)) for step in page.get("steps", ()))
+            for key, page in found.items()
+        },
+    )
 
 
 def _windows(check: Check, truth: Truth, url: str, first: int) -> None:
@@ -143,8 +171,8 @@ def _stored(check: Check, truth: Truth, client: Client, first: int) -> None:
     keys = truth.jobs.keys()
     rows = client.execute(
         "SELECT key, status, fleet, conclusion, runner_name, toUnixTimestamp64Milli(queued_at),"
-        " toUnixTimestamp64Milli(started_at), toUnixTimestamp64Milli(completed_at)"
-        " FROM jobs_latest"
+        " toUnixTimestamp64Milli(started_at), toUnixTimestamp64Milli(completed_at),"
+        " actor, trigger, pull_request, head_repo FROM jobs_latest"
     )
     stored = {row[0]: row for row in rows if row[0] in keys}
     check.of(
@@ -159,6 +187,13 @@ def _stored(check: Check, truth: Truth, client: Client, first: int) -> None:
         {k: (j.queued_at, j.started_at, j.completed_at) for k, j in truth.jobs.items()},
         {key: row[5:8] for key, row in stored.items()},
     )
+    check.of(
+        "ClickHouse",
+        ORIGIN,
+        {k: tuple(j.origin) for k, j in truth.jobs.items()},
+        {key: row[8:] for key, row in stored.items()},
+    )
+    _stored_steps(check, truth, client)
     rows = client.execute(
         "SELECT key, queue_ms, queue_missing, claim_to_start_ms, claim_to_start_missing,"
         " run_ms, run_missing, total_ms, total_missing FROM job_timings FINAL"
@@ -199,6 +234,21 @@ def _stored(check: Check, truth: Truth, client: Client, first: int) -> None:
         "SELECT reason, uniqExact(topic, partition, offset) FROM dead_letters GROUP BY reason"
     )
     check.of("ClickHouse", "dead letters by reason", dict(truth.dead_letters), dict(rows))
+
+
+def _stored_steps(check: Check, truth: Truth, client: Client) -> None:
+    # A copy's steps are not written, unless it was not known yet to be a copy.
+    keys = {key for key, job in truth.jobs.items() if not job.copied}
+    rows = client.execute(
+        "SELECT key, number, name, conclusion, toUnixTimestamp64Milli(started_at),"
+        " toUnixTimestamp64Milli(completed_at) FROM job_steps FINAL"
+    )
+    check.of(
+        "ClickHouse",
+        "steps",
+        {(key, step[0]): step[1:] for key in keys for step in truth.jobs[key].steps},
+        {row[:2]: (row[2], row[3] or None, *row[4:]) for row in rows if row[0] in keys},
+    )
 
 
 def _identity(job: JobTruth) -> tuple[str, str, str | None, str]:

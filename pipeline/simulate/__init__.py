@@ -66,7 +66,7 @@ class Simulation:
     ``jobs`` is how many jobs the workflow runs have at first; re-runs add some. ``start_ms`` and
     ``duration_s`` say when they arrive; the world then runs until the last job is over.
     ``fleets`` defaults to six that are busy to 80 % on average. ``remember=False`` keeps no note of
-    what was sent (some 500 bytes a record), for long loads that nobody judges.
+    what was sent (some 1,000 bytes a record), for long loads that nobody judges.
     """
 
     def __init__(

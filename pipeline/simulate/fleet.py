@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, count
 from typing import Any, Final, NamedTuple
 
+from pipeline.simulate.origins import Origin, origin_of, repository_of
+
 DAY_MS: Final = 86_400_000
 #: GitHub's limit for one matrix.
 MATRIX_LIMIT: Final = 256
@@ -118,6 +120,7 @@ class SimRun:
     branch: str
     sha: str
     created: int
+    origin: Origin
     attempt: int = 1
     #: When the current attempt started.
     started: int = 0
@@ -211,6 +214,7 @@ class World:
         repos: int = 40,
     ) -> None:
         self._rng = random.Random(f"world {seed}")
+        self._seed = seed
         self._planned = jobs
         self._begin = start_ms
         self._span = max(1, int(duration_s * 1000))
@@ -289,13 +293,18 @@ class World:
 
     def _arrive(self, at: int, size: int) -> None:
         rng = self._rng
+        number = next(self._run_ids)
+        repo = bisect(self._repo_steps, rng.random() * self._repo_steps[-1])
+        workflow = rng.choice(("CI", "Lint", "Release", "Nightly", "Integration tests"))
+        branch = rng.choice(("main", "main", f"feature/{rng.randrange(400)}", "develop"))
         run = SimRun(
-            id=next(self._run_ids),
-            repo=bisect(self._repo_steps, rng.random() * self._repo_steps[-1]),
-            workflow=rng.choice(("CI", "Lint", "Release", "Nightly", "Integration tests")),
-            branch=rng.choice(("main", "main", f"feature/{rng.randrange(400)}", "develop")),
+            id=number,
+            repo=repo,
+            workflow=workflow,
+            branch=branch,
             sha=f"{rng.getrandbits(160):040x}",
             created=at,
+            origin=origin_of(self._seed, number, repository_of(repo), workflow, branch),
             started=at,
         )
         self._tell(at, "run.requested", run)

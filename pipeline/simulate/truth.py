@@ -12,11 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.simulate.wire import Said
+from pipeline.simulate.origins import Origin
+from pipeline.simulate.wire import Said, SaidStep
 
 WINDOW_SIZES_S: Final = (60, 300, 3600)
 _WEBHOOKS: Final = frozenset({"queued", "waiting", "in_progress", "completed"})
 _FAMILIES: Final = ("queue", "claim_to_start", "run", "total")
+
+
+StepTruth = tuple[int, str, str | None, int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class JobTruth:
     copied: bool
     runner: str
     timings: dict[str, int | str]
+    #: What the run says; while nothing of it is heard the actor is who caused the latest event.
+    origin: Origin = Origin()
+    #: Number, name, conclusion (None: not over), begun and over, by number.
+    steps: tuple[StepTruth, ...] = ()
 
 
 @dataclass
@@ -58,19 +66,26 @@ def truth_of(said: Iterable[Said]) -> Truth:
     """Judge everything that was said. In any order."""
     by_job: dict[str, list[Said]] = defaultdict(list)
     runs: dict[tuple[str, int], list[Said]] = defaultdict(list)
+    origins: dict[str, Said] = {}
     for one in said:
         if one.kind == "run":
             runs[one.key, one.attempt].append(one)
+            origins[one.key] = one
         else:
             by_job[one.key].append(one)
     truth = Truth()
     for key, about in by_job.items():
-        truth.jobs[key] = _judge(key, about, runs)
+        truth.jobs[key] = _judge(key, about, runs, origins)
     _fill_windows(truth)
     return truth
 
 
-def _judge(key: str, about: list[Said], runs: dict[tuple[str, int], list[Said]]) -> JobTruth:
+def _judge(
+    key: str,
+    about: list[Said],
+    runs: dict[tuple[str, int], list[Said]],
+    origins: dict[str, Said],
+) -> JobTruth:
     hooks = [s for s in about if s.kind in _WEBHOOKS]
 
     def first(times: Iterable[int | None]) -> int | None:
@@ -175,6 +190,33 @@ def _judge(key: str, about: list[Said], runs: dict[tuple[str, int], list[Said]])
         copied=copied,
         runner=runner,
         timings=timings,
+        steps=_steps(hooks),
+        origin=_origin(hooks, origins.get(run_key)),
+    )
+
+
+def _origin(hooks: list[Said], run: Said | None) -> Origin:
+    """A run says the same in all its attempts. The job's events tell who caused them, no more."""
+    if run is not None:
+        return run.origin
+    return max(((s.event_at, s.origin) for s in hooks), default=(0, Origin()))[1]
+
+
+def _steps(hooks: list[Said]) -> tuple[StepTruth, ...]:
+    """Each step as far as any body shows it. What is not over yet has no conclusion."""
+    known: dict[int, list[SaidStep]] = defaultdict(list)
+    for said in hooks:
+        for step in said.steps:
+            known[step[0]].append(step)
+    return tuple(
+        (
+            number,
+            max(step[1] for step in told),
+            max(step[2] for step in told) or None,
+            min((step[3] for step in told if step[3] is not None), default=None),
+            min((step[4] for step in told if step[4] is not None), default=None),
+        )
+        for number, told in sorted(known.items())
     )
 
 

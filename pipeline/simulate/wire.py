@@ -14,16 +14,17 @@ import random
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
+from zlib import crc32
 
 import msgspec
 
-from pipeline.simulate.fleet import Event, SimJob
+from pipeline.simulate.fleet import Event, SimJob, SimRun
+from pipeline.simulate.origins import ORGANISATION, SPOTS, Origin, plan, presser_of, repository_of
 from topics.bridge import RECEIVED_AT
 from topics.catalogue import LIFECYCLE, WEBHOOKS
 from topics.models import job_key, run_key
 
 HOST: Final = "github.com"
-ORGANISATION: Final = "example-org"
 
 #: 100 ns intervals between 1582-10-15 and 1970-01-01, as UUID version 1 counts.
 _UUID_EPOCH: Final = 0x01B2_1DD2_1381_4000
@@ -41,6 +42,11 @@ _REPOSITORY_LINKS: Final = (
     *("issues", "pulls", "milestones", "notifications", "labels", "releases", "deployments"),
     *("git", "ssh", "clone", "svn"),
 )
+
+
+#: A step as a body tells it: number, name, conclusion (blank: none yet), begun and over in ms.
+SaidStep = tuple[int, str, str, int | None, int | None]
+Steps = tuple[SaidStep, ...]
 
 
 class Said(NamedTuple):
@@ -69,6 +75,9 @@ class Said(NamedTuple):
     group: str = ""
     pool: str = ""
     claim: str = ""
+    #: Of a webhook about a run, whole; of one about a job only who caused it.
+    origin: Origin = Origin()
+    steps: Steps = ()
 
 
 #: Headers of a record, in order.
@@ -104,6 +113,12 @@ def _iso(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@lru_cache(maxsize=65_536)
+def _iso_ms(second: int) -> str:
+    # GitHub writes some step times with milliseconds that are always zero (Q1).
+    return f"{_iso(second)[:-1]}.000Z"
+
+
 def iso(ms: int | None) -> str | None:
     """GitHub's form of a time: whole seconds, UTC."""
     return None if ms is None else _iso(ms // 1000)
@@ -123,7 +138,7 @@ class Wire:
         self._rng = random.Random(f"wire {seed}")
         # GitHub's hosts: the node part of a delivery id tells them apart.
         self._nodes = [self._rng.getrandbits(48) for _ in range(4)]
-        self._tails: dict[int, str] = {}
+        self._tails: dict[tuple[int, str], str] = {}
         self._lifecycle = 0
 
     def message(self, event: Event) -> Message:
@@ -149,7 +164,7 @@ class Wire:
         payload = (
             f'{{"action":"{action}","workflow_job":{body}'
             f"{_deployment(job) if job.gated and action == 'queued' else ''}"
-            f"{self._tail(job.run.repo)}"
+            f"{self._tail(job.run, job.attempt)}"
         )
         return self._delivery("workflow_job", event, said, payload)
 
@@ -158,6 +173,7 @@ class Wire:
         created = job.created // 1000 * 1000
         started, ended, step = created, None, None
         steps: list[dict[str, Any]] = []
+        steps_said: Steps = ()
         if job.started is not None:
             real = job.started // 1000 * 1000
             # Q4: may stay at creation for ever.
@@ -165,7 +181,7 @@ class Wire:
             # Q5: the first step may begin a second before the job.
             step = real - 1000 if job.early_step and real - 1000 >= created else real
             end = None if job.completed is None else job.completed // 1000 * 1000
-            steps = _steps(job.steps, step, end)
+            steps, steps_said = _steps(job, step, end)
         if job.completed is not None:
             ended = job.completed // 1000 * 1000
             if not ran:
@@ -178,7 +194,7 @@ class Wire:
         bare = job.conclusion == "skipped" and job.id % 2 == 0
         labels = [] if bare else list(job.fleet.labels)
         group = "" if not ran else job.fleet.name if job.fleet.dispatcher else "GitHub Actions"
-        repo = f"{ORGANISATION}/repo-{job.run.repo:02d}"
+        repo = repository_of(job.run.repo)
         api = f"https://api.github.com/repos/{repo}"
         body: dict[str, Any] = {
             "id": job.id,
@@ -226,6 +242,8 @@ class Wire:
             runner=job.runner,
             labels=",".join(sorted({label.lower() for label in labels} - {"self-hosted"})),
             group=group,
+            origin=Origin(presser_of(job.run.origin, job.run.id, job.attempt)),
+            steps=steps_said,
         )
         return msgspec.json.encode(body).decode(), said
 
@@ -234,7 +252,8 @@ class Wire:
         over = event.kind == "run.completed"
         updated = event.at // 1000 * 1000
         started = run.started // 1000 * 1000
-        repo = f"{ORGANISATION}/repo-{run.repo:02d}"
+        repo = repository_of(run.repo)
+        origin = run.origin
         body = {
             "id": run.id,
             "name": run.workflow,
@@ -242,7 +261,7 @@ class Wire:
             "head_branch": run.branch,
             "head_sha": run.sha,
             "run_number": run.id % 10_000,
-            "event": "push",
+            "event": origin.trigger,
             "status": "completed" if over else "queued",
             "conclusion": event.reason if over else None,
             "workflow_id": 1000 + run.repo,
@@ -252,6 +271,10 @@ class Wire:
             "updated_at": iso(updated),
             "run_started_at": iso(started),
             "run_attempt": run.attempt,
+            "actor": _encoded_account(origin.actor),
+            "triggering_actor": _encoded_account(presser_of(origin, run.id, run.attempt)),
+            "head_repository": _head_repository(origin.head_repo),
+            "pull_requests": _pull_requests(run) if origin.pull_request else [],
         }
         said = Said(
             id="",
@@ -263,11 +286,12 @@ class Wire:
             started=started,
             completed=updated if over else None,
             conclusion=event.reason if over else "",
+            origin=origin,
         )
         action = "completed" if over else "requested"
         payload = (
             f'{{"action":"{action}","workflow_run":{msgspec.json.encode(body).decode()}'
-            f"{self._tail(run.repo)}"
+            f"{self._tail(run, run.attempt)}"
         )
         return self._delivery("workflow_run", event, said, payload)
 
@@ -283,19 +307,20 @@ class Wire:
         said = said._replace(id=guid, event_at=event.at)
         return Message(WEBHOOKS, said.key.encode(), payload.encode(), headers, said)
 
-    def _tail(self, repo: int) -> str:
-        """The siblings of the job in a body. They are most of its size, and never change."""
-        tail = self._tails.get(repo)
+    def _tail(self, run: SimRun, attempt: int) -> str:
+        """The siblings of the job in a body. They are most of its size, and nearly the same."""
+        sender = presser_of(run.origin, run.id, attempt)
+        tail = self._tails.get((run.repo, sender))
         if tail is None:
             parts = msgspec.json.encode(
                 {
-                    "repository": _repository(repo),
+                    "repository": _repository(run.repo),
                     "organization": _account(ORGANISATION, 4_000_001, "orgs"),
-                    "sender": _account("example-user", 4_000_002, "users"),
+                    "sender": _encoded_account(sender),
                     "installation": {"id": 7_000_001, "node_id": "MDIzOkludGVncmF0aW9u"},
                 }
             ).decode()
-            tail = self._tails[repo] = f",{parts[1:]}"
+            tail = self._tails[run.repo, sender] = f",{parts[1:]}"
         return tail
 
     # --- the dispatcher -----------------------------------------------------------------------
@@ -318,7 +343,7 @@ class Wire:
             "claim": event.claim,
             "runner": {"name": event.runner},
             "reason": event.reason,
-            "repo": f"{ORGANISATION}/repo-{job.run.repo:02d}",
+            "repo": repository_of(job.run.repo),
         }
         said = Said(
             id=str(record["id"]),
@@ -333,30 +358,32 @@ class Wire:
         return Message(LIFECYCLE, key.encode(), record, (), said)
 
 
-def _steps(number: int, first: int, end: int | None) -> list[dict[str, Any]]:
-    """Steps of a running job (the first runs, the others wait) or of one that is over."""
-    steps = []
-    for n in range(number):
-        begun = None
+def _steps(job: SimJob, first: int, end: int | None) -> tuple[list[dict[str, Any]], Steps]:
+    """Steps of a running job (the first runs, the others wait) or of one that is over, as GitHub
+    writes them and in plain terms. ``first``: when the first one began."""
+    steps: list[dict[str, Any]] = []
+    said: list[SaidStep] = []
+    span = 0 if end is None else end - first
+    planned = plan(job.steps, job.conclusion or "", job.id % SPOTS)
+    for number, name, conclusion, begins, ends in planned:
+        begun = done = None
         if end is not None:
-            begun = first + (end - first) * n // number // 1000 * 1000
-            done = first + (end - first) * (n + 1) // number // 1000 * 1000
-        elif n == 0:
+            begun = first + span * begins // 1_000_000 * 1000
+            done = first + span * ends // 1_000_000 * 1000
+        elif number == 1:
             begun = first
-        # GitHub writes some step times with milliseconds that are always zero (Q1).
         steps.append(
             {
-                "name": "Set up job" if n == 0 else f"Run step {n}",
-                "status": (
-                    "completed" if end is not None else "in_progress" if n == 0 else "queued"
-                ),
-                "conclusion": None if end is None else "success",
-                "number": n + 1,
-                "started_at": None if begun is None else _iso(begun // 1000)[:-1] + ".000Z",
-                "completed_at": None if end is None else _iso(done // 1000)[:-1] + ".000Z",
+                "name": name,
+                "status": "completed" if done else "in_progress" if begun else "queued",
+                "conclusion": conclusion if done else None,
+                "number": number,
+                "started_at": None if begun is None else _iso_ms(begun // 1000),
+                "completed_at": None if done is None else _iso_ms(done // 1000),
             }
         )
-    return steps
+        said.append((number, name, conclusion if done else "", begun, done))
+    return steps, tuple(said)
 
 
 def _deployment(job: SimJob) -> str:
@@ -385,9 +412,51 @@ def _account(login: str, number: int, kind: str) -> dict[str, Any]:
         "url": api,
         "html_url": f"https://github.com/{login}",
         **{f"{name}_url": f"{api}/{name}" for name in _ACCOUNT_LINKS},
-        "type": "Organization" if kind == "orgs" else "User",
+        "type": "Organization" if kind == "orgs" else "Bot" if login.endswith("[bot]") else "User",
         "site_admin": False,
     }
+
+
+@lru_cache(maxsize=256)
+def _encoded_account(login: str) -> msgspec.Raw:
+    number = 5_000_000 + crc32(login.encode()) % 1_000_000
+    return msgspec.Raw(msgspec.json.encode(_account(login, number, "users")))
+
+
+@lru_cache(maxsize=4_096)
+def _head_repository(full: str) -> msgspec.Raw:
+    """A run names the repository of its commit in short form."""
+    owner, _, name = full.partition("/")
+    fork = owner != ORGANISATION
+    return msgspec.Raw(
+        msgspec.json.encode(
+            {
+                "id": 310_000_000 + crc32(full.encode()) % 1_000_000,
+                "name": name,
+                "full_name": full,
+                "private": not fork,
+                "owner": _encoded_account(owner),
+                "html_url": f"https://github.com/{full}",
+                "fork": fork,
+                "url": f"https://api.github.com/repos/{full}",
+            }
+        )
+    )
+
+
+def _pull_requests(run: SimRun) -> list[dict[str, Any]]:
+    api = f"https://api.github.com/repos/{repository_of(run.repo)}"
+    repo = {"id": 300_000_000 + run.repo, "url": api, "name": f"repo-{run.repo:02d}"}
+    number = run.origin.pull_request
+    return [
+        {
+            "url": f"{api}/pulls/{number}",
+            "id": 600_000_000 + run.repo * 10_000 + number,
+            "number": number,
+            "head": {"ref": run.branch, "sha": run.sha, "repo": repo},
+            "base": {"ref": "main", "sha": run.sha[::-1], "repo": repo},
+        }
+    ]
 
 
 def _repository(number: int) -> dict[str, Any]:
