@@ -25,6 +25,7 @@ from pipeline.roles import ROLES
 from pipeline.roles.supervisor import Pauses, Standing, ended, restarted, trouble
 from pipeline.settings import Settings
 from sinks.http import HealthServer
+from tests.support.house import House
 from tests.support.toy_role import COOK, MODULE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,3 +233,35 @@ def test_what_does_not_stay_up_is_a_trouble_and_one_restart_is_none() -> None:
     standing = restarted(standing, 13.5)
     assert "does not stay up for 4 s" in str(trouble(standing, 14.0))
     assert trouble(standing, 15.6) is None
+
+
+class Kitchen:
+    """What runs beside a worker, as a test says."""
+
+    def __init__(self) -> None:
+        self.now, self.wrong = (True, 0), list[str]()
+
+    def restarts(self) -> dict[str, tuple[bool, int]]:
+        return {"cook": self.now}
+
+    def troubles(self) -> list[str]:
+        return self.wrong
+
+
+def test_a_process_that_does_not_stay_up_makes_its_worker_unready_and_not_the_fold() -> None:
+    kitchen = Kitchen()
+    house = House({})
+    house.worker.beside = kitchen
+    with house:
+        text = house.get("/metrics")[1]
+        assert 'runnerstream_role_up{role="cook"} 1.0' in text
+        assert 'runnerstream_role_restarts_total{role="cook"} 0.0' in text
+        kitchen.now, kitchen.wrong = (False, 3), ["the cook does not stay up"]
+        for _ in range(2):
+            text = house.get("/metrics")[1]
+            assert 'runnerstream_role_up{role="cook"} 0.0' in text
+            assert 'runnerstream_role_restarts_total{role="cook"} 3.0' in text
+        reason = {"code": "process", "text": "the cook does not stay up"}
+        assert reason in house.get("/readyz")[1]["reasons"]
+        assert reason not in house.get("/readyz?part=fold")[1]["reasons"]
+        assert house.get("/healthz")[0] == 200

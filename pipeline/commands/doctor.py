@@ -396,6 +396,7 @@ _REMEDIES: Final = {
     "lagging": "add workers, or look for a broker that is slow",
     "sink": "is `runnerstream worker --role sink` running, here or elsewhere? see its log",
     "clickhouse": "start ClickHouse; nothing is lost meanwhile",
+    "process": "see the worker's log, which says why its process ends",
     "broker": "start Kafka; nothing is lost meanwhile",
 }
 

@@ -38,7 +38,7 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
             "the embedded broker has no working transactions: a worker that was replaced while it "
             "slept is not refused. Use Apache Kafka for more than a trial"
         )
-    made = Worker(settings, fenced=fenced)
+    made = Worker(settings, fenced=fenced, beside=beside)
     try:
         beside.start()
         return made.run()
