@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline import metrics  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
 from pipeline.jobs import facts, runs  # noqa: E402
+from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
 from sinks.metrics import SinkMetrics  # noqa: E402
@@ -476,6 +477,16 @@ def part_tables() -> str:
     made = [name for each in schema.migrations() for _, name in _VIEW.findall(each.text)]
     rows += [(f"`{name}`", "view", "", VIEWS_SAID[name]) for name in dict.fromkeys(made)]
     return table(("name", "", "kept", "what it holds"), rows)
+
+
+def part_roles() -> str:
+    rows = []
+    for role in ROLES.values():
+        reads = ", ".join(f"`{topic}`" for topic in role.reads)
+        port = f"`RUNNERSTREAM_{role.port.upper()}`" if role.port else ""
+        needs = "Kafka, ClickHouse" if role.needs_clickhouse else "Kafka"
+        rows.append((f"`{role.name}`", role.does, f"`app_id{role.suffix}`", reads, port, needs))
+    return table(("role", "what it does", "consumer group", "reads", "port", "needs"), rows)
 
 
 def commands(group: click.Command = main, path: str = "runnerstream") -> list[tuple[str, str]]:

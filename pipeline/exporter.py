@@ -192,6 +192,8 @@ def _values(label: Label) -> tuple[str, ...]:
         return tuple(sorted(odd.union(*(each.odd_fields for each in PROVIDERS.values()))))
     if label.values is Source.ODD_REASON:
         return ODD_REASONS
+    if label.values is Source.ROLE:
+        return ()  # the worker's supervisor knows
     assert not isinstance(label.values, Source)
     return label.values
 

@@ -37,6 +37,8 @@ class Source(Enum):
     ODD_FIELD = "odd_field"
     #: What can be odd about a field, as the providers' base says.
     ODD_REASON = "odd_reason"
+    #: The roles that run in processes beside a worker, as they are started.
+    ROLE = "role"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +130,7 @@ MISSING_REASONS: Final = (
 _FLEET = Label("fleet", Source.FLEET)
 _EVENT = Label("event", Source.EVENT)
 _FAMILY = Label("family", tuple(family.value for family in Family))
+_ROLE = Label("role", Source.ROLE)
 _STAGE = Label("stage", ("normalise", "fold"))
 _STATUS = Label("status", tuple(status.value for status in Status))
 _LIVE = Label("status", tuple(s.value for s in Status if s is not Status.COMPLETED))
@@ -304,6 +307,15 @@ CONSUMER_LAG: Final = Gauge[tuple[str]](
     in_advance=False,
 )
 READY: Final = Gauge[tuple[()]]("ready", "1 when /readyz says ready.", "0 or 1")
+ROLE_UP: Final = Gauge[tuple[str]](
+    "role_up", "1 while the process of a role beside the worker runs.", "0 or 1", (_ROLE,)
+)
+ROLE_RESTARTS: Final = Counter[tuple[str]](
+    "role_restarts",
+    "Times that the process of a role beside the worker ended and was started again.",
+    "times",
+    (_ROLE,),
+)
 JOBS: Final = Gauge[tuple[str, str]](
     "jobs",
     "Live jobs by status, in this worker's partitions. Sum over workers.",

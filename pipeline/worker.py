@@ -37,6 +37,7 @@ from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
 from pipeline.settings import Settings
 from pipeline.web import mount
+from pipeline.web.ports import Alone, Beside
 from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
 from topics.models import Tick
 from topics.tables import JOBS_TABLE
@@ -56,14 +57,17 @@ class Worker:
         observer: Callable[[str, str], None] = lambda stage, step: None,
         steps: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
         fenced: bool = True,
+        beside: Beside = Alone(),  # noqa: B008 - it has no state
     ) -> None:
         """``others`` are the folds beside the jobs'. ``observer`` is told stage and step of each
         durable step of a fold, and ``steps`` puts those of a stage into another order: for tests.
+        ``beside`` is what runs in processes beside this one.
         """
         if uvloop is not None:
             # Before Faust makes its loops: a fifth more throughput.
             uvloop.install()
         self.settings = settings
+        self.beside = beside
         self.metrics = Exporter(settings.max_fleet_labels)
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port)

@@ -1,8 +1,8 @@
-"""Health and metrics of the sink process over HTTP.
+"""Health and metrics of a process over HTTP, alike for every role that has no pages.
 
 ``/healthz`` says whether the process should live, ``/readyz`` whether it does its work (503 with
-the reasons otherwise), ``/metrics`` is for Prometheus. ClickHouse being away makes the sink not
-ready and leaves it alive: a restart would not help, and would read the same records again.
+the reasons otherwise), ``/metrics`` is for Prometheus. Of a sink: ClickHouse being away makes it
+not ready and leaves it alive: a restart would not help, and would read the same records again.
 """
 
 from __future__ import annotations
@@ -12,27 +12,68 @@ import json
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from sinks.sink import Sink
+
+class Status(Protocol):
+    """How a process is doing: a dataclass of what JSON can say, with at least these fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def ready(self) -> bool:
+        """It does its work."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready, as a sentence; empty when it is."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """It should go on. When not, restarting the process is right."""
+        ...
+
+
+class Metrics(Protocol):
+    """Who counts."""
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """What ``/metrics`` shows."""
+        ...
+
+
+class Probed(Protocol):
+    """Whatever can be asked how it is. Both are asked from threads of the server."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What it counts."""
+        ...
+
+    def status(self) -> Status:
+        """How it is now. Quick, whatever hangs."""
+        ...
 
 
 class HealthServer:
-    """Serves a sink's health and metrics until closed."""
+    """Serves health and metrics of one process until closed."""
 
     def __init__(
         self,
-        sink: Sink,
+        probed: Probed,
         host: str = "127.0.0.1",
         port: int = 0,
         about: Mapping[str, str] | None = None,
     ) -> None:
-        """Listen at once; port 0 takes a free one. ``about`` tells whose sink it is, so that who
+        """Listen at once; port 0 takes a free one. ``about`` tells whose it is, so that who
         finds it knows it from another deployment's. Raises OSError when the port is taken."""
-        self._sink = sink
+        self._probed = probed
         self._about = dict(about or {})
         server = self
 
@@ -54,7 +95,7 @@ class HealthServer:
         self._http = ThreadingHTTPServer((host, port), Handler)
         self._http.daemon_threads = True
         self._thread = threading.Thread(
-            target=self._http.serve_forever, name="sink-http", daemon=True
+            target=self._http.serve_forever, name="health-http", daemon=True
         )
         self._thread.start()
 
@@ -72,8 +113,8 @@ class HealthServer:
         """Status code, content type and body for a GET."""
         path = path.partition("?")[0]
         if path == "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest(self._sink.metrics.registry)
-        status = self._sink.status()
+            return 200, CONTENT_TYPE_LATEST, generate_latest(self._probed.metrics.registry)
+        status = self._probed.status()
         told = {**dataclasses.asdict(status), "deployment": self._about}
         body = json.dumps(told, indent=2).encode() + b"\n"
         if path == "/healthz":

@@ -26,8 +26,8 @@ from pipeline.commands import doctor as module
 from pipeline.commands.connections import beside_a_demo
 from pipeline.commands.doctor import examine
 from pipeline.commands.sql import server_failure
-from pipeline.commands.worker import deployment
 from pipeline.local import EmbeddedClickHouse, unavailable
+from pipeline.roles import ROLES
 from pipeline.settings import Settings, load
 from sinks.config import SinkConfig
 from tests.support.brokers import broker
@@ -229,7 +229,7 @@ def found_of(settings: Settings, what: str) -> Any:
 )
 def test_the_sink_of_another_deployment_is_not_ours(differs: dict[str, str], says: str) -> None:
     url = "clickhouse://me:s3cret@127.0.0.1:1/ours"
-    theirs = deployment(settings_of(**{"clickhouse": url, **differs}))
+    theirs = ROLES["sink"].deployment(settings_of(**{"clickhouse": url, **differs}))
     assert "s3cret" not in str(theirs)
     page = {"ready": True, "partitions": 6, "deployment": theirs}
     with answering({"/readyz": page}) as port:

@@ -78,6 +78,8 @@ def told() -> str:
     exporter.set(metrics.TICK_LAG, (), 1.5)
     exporter.set(metrics.CONSUMER_LAG, (JOBS,), 3)
     exporter.set(metrics.READY, (), 1)
+    exporter.set(metrics.ROLE_UP, ("sink",), 1)
+    exporter.count(metrics.ROLE_RESTARTS, ("sink",), 2)
     return text_of(exporter)
 
 

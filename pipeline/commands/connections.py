@@ -350,10 +350,5 @@ def local_url(bind: str, port: int) -> str:
     return f"http://{_bracketed(everywhere.get(bind, bind))}:{port}"
 
 
-def sink_url(settings: Settings) -> str:
-    """Where the sink of these settings tells of its health, when it runs beside the worker."""
-    return f"http://{_bracketed(settings.web_host)}:{settings.sink_port}"
-
-
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from typing import Any, Final, Literal
 
 import click
@@ -24,7 +25,6 @@ from pipeline.commands.connections import (
     elsewhere,
     kafka_admin,
     require_clickhouse,
-    sink_url,
     specs,
     topics_plan,
     within,
@@ -33,14 +33,13 @@ from pipeline.commands.connections import (
 from pipeline.commands.context import Context
 from pipeline.commands.failure import FAILED, UNREACHABLE, Failure, place, short
 from pipeline.commands.output import cell, on_terminal, print_json, say
-from pipeline.commands.worker import deployment, sink_group
+from pipeline.roles import ROLES, Role, first
 from pipeline.settings import Settings
 from pipeline.text import duration
 from sinks import schema
 from sinks.config import target
-from sinks.rows import TOPICS as SINK_TOPICS
 from topics.apply import Difference, Plan
-from topics.catalogue import DEAD_LETTERS, JOBS, LIFECYCLE, WEBHOOKS
+from topics.catalogue import DEAD_LETTERS
 
 State = Literal["ok", "look", "bad", "skipped"]
 
@@ -116,8 +115,15 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _guarded("dead letters", lambda: _letters(settings))
     yield from _guarded("ClickHouse", lambda: _clickhouse(settings))
     yield from _guarded("worker", lambda: _worker(settings))
-    if settings.clickhouse.get_secret_value():
-        yield from _guarded("sink", lambda: _sink(settings))
+    for role in _wanted(settings):
+        if role is not first() and role.port:
+            yield from _guarded(role.name, partial(_beside, settings, role))
+
+
+def _wanted(settings: Settings) -> list[Role]:
+    """The roles that the settings let run."""
+    configured = bool(settings.clickhouse.get_secret_value())
+    return [role for role in ROLES.values() if configured or not role.needs_clickhouse]
 
 
 def _guarded(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -223,14 +229,10 @@ def _counts(settings: Settings, found: Plan) -> Iterator[Finding]:
 
 
 def _lags(settings: Settings) -> Iterator[Finding]:
-    groups: list[tuple[str, tuple[str, ...], str]] = [
-        (settings.app_id, (WEBHOOKS, LIFECYCLE, JOBS), "worker")
-    ]
-    if settings.clickhouse.get_secret_value():
-        groups.append((sink_group(settings), SINK_TOPICS, "sink"))
     with kafka_admin(settings) as admin:
-        for group, topics, who in groups:
-            lag = _lag(admin, group, topics, settings.partitions)
+        for role in _wanted(settings):
+            group, who = role.group(settings), "worker" if role is first() else role.name
+            lag = _lag(admin, group, role.reads, settings.partitions)
             members = _members(admin, group)
             told = f"group {group}: {lag:,} records behind"
             if members is not None:
@@ -238,11 +240,11 @@ def _lags(settings: Settings) -> Iterator[Finding]:
                 if hosts := sorted({host for host, _ in members if host}):
                     told += f" on {', '.join(hosts)}"
             if members == []:
-                role = "sink" if who == "sink" else "fold"
-                yield Finding(f"{who} group", "bad", told, f"`runnerstream worker --role {role}`")
+                todo = f"`runnerstream worker --role {role.name}`"
+                yield Finding(f"{who} group", "bad", told, todo)
             else:
                 yield Finding(f"{who} group", "ok", told)
-            if who == "sink" and members:
+            if role.needs_clickhouse and members:
                 ours = target(settings.clickhouse.get_secret_value())
                 yield from _apart(group, ours, [client for _, client in members])
 
@@ -394,42 +396,47 @@ _REMEDIES: Final = {
     "lagging": "add workers, or look for a broker that is slow",
     "sink": "is `runnerstream worker --role sink` running, here or elsewhere? see its log",
     "clickhouse": "start ClickHouse; nothing is lost meanwhile",
+    "process": "see the worker's log, which says why its process ends",
     "broker": "start Kafka; nothing is lost meanwhile",
 }
 
 
-def _sink(settings: Settings) -> Iterator[Finding]:
-    base = sink_url(settings)
+def _beside(settings: Settings, role: Role) -> Iterator[Finding]:
+    """The process of a role that runs beside the worker, by its health."""
+    base, name, port = role.url(settings), role.name, str(role.port).upper()
     try:
         status = ask(base, "/readyz", timeout=5.0)
     except Failure:
-        yield Finding("sink", "look", f"nothing answers at {base}",
-                      "fine when it runs elsewhere: see the sink group above")  # fmt: skip
+        yield Finding(name, "look", f"nothing answers at {base}",
+                      f"fine when it runs elsewhere: see the {name} group above")  # fmt: skip
         return
     if "ready" not in status:
-        yield Finding("sink", "bad", f"what listens at {base} is not a sink",
-                      "set RUNNERSTREAM_SINK_PORT to the one of the sink")  # fmt: skip
+        yield Finding(name, "bad", f"what listens at {base} is not a {name}",
+                      f"set RUNNERSTREAM_{port} to the one of the {name}")  # fmt: skip
         return
-    other = _other_deployment(settings, status)
+    other = _other_deployment(settings, role, status)
     if other:
         yield Finding(
-            "sink", "bad", f"{base} is a sink of another deployment: {other}",
-            "set RUNNERSTREAM_SINK_PORT to the one of ours; `runnerstream worker --role sink` "
+            name, "bad", f"{base} is a {name} of another deployment: {other}",
+            f"set RUNNERSTREAM_{port} to the one of ours; `runnerstream worker --role {name}` "
             "starts one",
         )  # fmt: skip
     elif status["ready"]:
-        told = f"{base} is ready, writes {status.get('partitions')} partitions"
-        yield Finding("sink", "ok", told)
+        told = f"{base} is ready"
+        if "partitions" in status:
+            told += f", works on {status['partitions']} partitions"
+        yield Finding(name, "ok", told)
     else:
-        yield Finding("sink", "bad", str(status.get("reason")), _REMEDIES["clickhouse"])
+        todo = _REMEDIES["clickhouse"] if role.needs_clickhouse else "look at its log"
+        yield Finding(name, "bad", str(status.get("reason")), todo)
 
 
-def _other_deployment(settings: Settings, status: Answer) -> str:
-    """How the sink that answers differs from the one of these settings; empty when it is ours."""
+def _other_deployment(settings: Settings, role: Role, status: Answer) -> str:
+    """How the process that answers differs from that of these settings; empty when it is ours."""
     about = status.get("deployment")
     if not isinstance(about, dict):
         return "it does not say whose it is"
-    ours = deployment(settings)
+    ours = role.deployment(settings)
     names = {"group": "its group", "kafka": "its Kafka", "clickhouse": "its ClickHouse"}
     differs = [
         f"{name} is {about.get(key)}, ours {ours[key]}"

@@ -18,22 +18,20 @@ _ASK_S: Final = 0.5
 _TELL_S: Final = 30.0
 
 
-def tell_when_ready(url: str, shown: str) -> threading.Event:
-    """Watch ``/readyz`` of the worker at ``url`` until it says ready for the first time, and log
-    that with ``shown``, the address for people. The watching ends when the returned event is set.
+def tell_when_ready(url: str, shown: str, over: threading.Event) -> None:
+    """Watch ``/readyz`` at ``url`` until it says ready for the first time, and log that with
+    ``shown``, the address for people. The watching ends when ``over`` is set.
     """
-    over = threading.Event()
     thread = threading.Thread(
         target=_watch, args=(url, shown, over), name="tell-when-ready", daemon=True
     )
     thread.start()
-    return over
 
 
 def _watch(url: str, shown: str, over: threading.Event) -> None:
     began = told = time.monotonic()
     while not over.wait(_ASK_S):
-        reasons = "the views do not answer yet"
+        reasons = "nothing answers yet"
         try:
             answer = ask(url, "/readyz", {"part": "fold"}, 5.0)
         except Failure:
@@ -43,7 +41,8 @@ def _watch(url: str, shown: str, over: threading.Event) -> None:
                 took = time.monotonic() - began
                 log.info("ready after %.1f s: %s/", took, shown)
                 return
-            reasons = "; ".join(reason["text"] for reason in answer.get("reasons", ()))
+            several = [reason["text"] for reason in answer.get("reasons", ())]
+            reasons = "; ".join(several) or str(answer.get("reason", ""))
         if time.monotonic() - told >= _TELL_S:
             told = time.monotonic()
             log.info("not ready yet, after %.0f s: %s", told - began, reasons)

@@ -7,7 +7,8 @@ whatever hangs.
 The sink belongs to the answer wherever a ClickHouse is configured, also when this process runs
 the fold only: rows that do not arrive are somebody's missing data. ``/readyz?part=fold`` leaves
 it out, for load balancers that should keep sending people to the views meanwhile. With the
-setting ``clickhouse`` empty there is no sink to wait for.
+setting ``clickhouse`` empty there is no sink to wait for. A process beside this one that does not
+stay up is told alike, and left out alike.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Health:
         #: What it is doing instead of working, how much of it is left, and since when that is so.
         self._doing: tuple[str, int] | None = None
         self._doing_since = time.monotonic()
+        #: Restarts that are counted, by role.
+        self._restarts: dict[str, int] = {}
         worker.on_assigned(self._on_assigned)
 
     def refresh(self) -> list[Reason]:
@@ -60,7 +63,8 @@ class Health:
         doing = self._preparing()
         if doing != self._doing:
             self._doing, self._doing_since = doing, time.monotonic()
-        reasons = self._own() + self._seen()
+        beside = [Reason("process", text) for text in self._worker.beside.troubles()]
+        reasons = self._own() + self._seen() + beside
         tell, evidence = self._worker.metrics.set, self.watch.evidence
         tell(metrics.READY, (), 0 if reasons else 1)
         tell(metrics.TICK_LAG, (), self.tick_lag())
@@ -68,7 +72,15 @@ class Health:
             lag = evidence.worker.by_topic()
             for topic in SOURCES:
                 tell(metrics.CONSUMER_LAG, (topic,), lag.get(topic, 0))
+        self._count_processes()
         return reasons
+
+    def _count_processes(self) -> None:
+        for role, (up, restarts) in self._worker.beside.restarts().items():
+            self._worker.metrics.set(metrics.ROLE_UP, (role,), int(up))
+            more = restarts - self._restarts.get(role, 0)
+            self._restarts[role] = restarts
+            self._worker.metrics.count(metrics.ROLE_RESTARTS, (role,), more)
 
     def tick_lag(self) -> float:
         """Seconds since the latest tick that the slowest owned partition has folded."""
@@ -236,5 +248,5 @@ def hole_data(hole: Hole) -> dict[str, Any]:
     }
 
 
-#: Codes of reasons that are about the way to ClickHouse, not about the fold.
-SINK_CODES: Final = frozenset({"sink", "clickhouse"})
+#: Codes of reasons that are about what runs beside the fold, not about the fold.
+BESIDE_CODES: Final = frozenset({"sink", "clickhouse", "process"})

@@ -42,6 +42,30 @@ class Membership(Protocol):
         ...
 
 
+class Beside(Protocol):
+    """The processes that run beside a worker, one for each further role."""
+
+    def restarts(self) -> Mapping[str, tuple[bool, int]]:
+        """By role, whether its process runs, and how often it was started again."""
+        ...
+
+    def troubles(self) -> list[str]:
+        """What does not stay up, a sentence each."""
+        ...
+
+
+class Alone:
+    """Nothing runs beside a worker."""
+
+    def restarts(self) -> Mapping[str, tuple[bool, int]]:
+        """None."""
+        return {}
+
+    def troubles(self) -> list[str]:
+        """None."""
+        return []
+
+
 class Readiness(Protocol):
     """How a worker stands: what it owns, and what it does instead of working."""
 
@@ -63,6 +87,11 @@ class Readiness(Protocol):
     @property
     def holes(self) -> Holes:
         """Records that were gone before they were read."""
+        ...
+
+    @property
+    def beside(self) -> Beside:
+        """What this worker keeps running beside it."""
         ...
 
     @property

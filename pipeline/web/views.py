@@ -37,7 +37,7 @@ from pipeline.text import version
 from pipeline.web import part
 from pipeline.web.answers import age, encodable, json_response, now_ms
 from pipeline.web.fleets import FleetViews
-from pipeline.web.health import SINK_CODES
+from pipeline.web.health import BESIDE_CODES
 from pipeline.web.jobs import JobViews
 from pipeline.web.part import STATUSES
 from pipeline.web.ports import Console
@@ -159,7 +159,7 @@ class Views:
             refuse("part", "all or fold")
         reasons = self.site.health.refresh()
         if wanted == "fold":
-            reasons = [r for r in reasons if r.code not in SINK_CODES]
+            reasons = [r for r in reasons if r.code not in BESIDE_CODES]
         answer = {
             "ready": not reasons,
             "reasons": [reason._asdict() for reason in reasons],

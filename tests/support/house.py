@@ -23,6 +23,7 @@ from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
 from pipeline.local.process import LOOPBACK, free_port
 from pipeline.settings import Settings
+from pipeline.web.ports import Alone
 from pipeline.web.server import Door, GuardedSite, announce, new_runner
 from pipeline.web.views import Views
 
@@ -55,6 +56,7 @@ def fake_worker(
         owned=lambda: sorted(ledgers),
         settled=True,
         started_at=time.time(),
+        beside=Alone(),
         live_jobs=live_jobs,
     )
     metrics.watch_jobs(live_jobs)
