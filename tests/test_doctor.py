@@ -19,6 +19,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from clickhouse_driver.errors import ServerException
+from kafka import KafkaProducer
 from pydantic import SecretStr
 
 from pipeline.cli import main
@@ -31,9 +32,10 @@ from pipeline.roles import ROLES
 from pipeline.settings import Settings, load
 from sinks.config import SinkConfig
 from tests.support.brokers import broker
+from tests.support.toy_role import COOK
 from tests.support.worker import ROOT
 from topics.apply import apply
-from topics.catalogue import WEBHOOKS, catalogue
+from topics.catalogue import JOBS, WEBHOOKS, catalogue
 
 needs_local = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 SOURCES = sorted((ROOT / "pipeline").rglob("*.py")) + sorted((ROOT / "sinks").glob("*.py"))
@@ -180,6 +182,23 @@ def test_settings_that_say_another_number_than_all_topics(tmp_path: Path) -> Non
         name, _, value = setting.lower().partition("=")
         told = json.loads(run("doctor", "--json", **{**settings, name: value}).stdout)
         assert {f["state"] for f in told if f["what"] == "topics"} == {"ok"}
+
+
+def test_the_group_of_every_role_that_is_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ROLES, COOK.name, COOK)
+    with broker(tmp_path) as kafka:
+        options = {"bootstrap_servers": kafka.bootstrap}
+        apply(options, catalogue(partitions=3))
+        sender = KafkaProducer(**options)
+        sender.send(JOBS, b"{}", partition=0).get(30)
+        sender.close()
+        settings = {"kafka": kafka.bootstrap, "clickhouse": "", "web_port": "1", "partitions": "3"}
+        told = {f["what"]: f for f in json.loads(run("doctor", "--json", **settings).stdout)}
+    assert told["cook group"]["told"].startswith("group runnerstream-cook: 1 records behind")
+    assert told["cook group"]["todo"] == "`runnerstream worker --role cook`"
+    assert "sink group" not in told, "there is no ClickHouse to write to"
 
 
 # -- whose worker, whose sink ----------------------------------------------------------------------

@@ -11,22 +11,25 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
-from pydantic import SecretStr
 
-from pipeline.commands import doctor
-from pipeline.roles import ROLES
-from pipeline.roles.supervisor import Pauses, Standing, ended, restarted, trouble
-from pipeline.settings import Settings
+from pipeline.roles.supervisor import (
+    NOT_STARTED,
+    Pauses,
+    Standing,
+    Supervisor,
+    ended,
+    restarted,
+    trouble,
+)
 from sinks.http import HealthServer
 from tests.support.house import House
-from tests.support.toy_role import COOK, MODULE
+from tests.support.toy_role import MODULE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -157,25 +160,6 @@ def test_a_role_that_is_declared_can_be_asked_for(tmp_path: Path) -> None:
     assert said("worker", "--role", "sink").returncode == 2
 
 
-def test_doctor_looks_after_the_group_of_a_role(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ROLES, COOK.name, COOK)
-
-    @contextmanager
-    def no_admin(settings: Settings) -> Iterator[None]:
-        yield
-
-    asked = []
-    monkeypatch.setattr(doctor, "kafka_admin", no_admin)
-    monkeypatch.setattr(doctor, "_members", lambda admin, group: [])
-    monkeypatch.setattr(doctor, "_lag", lambda admin, group, topics, n: asked.append(topics) or 7)
-    settings = Settings(app_id="kitchen", clickhouse=SecretStr(""))
-    found = {each.what: each for each in doctor._lags(settings)}
-    assert found["cook group"].told.startswith("group kitchen-cook: 7 records behind")
-    assert found["cook group"].todo == "`runnerstream worker --role cook`"
-    assert ("runners.jobs",) in asked
-    assert "sink group" not in found, "there is no ClickHouse to write to"
-
-
 @needs_proc
 def test_a_killed_process_is_started_again_and_counted(
     toys: subprocess.Popen[bytes], tmp_path: Path
@@ -265,3 +249,36 @@ def test_a_process_that_does_not_stay_up_makes_its_worker_unready_and_not_the_fo
         assert reason in house.get("/readyz")[1]["reasons"]
         assert reason not in house.get("/readyz?part=fold")[1]["reasons"]
         assert house.get("/healthz")[0] == 200
+
+
+FAST = Pauses(first=0.01, longest=0.01, healthy=60, grace=0.2)
+
+
+def test_a_process_that_does_not_hear_is_killed(tmp_path: Path) -> None:
+    deaf = (
+        "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "open(sys.argv[1], 'a').write(f'{os.getpid()}\\n'); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", deaf, str(tmp_path / "pids")]
+    supervisor = Supervisor({"cook": command}, FAST)
+    supervisor.start()
+    (pid,) = pids(tmp_path, 1)
+    supervisor.stop()
+    assert not runs(pid)
+
+
+def test_a_process_that_cannot_be_started_is_told_and_tried_again(tmp_path: Path) -> None:
+    program = tmp_path / "cook"
+    supervisor = Supervisor({"cook": [str(program)]}, FAST)
+    supervisor.start()
+    try:
+        standing = until(lambda: (s := supervisor.standings()["cook"]).failures > 2 and s)
+        assert standing.code == NOT_STARTED
+        assert "cook" in "".join(supervisor.troubles())
+        program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pids\nexec sleep 600\n")
+        program.chmod(0o755)
+        (pid,) = pids(tmp_path, 1)
+        assert runs(pid)
+    finally:
+        supervisor.stop()
+    assert not runs(pid)

@@ -13,7 +13,11 @@ import click
 from clickhouse_driver.errors import Error as ClickHouseError
 from kafka import TopicPartition
 from kafka.admin import OffsetSpec
-from kafka.errors import KafkaError
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+)
 
 from pipeline.commands.connections import (
     Answer,
@@ -56,6 +60,8 @@ _STYLES: Final[dict[State, dict[str, Any]]] = {
 _WIDTH: Final = len("clock of ClickHouse")
 #: How long one part of the looking may take, whatever it waits for. Seconds.
 PART_S: Final = 45.0
+#: How long to wait before each further question to a broker that has no coordinator yet. Seconds.
+_UNTIL_COORDINATED_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 #: Where the documentation says how to go on.
 _PARTITIONS_SAID: Final = 'docs/operators.md, "A topic has another number of partitions"'
 
@@ -266,7 +272,7 @@ def _lag(admin: Any, group: str, topics: tuple[str, ...], partitions: int) -> in
     wanted = [TopicPartition(t, p) for t in topics if t in existing for p in range(partitions)]
     if not wanted:
         return 0
-    found = admin.list_group_offsets({group: wanted}).get(group, {})
+    found = _coordinated(lambda: admin.list_group_offsets({group: wanted})).get(group, {})
     done = {where: at.offset for where, at in found.items() if at.offset >= 0}
     missing = [where for where in wanted if where not in done]
     if missing:
@@ -276,10 +282,21 @@ def _lag(admin: Any, group: str, topics: tuple[str, ...], partitions: int) -> in
     return sum(max(0, ends[where].offset - done[where]) for where in wanted)
 
 
+def _coordinated(ask: Callable[[], Any]) -> Any:
+    """Ask for a group. A broker that never had any makes its topic of groups at the first
+    question, and meanwhile has no coordinator."""
+    for pause in _UNTIL_COORDINATED_S:
+        try:
+            return ask()
+        except (CoordinatorNotAvailableError, CoordinatorLoadInProgressError):
+            time.sleep(pause)
+    return ask()
+
+
 def _members(admin: Any, group: str) -> list[tuple[str, str]] | None:
     """Host and client id of each member; ``None`` when the broker does not say."""
     try:
-        members = admin.describe_groups([group])[group]["members"]
+        members = _coordinated(lambda: admin.describe_groups([group]))[group]["members"]
         return [
             (str(each.get("client_host", "")).lstrip("/"), str(each.get("client_id", "")))
             for each in members

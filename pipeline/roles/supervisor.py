@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: The program that children run, before its options.
 PROGRAM: Final = [sys.executable, "-m", "pipeline.cli"]
+#: The exit code of a process that could not be started, as shells have it.
+NOT_STARTED: Final = 127
 #: How often a child is looked at. Seconds.
 _LOOK_S: Final = 0.2
 
@@ -158,20 +160,31 @@ class Supervisor:
     def _watch(self, role: str) -> None:
         standing = Standing(role, True, self._clock())
         while not self._stopping.is_set():
-            child = self._launch(role)
             self._standings[role] = standing
-            while child.poll() is None and not self._stopping.wait(_LOOK_S):
-                pass
+            code = self._live(role)
             if self._stopping.is_set():
-                self._end(role, child)
                 return
-            _close(child)
-            standing = ended(standing, child.returncode, self._clock(), self._pauses)
+            standing = ended(standing, code, self._clock(), self._pauses)
             self._standings[role] = standing
             log.error("the %s ended with code %s; starting it again in %.0f s",
-                      role, child.returncode, standing.pause)  # fmt: skip
+                      role, code, standing.pause)  # fmt: skip
             self._stopping.wait(standing.pause)
             standing = restarted(standing, self._clock())
+
+    def _live(self, role: str) -> int:
+        """One life of a role's process, to its own end or ours; the exit code."""
+        try:
+            child = self._launch(role)
+        except OSError as error:
+            # No memory, no processes left, or the program is being replaced: it may pass.
+            log.error("the %s cannot be started: %s", role, error)
+            return NOT_STARTED
+        while child.poll() is None and not self._stopping.wait(_LOOK_S):
+            pass
+        if self._stopping.is_set():
+            self._end(role, child)
+        _close(child)
+        return int(child.returncode)
 
     def _launch(self, role: str) -> subprocess.Popen[bytes]:
         paths = [str(_source()), os.environ.get("PYTHONPATH", "")]
@@ -192,7 +205,6 @@ class Supervisor:
             log.warning("the %s did not end within %.0f s and is killed", role, self._pauses.grace)
             child.kill()
             child.wait()
-        _close(child)
 
 
 def command(role: str, options: Iterable[str], port: tuple[str, int] | None) -> list[str]:
