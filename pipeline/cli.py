@@ -63,6 +63,7 @@ _COMMANDS: Final = (
     "local",
     "sql",
     "jobs",
+    "explain",
     "dead-letters",
     "doctor",
 )

@@ -72,7 +72,7 @@ def test_version_and_help() -> None:
     assert result.exit_code == 0
     for name in (
         "demo", "worker", "topics", "schema", "simulate", "replay", "post", "local", "sql", "jobs",
-        "doctor", "dead-letters",
+        "explain", "doctor", "dead-letters",
     ):  # fmt: skip
         assert name in result.output
         assert run(name, "--help").exit_code == 0
@@ -168,6 +168,8 @@ def test_doctor_without_anything() -> None:
         ["nothing"],
         ["worker", "--role", "cook"],
         ["jobs", "--age", "soon"],
+        ["explain", "soon"],
+        ["explain", "https://github.com/acme/app/pull/5"],
         ["simulate", "--duration", "-5"],
         ["replay"],
         ["dead-letters", "replay"],

@@ -4,6 +4,7 @@ Nothing in this package knows Kafka, Faust, ClickHouse or a clock. Everything is
 the facts, and facts are merged by a join, so order, duplicates and redelivery cannot matter.
 """
 
+from pipeline.jobs.explain import MISSING, Section, explain
 from pipeline.jobs.facts import Job, digest, join, merge
 from pipeline.jobs.record import (
     decode,
@@ -25,6 +26,7 @@ from pipeline.jobs.status import FleetNames, View, view
 from pipeline.jobs.timings import At, Measured, Milestones, milestones, timings
 
 __all__ = [
+    "MISSING",
     "At",
     "FleetNames",
     "Job",
@@ -32,6 +34,7 @@ __all__ = [
     "Milestones",
     "Run",
     "RunOutcome",
+    "Section",
     "View",
     "decode",
     "decode_run",
@@ -40,6 +43,7 @@ __all__ = [
     "encode_clock",
     "encode_outcome",
     "encode_run",
+    "explain",
     "join",
     "link_run",
     "merge",

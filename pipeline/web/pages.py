@@ -10,19 +10,8 @@ from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.jobs import MISSING
 from pipeline.text import duration
-
-#: Why a timing has no value, as a person reads it.
-MISSING: Final = {
-    "not_started": "it never started",
-    "pending": "not over yet",
-    "no_queued": "nobody told when it was queued",
-    "no_claim": "nobody told of a claim",
-    "gate_unknown": "the end of an approval gate is not known",
-    "negative": "the clocks contradict each other",
-    "copied": "copied from an earlier attempt",
-}
-
 
 #: Pieces of a page (some words each) that are made before the event loop is let go.
 SLICE: Final = 1_000

@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from msgspec.structs import asdict
 
-from pipeline.jobs import Job, View
+from pipeline.jobs import Job, View, explain
 from pipeline.jobs.facts import Step
 from pipeline.ledger import LIVE, Known, Ledger
 from pipeline.text import version
@@ -272,6 +272,7 @@ def job(worker: JobReader, partition: int, key: str) -> dict[str, Any] | None:
         "run": None if known.run is None else asdict(known.run),
         "steps": [asdict(step) | {"ms": _took(step)} for step in known.steps],
         "causes": list(known.causes),
+        "explanation": [asdict(section) for section in explain(known, view, now)],
     }
 
 
