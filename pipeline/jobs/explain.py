@@ -7,7 +7,7 @@ facts and the view of them, and a ``now`` that comes in; equal jobs get equal wo
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Final
 
 from msgspec import Struct
@@ -78,7 +78,7 @@ def explain(job: Job, v: View, now: int) -> tuple[Section, ...]:
         f"Why it is {v.status}": _why(job, v),
         "What is odd or missing": odd,
         "When": _when(job, v),
-        "How long": _how_long(v),
+        "How long": _how_long(job, v),
         "Its run": _run(job),
         "Its claims": _claims(job, v),
         "Its steps": _steps(job),
@@ -94,26 +94,24 @@ def _in_short(job: Job, v: View, now: int) -> list[str]:
     who = f"The job {_name(a.name)}" if a.name else "This job, whose name nobody told,"
     of = f" of {_name(a.repo)}" if a.repo else ""
     state = {
-        "completed": "ended",
         "waiting": "waits for an approval",
         "queued": "waits in the queue",
         "claimed": "is claimed",
         "starting": "is about to start",
         "running": "runs",
-    }[v.status]
+    }.get(v.status, v.status)
     if v.status == "completed":
-        known = v.conclusion not in (None, UNKNOWN_CONCLUSION)
-        state += f" with {_word(v.conclusion or '')}" if known else ", and nobody told how,"
+        state = _ended(v.conclusion)
         since = "" if v.since is None else f" {duration(max(0, now - v.since))} ago"
+        if v.conclusion in (None, UNKNOWN_CONCLUSION):
+            since += ", and nobody told how"
+    elif v.since is None:
+        since = "; nobody told since when"
     else:
-        since = (
-            "; nobody told since when"
-            if v.since is None
-            else f", for {duration(max(0, now - v.since))} now"
-        )
+        since = f", for {duration(max(0, now - v.since))} now"
     named = {
         "pool": "the pool that its dispatcher names",
-        "labels": f"its labels ({_list(a.labels)})",
+        "labels": f"its labels ({_list([_name(label) for label in a.labels])})",
         "group": "its runner's group",
     }.get(v.fleet_from)
     fleet = (
@@ -121,7 +119,7 @@ def _in_short(job: Job, v: View, now: int) -> list[str]:
         if named
         else "Nobody told its pool, its labels or its runner's group, so its fleet is unknown."
     )
-    said = [f"{who}{of} {state}{since}.", f"Its key is {job.key}.", fleet]
+    said = [f"{who}{of} {state}{since}.", f"Its key is {_printable(job.key)}.", fleet]
     if job.runner is not None:
         verb = "ran" if v.status == "completed" else "runs"
         said.append(f"It {verb} on {_runner(job)}.")
@@ -134,23 +132,28 @@ def _why(job: Job, v: View) -> list[str]:
         said = [f"Its completion was told: {_told(at.completed)}. A completed job never reopens."]
         if v.conclusion not in (None, UNKNOWN_CONCLUSION):
             said.append(f"Its conclusion is {_word(v.conclusion or '')}.")
-        return said
+        return said + (_failed_steps(job)[:1] if v.conclusion in _FAILED else [])
     if at.started is not None:
         return [f"Its start was told: {_told(at.started)}. No completion was told."]
     if job.runner is not None:
-        return [f"{_runner(job)} was seen executing it. No completion was told."]
+        return [f"It was seen executing on {_runner(job)}. No completion was told."]
     claim = live_claim(job)
     if claim is not None:
         return _why_claimed(job, claim)
     said = _why_queued(job, v)
     if job.claims:
-        said.append(f"{_count(len(job.claims), 'claim')} of it ended: what was released counts no"
-                    " more.")  # fmt: skip
-    said.append(
-        "No runner may take it before somebody, or a rule, lets it through."
-        if v.status == "waiting"
-        else "No claim holds it and no start was told: it waits for a runner of its fleet."
-    )
+        which = (
+            "Its only claim was"
+            if len(job.claims) == 1
+            else f"All its {len(job.claims)} claims were"
+        )
+        said.append(f"{which} released, and what was released does not count.")
+    if job.run is not None and job.run.completed_at is not None:
+        said.append("Its run is over, so it waits for nothing any more.")
+    elif v.status == "waiting":
+        said.append("No runner may take it before somebody, or a rule, lets it through.")
+    else:
+        said.append("No claim holds it and no start was told: it waits for a runner of its fleet.")
     return said
 
 
@@ -159,14 +162,14 @@ def _why_claimed(job: Job, claim: Claim) -> list[str]:
     runner = f" ({_name(claim.runner)})" if claim.runner else ""
     if claim.minted_at is not None:
         return [
-            f"Claim {_name(handle)} is alive, and a runner{runner} was minted for it: "
-            f"{_at(claim.minted_at)}. No start was told.",
-            "It waits until the runner has come up and taken it.",
+            f"Claim {_name(handle)} holds it, and a runner{runner} was minted (made ready) for it:"
+            f" {_at(claim.minted_at)}. No start was told.",
+            "It waits until a runner has come up and taken it.",
         ]
-    when = "nobody told when" if claim.claimed_at is None else _at(claim.claimed_at)
+    since = "" if claim.claimed_at is None else f" since {_at(claim.claimed_at)}"
     return [
-        f"Claim {_name(handle)} is alive: {when}. No runner was minted for it, and no start was"
-        " told.",
+        f"Claim {_name(handle)}{runner} holds it{since}. No runner was minted (made ready) for it,"
+        " and no start was told.",
         "It waits until its dispatcher mints a runner.",
     ]
 
@@ -228,7 +231,7 @@ _FAMILIES: Final = {
 }
 
 
-def _how_long(v: View) -> list[str]:
+def _how_long(job: Job, v: View) -> list[str]:
     said = []
     measured = [(family, t) for family, t in v.timings.items() if t.ms is not None]
     for family, t in measured:
@@ -239,26 +242,31 @@ def _how_long(v: View) -> list[str]:
         clamped = ""
         if t.clamped_ms:
             clamped = f" The clocks crossed by {duration(t.clamped_ms)}, which counts as 0."
-        said.append(
-            f"{what}: {duration(t.ms)}, from {start} {_by(t.start_clock)} to {end}"
-            f" {_by(t.end_clock)}.{gated}{clamped}"
-        )
+        said.append(f"{what}: {duration(t.ms)}, {_bounds(start, end, t)}.{gated}{clamped}")
 
-    def reason(each: tuple[str, Measured]) -> str:
-        return each[1].missing or ""
-
-    for missing, group in groupby(
-        sorted(((f, t) for f, t in v.timings.items() if t.ms is None), key=reason), key=reason
-    ):
-        names = _list([_FAMILIES[family][0].lower() for family, _ in group])
-        said.append(f"No time for {names}: {MISSING.get(missing, missing)}.")
+    reasons: dict[str, list[str]] = {}
+    for family, t in v.timings.items():
+        if t.missing is not None:
+            reasons.setdefault(t.missing, []).append(_FAMILIES[family][0].lower())
+    for missing, names in reasons.items():
+        why = MISSING.get(missing, missing)
+        if missing == "no_claim" and job.claims:
+            why = (
+                "no claim is of the runner that executed it"
+                if v.at.claim is None
+                else "nobody told when it was claimed"
+            )
+        said.append(f"No time for {_list(names)}: {why}.")
     if v.abandoned_ms is not None:
-        said.append(f"It waited {duration(v.abandoned_ms)} and ended without ever starting.")
+        said.append(f"It waited {duration(v.abandoned_ms)} before it ended without a start.")
     return said
 
 
-def _by(clock: str | None) -> str:
-    return f"({_BY.get(clock or '', 'by an unknown clock')})"
+def _bounds(start: str, end: str, t: Measured) -> str:
+    first, last = _BY.get(t.start_clock or ""), _BY.get(t.end_clock or "")
+    if first == last:
+        return f"from {start} to {end}, both {last}"
+    return f"from {start} ({first}) to {end} ({last})"
 
 
 def _odd(job: Job, v: View, now: int) -> list[str]:
@@ -297,13 +305,13 @@ def _odd_ending(job: Job, v: View) -> list[str]:
 def _odd_start(job: Job, v: View) -> list[str]:
     at, said = v.at, []
     if at.started is None and job.runner is not None:
-        said.append(f"{_runner(job)} was seen executing it, but nobody told when it started.")
+        said.append(f"It was seen executing on {_runner(job)}, but nobody told when it started.")
     elif at.started is None and at.completed is not None and v.conclusion != "skipped":
         said.append(
             "It was cancelled before any runner took it."
             if v.conclusion == "cancelled"
-            else "It completed, but nobody saw it start: it never ran, or word of the start was"
-            " lost."
+            else "It completed, but nobody saw it start. It counts as never started; word of the"
+            " start may be lost."
         )
     if at.queued is None:
         said.append("Nobody told when it was queued.")
@@ -336,13 +344,14 @@ def _odd_clocks(job: Job, v: View, now: int) -> list[str]:
                 f" {_at(own[0][0])} {_BY[own[0][1]]}, {_at(own[-1][0])} {_BY[own[-1][1]]}."
             )
         received = clocks.get("received")
-        others = [ms for clock, ms in clocks.items() if clock != "received"]
+        disbelieved = {"provider"} if frozen and what == "started" else set()
+        others = [ms for clock, ms in clocks.items() if clock not in {"received", *disbelieved}]
         if received is not None and others and received - min(others) > _LATE_MS:
             said.append(f"Word that {happened} reached us {duration(received - min(others))} late.")
         if received is not None and others and min(others) - received > _APART_MS:
             said.append(
-                f"Word of it reached us {duration(min(others) - received)} before {happened}, as they"
-                " tell it: a clock is wrong."
+                f"Word of it reached us {duration(min(others) - received)} before {happened}:"
+                " a clock is wrong."
             )
     if frozen and at.started is not None:
         said.append(
@@ -375,7 +384,7 @@ def _odd_claims(job: Job, v: View) -> list[str]:
     for handle, claim in _in_order(job):
         if seen and claim.runner and claim.runner != seen:
             said.append(
-                f"Claim {_name(handle)} has runner {_name(claim.runner)} for it, but"
+                f"Claim {_name(handle)} is with runner {_name(claim.runner)}, but runner"
                 f" {_name(seen)} was seen executing it."
             )
         elif claim.released_at is not None and v.status != "completed":
@@ -406,7 +415,7 @@ def _run(job: Job) -> list[str]:
     said = []
     if a.run_id:
         number = f"run {a.run_id}" + (f", attempt {a.run_attempt}" if a.run_attempt else "")
-        workflow = f" of the workflow {_name(a.workflow)}" if a.workflow else ""
+        workflow = f", of the workflow {_name(a.workflow)}" if a.workflow else ""
         branch = f" on {_name(a.branch)}" if a.branch else ""
         said.append(f"It belongs to {number}{workflow}{branch}.")
     who = f" by {_name(a.actor)}" if a.actor else ""
@@ -453,13 +462,7 @@ def _steps(job: Job) -> list[str]:
     if not job.steps:
         return []
     said = [f"{_count(len(job.steps), 'step')} known."]
-    for step in job.steps:
-        if step.conclusion in _FAILED:
-            said.append(
-                f"Step {step.number}, {_name(step.name)}, ended with {_word(step.conclusion)}."
-                if step.name
-                else f"Step {step.number} ended with {_word(step.conclusion)}."
-            )
+    said += _failed_steps(job)
     took = [
         (step.completed_at - step.started_at, -step.number, step)
         for step in job.steps
@@ -472,6 +475,16 @@ def _steps(job: Job) -> list[str]:
     return said
 
 
+def _failed_steps(job: Job) -> list[str]:
+    return [
+        f"Step {step.number}, {_name(step.name)}, {_ended(step.conclusion)}."
+        if step.name
+        else f"Step {step.number} {_ended(step.conclusion)}."
+        for step in job.steps
+        if step.conclusion in _FAILED
+    ]
+
+
 def _sources(job: Job) -> list[str]:
     return [f"{_count(job.rev, 'fact')}, made from {_list([_plain(c) for c in job.causes])}."]
 
@@ -482,9 +495,16 @@ def _in_order(job: Job) -> list[tuple[str, Claim]]:
 
 def _runner(job: Job) -> str:
     runner = job.runner
-    if runner is None or not runner.name:
-        return "Runner without a name" if runner is None else f"Runner {runner.id}"
-    return f"Runner {_name(runner.name)}"
+    if runner is None:
+        return "a runner"
+    return f"runner {_name(runner.name)}" if runner.name else f"runner {runner.id}"
+
+
+def _ended(conclusion: str | None) -> str:
+    if conclusion in (None, UNKNOWN_CONCLUSION):
+        return "ended"
+    said = {"skipped": "was skipped", "cancelled": "was cancelled", "timed_out": "timed out"}
+    return said.get(conclusion or "") or f"ended with {_word(conclusion or '')}"
 
 
 def _told(at: At) -> str:
@@ -498,9 +518,13 @@ def _at(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def _printable(text: str) -> str:
+    """Without what could hide or turn around the words beside it."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
 def _plain(text: str) -> str:
-    """Without what could hide or turn around the words beside it, and not too long."""
-    text = "".join(c if c.isprintable() else "�" for c in text)
+    text = _printable(text)
     return text if len(text) <= _MOST_NAME else text[: _MOST_NAME - 1] + "…"
 
 
