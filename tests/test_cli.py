@@ -26,6 +26,7 @@ from kafka import KafkaConsumer, TopicPartition
 from pipeline.agents.normalise import record_facts
 from pipeline.cli import main, quiet_interrupt
 from pipeline.commands.context import seconds_of
+from pipeline.commands.explain import key_of
 from pipeline.commands.output import cell
 from pipeline.local import EmbeddedClickHouse, unavailable
 from pipeline.local.process import free_port
@@ -177,6 +178,30 @@ def test_doctor_without_anything() -> None:
 )
 def test_wrong_usage_is_two(arguments: list[str]) -> None:
     assert run(*arguments, kafka=NOWHERE).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ("GitHub:GHE.corp:443:7", "github:ghe.corp:7"),
+        (" github:github.com:7 ", "github:github.com:7"),
+        ("45670000001", "github:github.com:45670000001"),
+        ("https://github.com/acme/app/actions/runs/9/job/7", "github:github.com:7"),
+        ("https://GHE.corp:8443/a/b/actions/runs/9/job/7?pr=3#step:4:1", "github:ghe.corp:8443:7"),
+        ("https://github.com/a/b/actions/runs/9/attempts/2/job/7", "github:github.com:7"),
+    ],
+)
+def test_a_job_is_named_by_its_key_its_id_or_the_address_of_its_page(said: str, key: str) -> None:
+    assert key_of(said) == key
+
+
+@pytest.mark.parametrize(
+    "said", ["", "build", "a:b", "https://github.com/a/b/actions/runs/9", "https://[", "http://"]
+)
+def test_what_names_no_job_is_wrong_usage(said: str) -> None:
+    result = run("explain", said)
+    assert result.exit_code == 2
+    assert "job" in result.output
 
 
 def test_durations() -> None:

@@ -13,7 +13,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from click.testing import CliRunner
+from markupsafe import escape
 
+from pipeline.cli import main
 from pipeline.faust_safe.outbox import partition_of
 from pipeline.web.pages import ranges, safe_link
 from tests.support.brokers import Broker, broker
@@ -331,6 +334,36 @@ def test_a_job_shows_its_steps_by_number_and_one_without_shows_none(
         assert other["steps"] == []
         _, page = worker.get("/jobs/github:github.com:50", accept="text/html")
         assert "<h2>Steps</h2>" not in page
+
+
+def test_a_job_is_explained_alike_by_the_command_and_its_page(
+    workers: tuple[WorkerProcess, WorkerProcess],
+) -> None:
+    held = (
+        'Claim "lease-1" ("pod-1") holds it since ',
+        "It waits until its dispatcher mints a runner.",
+    )
+    for worker in workers:
+        result = CliRunner().invoke(main, ["explain", "1", "--url", worker.url])
+        assert result.exit_code == 0, result.output
+        _, page = worker.get("/jobs/github:github.com:1", accept="text/html")
+        for words in ("Why it is claimed", *held):
+            assert words in result.stdout
+            assert escape(words) in page
+        told = CliRunner().invoke(main, ["explain", "1", "--json", "--url", worker.url])
+        answer = json.loads(told.stdout)
+        assert (answer["key"], answer["status"]) == ("github:github.com:1", "claimed")
+        assert [each["heading"] for each in answer["explanation"]][:3] == [
+            "In short", "Why it is claimed", "What is odd or missing",
+        ]  # fmt: skip
+        # Of a stranger's name nothing reaches the terminal.
+        result = CliRunner().invoke(main, ["explain", "40", "--url", worker.url])
+        assert "<script>alert(1)</script>" in result.stdout
+        assert all(c.isprintable() or c == "\n" for c in result.stdout)
+        result = CliRunner().invoke(main, ["explain", "999999", "--url", worker.url])
+        assert result.exit_code == 1
+        assert "no job github:github.com:999999 is known" in result.output
+        assert "of another host give the key" in result.output
 
 
 def test_pages_hold_every_job_once_oldest_first(
