@@ -147,6 +147,7 @@ def test_no_clickhouse_is_three_and_its_password_stays_secret(arguments: list[st
 
 
 def test_no_worker_is_three() -> None:
+    assert run("explain", "7", web_port="1").exit_code == 3
     result = run("jobs", web_port="1")
     assert result.exit_code == 3
     assert "no worker answers at http://127.0.0.1:1" in result.output
@@ -689,6 +690,13 @@ def test_jobs_of_a_worker_that_does_not_know_who_started_them_are_listed(
     result = run("jobs", "--url", worker_of_jobs)
     [line] = [line for line in result.stdout.splitlines() if line.startswith(row["key"])]
     assert line.split()[-4:] == ["–"] * 4
+
+
+def test_a_worker_of_an_earlier_release_does_not_explain(worker_of_jobs: str) -> None:
+    result = run("explain", "7", "--url", worker_of_jobs)
+    assert result.exit_code == 1
+    assert "does not explain jobs: it is of an earlier release" in result.output
+    assert Jobs.asked[0] == "/jobs/github:github.com:7"
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])

@@ -459,6 +459,19 @@ def test_of_very_many_claims_the_last_are_told() -> None:
     assert len(said) == 21
 
 
+def test_of_many_claims_that_were_released_the_last_are_odd() -> None:
+    claims = [
+        fact("x", n, claim=ClaimFact(handle=f"c{n}", claimed_at=at(n), released_at=at(n + 1)))
+        for n in range(9)
+    ]
+    assert words(QUEUED, *claims, s=360)["What is odd or missing"] == (
+        "9 claims were released. The last ones:",
+        'Claim "c6" was released: 2026-01-05 12:00:07 UTC.',
+        'Claim "c7" was released: 2026-01-05 12:00:08 UTC.',
+        'Claim "c8" was released: 2026-01-05 12:00:09 UTC.',
+    )
+
+
 # --- for all histories ----------------------------------------------------------------------------
 
 #: How each reason may be put.

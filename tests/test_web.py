@@ -3,6 +3,7 @@ each other, strangers' names, and readiness with its reasons."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -18,7 +19,7 @@ from markupsafe import escape
 
 from pipeline.cli import main
 from pipeline.faust_safe.outbox import partition_of
-from pipeline.web.pages import ranges, safe_link
+from pipeline.web.pages import Pages, ranges, safe_link
 from tests.support.brokers import Broker, broker
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
@@ -364,6 +365,24 @@ def test_a_job_is_explained_alike_by_the_command_and_its_page(
         assert result.exit_code == 1
         assert "no job github:github.com:999999 is known" in result.output
         assert "of another host give the key" in result.output
+
+
+def test_a_job_that_nobody_explains_has_its_page(
+    workers: tuple[WorkerProcess, WorkerProcess],
+) -> None:
+    # As a peer of an earlier release answers.
+    _, answer = workers[0].get("/jobs/github:github.com:50")
+    assert answer.pop("explanation")
+
+    async def pause() -> None: ...
+
+    page = asyncio.run(
+        Pages().render(
+            "job.html", pause, path="/", answer=answer, reasons=[], missed=[], version="1"
+        )
+    )
+    assert b"<h2>Timings</h2>" in page
+    assert b"Why it is" not in page
 
 
 def test_pages_hold_every_job_once_oldest_first(

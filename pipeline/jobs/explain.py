@@ -50,8 +50,9 @@ _MILESTONES: Final = {
 _APART_MS: Final = FROZEN_START_MS
 #: What reaches us later than this after it happened is late.
 _LATE_MS: Final = 60_000
-#: Claims that are told of one by one.
+#: Claims that are told of one by one, and of those that are odd.
 _MOST_CLAIMS: Final = 20
+_MOST_ODD_CLAIMS: Final = 3
 #: Names are cut to this many characters.
 _MOST_NAME: Final = 120
 _FAILED: Final = frozenset({"failure", "timed_out", "startup_failure", "action_required"})
@@ -381,20 +382,29 @@ _PASSED_ON: Final = frozenset({"delivery", "received"})
 def _odd_claims(job: Job, v: View) -> list[str]:
     said = []
     seen = job.runner.name if job.runner else ""
-    for handle, claim in _in_order(job):
-        if seen and claim.runner and claim.runner != seen:
-            said.append(
-                f"Claim {_name(handle)} is with runner {_name(claim.runner)}, but runner"
-                f" {_name(seen)} was seen executing it."
-            )
-        elif claim.released_at is not None and v.status != "completed":
-            why = f" ({_name(claim.reason)})" if claim.reason else ""
-            said.append(f"Claim {_name(handle)} was released{why}: {_at(claim.released_at)}.")
-    alive = [handle for handle, claim in _in_order(job) if claim.released_at is None]
+    claims = _in_order(job)
+    alive = [handle for handle, claim in claims if claim.released_at is None]
     if len(alive) > 1 and v.status != "completed":
         said.append(f"{_count(len(alive), 'claim')} hold it at once.")
-    if len(said) > _MOST_CLAIMS:
-        said = [*said[:_MOST_CLAIMS], f"So it goes on: {len(said) - _MOST_CLAIMS} more."]
+    others = [one for one in claims if seen and one[1].runner not in ("", seen)]
+    for handle, claim in others[-_MOST_ODD_CLAIMS:]:
+        said.append(
+            f"Claim {_name(handle)} is with runner {_name(claim.runner)}, but runner"
+            f" {_name(seen)} was seen executing it."
+        )
+    if v.status == "completed":
+        return said
+    released = [
+        (claim.released_at, handle, claim.reason)
+        for handle, claim in claims
+        if claim.released_at is not None and (handle, claim) not in others
+    ]
+    released.sort()
+    if len(released) > _MOST_ODD_CLAIMS:
+        said.append(f"{_count(len(released), 'claim')} were released. The last ones:")
+    for released_at, handle, reason in released[-_MOST_ODD_CLAIMS:]:
+        why = f" ({_name(reason)})" if reason else ""
+        said.append(f"Claim {_name(handle)} was released{why}: {_at(released_at)}.")
     return said
 
 
