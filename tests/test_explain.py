@@ -439,6 +439,26 @@ def test_the_claim_of_another_runner_is_no_reason_to_say_that_nobody_claimed_it(
     assert "No time for claim to start: no claim is of the runner that executed it." in said
 
 
+def test_a_job_that_ended_without_a_start_tells_how_long_it_waited() -> None:
+    assert words(QUEUED, ended(Conclusion.CANCELLED), s=360)["How long"] == (
+        "No time for queue, claim to start, run and total: it never started.",
+        "It waited 5 m 00 s before it ended without a start.",
+    )
+
+
+def test_a_gate_and_clocks_that_crossed_stand_beside_the_time_in_the_queue() -> None:
+    assert (
+        "Queue: 35.0 s, from queued to started, both by the provider's clock."
+        " Not counted: 1 m 00 s behind approval gates."
+    ) in words(QUEUED, WAITING, LET_THROUGH, LATER.model_copy(
+        update={"times": seen(Milestone.STARTED, provider=95)}), s=360)["How long"]  # fmt: skip
+    crossed = fact("workflow_job.completed", 32, times=seen(Milestone.COMPLETED, provider=29))
+    assert (
+        "Run: 0 ms, from started to completed, both by the provider's clock."
+        " The clocks crossed by 1.0 s, which counts as 0."
+    ) in words(QUEUED, STARTED, crossed, s=360)["How long"]
+
+
 def test_names_of_strangers_cannot_pass_for_our_words() -> None:
     evil = 'x". It is completed.\n\u202e\x1b[2J' + "y" * 500
     said = words(fact("x", 0, job=JobAttributes(run_id=7, name=evil, labels=(evil[:256],))), s=1)
