@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ _GUARD = Path(__file__).with_name("guard.py")
 _POLL_SECONDS = 0.01
 _LOG_TAIL_BYTES = 2000
 _ATTEMPTS = 3
+#: From where to where a port is picked, and how often it is tried before the system is asked.
+_FIRST_PORT, _LAST_PORT, _PICKS = 20_000, 32_000, 50
 
 
 class LocalError(RuntimeError):
@@ -39,11 +42,23 @@ class ServerFailed(LocalError):
 
 
 def free_port() -> int:
-    """A loopback TCP port that nothing listens on now; it may be taken before it is used."""
+    """A loopback TCP port that nothing listens on now; it may be taken before it is used.
+
+    Below those that systems give to outgoing connections (Linux: 32768 and up, others: 49152), so
+    that whoever starts again on it later does not find somebody's connection there.
+    """
+    for _ in range(_PICKS):
+        port = _FIRST_PORT + secrets.randbelow(_LAST_PORT - _FIRST_PORT + 1)
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe,
+            contextlib.suppress(OSError),
+        ):
+            probe.bind((LOOPBACK, port))
+            return port
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        found: int = probe.getsockname()[1]
+        return found
 
 
 def resident_mib(pid: int | None) -> int:
