@@ -65,6 +65,7 @@ _COMMANDS: Final = (
     "jobs",
     "explain",
     "dead-letters",
+    "verify",
     "doctor",
 )
 

@@ -18,13 +18,23 @@ from topics.tables import JOBS_TABLE, WINDOWS_TABLE
 Declare = Callable[[Settings], FoldSpec[Any]]
 
 
-def jobs(settings: Settings) -> FoldSpec[Ledger]:
-    """``runners.jobs`` -> job states, windows, samples."""
-    fleets = FleetNames(settings.fleets)
-    policy = WindowPolicy(int(settings.lateness * 1000), int(settings.grace * 1000))
-    retention = Retention(
+def fleet_names(settings: Settings) -> FleetNames:
+    """How fleets are called."""
+    return FleetNames(settings.fleets)
+
+
+def retention(settings: Settings) -> Retention:
+    """How long jobs and runs are kept."""
+    return Retention(
         int(settings.completed_retention * 1000), int(settings.unfinished_retention * 1000)
     )
+
+
+def jobs(settings: Settings) -> FoldSpec[Ledger]:
+    """``runners.jobs`` -> job states, windows, samples."""
+    fleets = fleet_names(settings)
+    policy = WindowPolicy(int(settings.lateness * 1000), int(settings.grace * 1000))
+    kept = retention(settings)
 
     def new_ledger(partition: int, tables: Mapping[str, Lookup]) -> Ledger:
         return Ledger(
@@ -32,7 +42,7 @@ def jobs(settings: Settings) -> FoldSpec[Ledger]:
             tables[JOBS_TABLE.name],
             fleets=fleets,
             windows=policy,
-            retention=retention,
+            retention=kept,
             max_fleets=settings.max_fleet_labels,
         )
 

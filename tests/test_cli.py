@@ -73,7 +73,7 @@ def test_version_and_help() -> None:
     assert result.exit_code == 0
     for name in (
         "demo", "worker", "topics", "schema", "simulate", "replay", "post", "local", "sql", "jobs",
-        "explain", "doctor", "dead-letters",
+        "explain", "doctor", "dead-letters", "verify",
     ):  # fmt: skip
         assert name in result.output
         assert run(name, "--help").exit_code == 0
@@ -121,6 +121,7 @@ def test_the_configuration_file(tmp_path: Path) -> None:
     [
         ["topics", "apply"],
         ["dead-letters", "list"],
+        ["verify"],
         ["simulate", "--duration", "1s"],
         ["worker", "--role", "fold", "--wait", "0"],
         ["replay", str(PAYLOADS / "workflow_job.queued.json")],

@@ -104,6 +104,7 @@ def test_a_silent_clickhouse_ends_each_command(arguments: list[str]) -> None:
         ["dead-letters", "list"],
         ["dead-letters", "show", "a:0:0"],
         ["dead-letters", "replay", "--all"],
+        ["verify"],
         ["simulate", "--duration", "1s"],
         ["worker", "--role", "fold", "--wait", "0"],
         ["doctor"],

@@ -1,0 +1,307 @@
+"""``verify``: the retained log folded again, and compared with what is served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any, Final
+
+import click
+from kafka import TopicPartition
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+)
+
+from pipeline.commands.connections import broker_failure, kafka_admin, kafka_options
+from pipeline.commands.context import Context
+from pipeline.commands.failure import FAILED, UNREACHABLE, Failure
+from pipeline.commands.output import print_json, print_table, say, to_json
+from pipeline.settings import Settings
+from pipeline.verify import Difference, Refold, Result, Served, Tally
+from sinks.consumer import make_consumer, position_of
+from topics.catalogue import JOB_STATES, JOBS, WINDOWS
+
+#: How long the broker may be silent before we say that it does not answer. Seconds.
+_SILENCE_S: Final = 15.0
+#: How long a transaction may stay open in a topic before its records are left out. One whose end
+#: is under way takes milliseconds, and only such a one belongs to an offset that is committed.
+_OPEN_S: Final = 5.0
+#: Records between two signs of progress.
+_SIGN: Final = 5_000
+_SHOWN: Final = 120
+
+Progress = Callable[[str], None]
+
+
+@click.command()
+@click.option("--partition", "wanted", multiple=True, type=click.IntRange(0),
+              help="Only this partition; may be repeated.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True,
+              help="Most differences shown; all are counted.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.pass_obj
+def verify(context: Context, wanted: tuple[int, ...], limit: int, as_json: bool) -> None:
+    """Fold the retained log again and compare job states and windows with what is served.
+
+    Reads only: writes nothing, commits nothing, joins no group. Give it the settings of the
+    workers. Partitions are folded one after the other, each in memory.
+    Exit code 1 when anything differs, or when there was nothing to compare.
+    """
+    tallies: dict[str, Tally] = {}
+    found: list[Difference] = []
+    partitions: list[dict[str, Any]] = []
+    unreadable = 0
+    with _progress() as progress, closing(_verified(context.settings, wanted, limit, progress)) as \
+            all_of_them:  # fmt: skip
+        for partition, log, result in all_of_them:
+            partitions.append({"partition": partition, **log})
+            if result is None:
+                continue
+            for what, tally in result.tallies.items():
+                tallies.setdefault(what, Tally()).add(tally)
+            found += result.differences[: limit - len(found)]
+            unreadable += result.unreadable
+    different = sum(tally.different for tally in tallies.values())
+    equal = not different and any(tally.folded for tally in tallies.values())
+    if as_json:
+        print_json(
+            {
+                "equal": equal,
+                "compared": {
+                    what: {name: getattr(tally, name) for name in Tally.__slots__}
+                    for what, tally in tallies.items()
+                },
+                "differences": [
+                    {name: getattr(each, name) for name in Difference.__slots__} for each in found
+                ],
+                "unreadable": unreadable,
+                "partitions": partitions,
+            }
+        )
+    else:
+        _tell(tallies, found, partitions, unreadable, equal)
+    if not equal:
+        raise SystemExit(FAILED)
+
+
+def _tell(
+    tallies: dict[str, Tally],
+    found: list[Difference],
+    partitions: list[dict[str, Any]],
+    unreadable: int,
+    equal: bool,
+) -> None:
+    print_table(
+        ("what", "in the log", "served", "different", "in part", "moved on"),
+        (
+            (what, *(f"{n:,}" for n in (t.folded, t.served, t.different, t.in_part, t.moved)))
+            for what, t in tallies.items()
+        ),
+        right=(1, 2, 3, 4, 5),
+    )
+    say()
+    for each in found:
+        say(_sentence(each))
+    if found:
+        more = sum(tally.different for tally in tallies.values())
+        say(f"{more:,} {'key differs' if more == 1 else 'keys differ'} in all\n")
+    records = sum(each["records"] for each in partitions)
+    say(f"{records:,} records of {JOBS} folded, of {len(partitions)} partitions")
+    if unreadable:
+        say(f"{unreadable:,} of them cannot be read; the worker has passed over them as well")
+    cut = [str(each["partition"]) for each in partitions if each["from"]]
+    if cut:
+        say(f"the log no longer has its beginning in partitions {', '.join(cut)}: what lies before "
+            "it cannot be checked (in part)")  # fmt: skip
+    never = [str(each["partition"]) for each in partitions if each["committed"] is None]
+    if never:
+        say(f"no worker has committed anything of partitions {', '.join(never)}: not compared")
+    say("no difference" if equal else "DIFFERENT" if found else "nothing was compared")
+
+
+def _sentence(each: Difference) -> str:
+    place = f"{each.what}, partition {each.partition}, {each.key}"
+    if each.field:
+        place += f", {each.field}"
+    return f"{place}: the log says {_shown(each.folded)}, served is {_shown(each.served)}"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else to_json(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A line on standard error that is written over, when that is a terminal."""
+    stream = click.get_text_stream("stderr")
+    if not stream.isatty():
+        yield lambda text: None
+        return
+    try:
+        yield lambda text: click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+class _Readers:
+    """What reads: ``committed`` the records, ``ends`` where a partition ends, transactions that
+    are open included. Neither has a group."""
+
+    def __init__(self, settings: Settings, admin: Any, stack: ExitStack) -> None:
+        self._admin = admin
+        self._group = settings.app_id
+        options = {
+            **kafka_options(settings),
+            "group_id": None,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+        }
+        self.committed, self._ends = (
+            stack.enter_context(closing(make_consumer({**options, "isolation_level": level})))
+            for level in ("read_committed", "read_uncommitted")
+        )
+
+    def partitions(self, topic: str) -> list[int]:
+        """Of a topic. Raises :class:`Failure` when there is none."""
+        known = self.committed.partitions_for_topic(topic)
+        if not known:
+            raise Failure(f"topic {topic} does not exist", "create it with `runnerstream topics "
+                          "apply`")  # fmt: skip
+        return sorted(known)
+
+    def folded(self, where: TopicPartition) -> int | None:
+        """Up to here the worker's group has committed; None when it never did."""
+        pause = 0.2
+        while True:
+            try:
+                found = self._admin.list_group_offsets({self._group: [where]})
+            except (CoordinatorNotAvailableError, CoordinatorLoadInProgressError):
+                # A broker that never had a group makes the topic of groups first.
+                if pause > 4:
+                    raise
+                time.sleep(pause)
+                pause *= 2
+                continue
+            offset = found.get(self._group, {}).get(where)
+            return None if offset is None or offset.offset < 0 else int(offset.offset)
+
+    def begin(self, where: TopicPartition) -> int:
+        """The first offset there is."""
+        return int(self.committed.beginning_offsets([where])[where])
+
+    def end(self, where: TopicPartition) -> int:
+        """Behind the last record that is committed."""
+        return int(self.committed.end_offsets([where])[where])
+
+    def high(self, where: TopicPartition) -> int:
+        """Behind the last record that was written, committed or not."""
+        return int(self._ends.end_offsets([where])[where])
+
+    def read(self, where: TopicPartition, until: int) -> Iterator[Any]:
+        """The committed records from the first to ``until``, which may be that of an open
+        transaction: it is waited for, up to :data:`_OPEN_S`."""
+        consumer = self.committed
+        consumer.assign([where])
+        consumer.seek_to_beginning(where)
+        at, heard = -1, time.monotonic()
+        while at < until:
+            for records in consumer.poll(timeout_ms=200).values():
+                yield from (each for each in records if each.offset < until)
+            reached = position_of(consumer, where)
+            if reached is not None and reached > at:
+                at, heard = reached, time.monotonic()
+                continue
+            silent = time.monotonic() - heard
+            if silent > _OPEN_S and at >= self.end(where):
+                return
+            if silent > _SILENCE_S:
+                raise Failure(
+                    f"the broker sends nothing of {where.topic} for {_SILENCE_S:g} s",
+                    "look at the broker's log",
+                    UNREACHABLE,
+                )
+
+
+def _verified(
+    settings: Settings, wanted: tuple[int, ...], limit: int, progress: Progress
+) -> Generator[tuple[int, dict[str, Any], Result | None]]:
+    """Each partition, what of its log was folded, and what came of it."""
+    with kafka_admin(settings) as admin, ExitStack() as stack:
+        try:
+            readers = _Readers(settings, admin, stack)
+            partitions = readers.partitions(JOBS)
+            for topic in (JOB_STATES, WINDOWS):
+                readers.partitions(topic)
+            unknown = sorted(set(wanted) - set(partitions))
+            if unknown:
+                raise click.UsageError(f"{JOBS} has no partition {unknown[0]}")
+            for partition in wanted or partitions:
+                yield partition, *_partition(readers, settings, partition, limit, progress)
+        except KafkaError as error:
+            raise broker_failure(settings, error) from None
+
+
+def _partition(
+    readers: _Readers, settings: Settings, partition: int, limit: int, progress: Progress
+) -> tuple[dict[str, Any], Result | None]:
+    log = TopicPartition(JOBS, partition)
+    begin, committed = readers.begin(log), readers.folded(log)
+    told: dict[str, Any] = {"from": begin, "committed": committed, "records": 0}
+    if committed is None:
+        # An empty partition has been folded by whoever looked at it.
+        if readers.end(log) == begin == 0:
+            told["committed"] = 0
+        return told, None
+    served = _served(readers, partition, progress)
+    # All that is served by now came of records before this.
+    end = readers.end(log)
+    fold = Refold(settings, partition, whole=begin == 0, now=int(time.time() * 1000))
+    judged = False
+    for record in readers.read(log, end):
+        if record.offset < committed:
+            fold.take(record.offset, record.value, record.timestamp)
+        else:
+            if not judged:
+                fold.judge(served)
+                judged = True
+            if not fold.pending:
+                break
+            fold.go_on(record.offset, record.value, record.timestamp)
+        if fold.records % _SIGN == 0:
+            progress(f"partition {partition}: offset {record.offset:,} of {end:,}")
+    if not judged:
+        fold.judge(served)
+    result = fold.result(limit)
+    return {**told, "records": result.records}, result
+
+
+def _served(readers: _Readers, partition: int, progress: Progress) -> Served:
+    """What is served now, transactions whose end is under way included."""
+    states: dict[bytes, bytes] = {}
+    windows: dict[bytes, bytes] = {}
+    places = {TopicPartition(JOB_STATES, partition): states,
+              TopicPartition(WINDOWS, partition): windows}  # fmt: skip
+    # Before either is read, so that both tell of all that is committed.
+    ends = {where: readers.high(where) for where in places}
+    since = 0
+    for where, latest in places.items():
+        trimmed = latest is windows and readers.begin(where) > 0
+        for number, record in enumerate(readers.read(where, ends[where])):
+            if trimmed and not since:
+                since = record.timestamp
+            if record.key is None:
+                continue
+            if record.value is None:
+                latest.pop(record.key, None)
+            else:
+                latest[record.key] = record.value
+            if number % _SIGN == 0:
+                progress(f"partition {partition}: {where.topic}, {number:,} records")
+    return Served(states, windows, since)
