@@ -354,6 +354,10 @@ class Refold:
         found: list[Difference] = []
         for where in sorted(self._open):
             what, key = where
+            # The clock has moved on, too: a job may have been forgotten meanwhile.
+            if self._verdict(where) is not Verdict.DIFFERENT:
+                self._tallies[what].moved += 1
+                continue
             self._tallies[what].different += 1
             if len(found) < limit:
                 found += self._named(what, key, self._open[where])

@@ -18,7 +18,7 @@ from kafka.errors import (
 from pipeline.commands.connections import broker_failure, kafka_admin, kafka_options
 from pipeline.commands.context import Context
 from pipeline.commands.failure import FAILED, UNREACHABLE, Failure
-from pipeline.commands.output import print_json, print_table, say, to_json
+from pipeline.commands.output import cell, print_json, print_table, say, to_json
 from pipeline.settings import Settings
 from pipeline.verify import Difference, Refold, Result, Served, Tally
 from sinks.consumer import make_consumer, position_of
@@ -105,9 +105,9 @@ def _tell(
     say()
     for each in found:
         say(_sentence(each))
-    if found:
-        more = sum(tally.different for tally in tallies.values())
-        say(f"{more:,} {'key differs' if more == 1 else 'keys differ'} in all\n")
+    different = sum(tally.different for tally in tallies.values())
+    if different:
+        say(f"{different:,} {'key differs' if different == 1 else 'keys differ'} in all\n")
     records = sum(each["records"] for each in partitions)
     say(f"{records:,} records of {JOBS} folded, of {len(partitions)} partitions")
     if unreadable:
@@ -119,13 +119,13 @@ def _tell(
     never = [str(each["partition"]) for each in partitions if each["committed"] is None]
     if never:
         say(f"no worker has committed anything of partitions {', '.join(never)}: not compared")
-    say("no difference" if equal else "DIFFERENT" if found else "nothing was compared")
+    say("no difference" if equal else "different" if different else "nothing was compared")
 
 
 def _sentence(each: Difference) -> str:
-    place = f"{each.what}, partition {each.partition}, {each.key}"
+    place = f"{each.what}, partition {each.partition}, {cell(each.key)}"
     if each.field:
-        place += f", {each.field}"
+        place += f", {cell(each.field)}"
     return f"{place}: the log says {_shown(each.folded)}, served is {_shown(each.served)}"
 
 
@@ -162,6 +162,7 @@ class _Readers:
             "group_id": None,
             "enable_auto_commit": False,
             "auto_offset_reset": "earliest",
+            "allow_auto_create_topics": False,
         }
         self.committed, self._ends = (
             stack.enter_context(closing(make_consumer({**options, "isolation_level": level})))
