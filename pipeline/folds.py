@@ -19,12 +19,12 @@ Declare = Callable[[Settings], FoldSpec[Any]]
 
 
 def fleet_names(settings: Settings) -> FleetNames:
-    """How fleets are called."""
+    """How the jobs' fold calls fleets."""
     return FleetNames(settings.fleets)
 
 
 def retention(settings: Settings) -> Retention:
-    """How long jobs and runs are kept."""
+    """How long the jobs' fold keeps jobs and runs."""
     return Retention(
         int(settings.completed_retention * 1000), int(settings.unfinished_retention * 1000)
     )

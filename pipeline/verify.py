@@ -1,6 +1,6 @@
 """The retained log folded again, and compared with what is served. Pure.
 
-A partition of ``runners.jobs`` goes through a ledger of its own, under the settings of the worker.
+A partition of ``runners.jobs`` goes through a ledger of its own, under the rules of the worker.
 What comes out is compared with what the partition's job states and windows say: law L1 on data that
 really came. Where the log is whole, each state has the same bytes; where its beginning has been
 removed, that is so of what began later, and of the rest what the log tells must be contained in
@@ -22,10 +22,9 @@ from msgspec import DecodeError, Struct, structs
 from msgspec.json import Decoder
 from msgspec.json import decode as parsed
 
-from pipeline.folds import fleet_names, jobs, retention
+from pipeline.fold_spec import FoldSpec
 from pipeline.jobs import FleetNames, Job, decode, encode, join, view
-from pipeline.ledger import FACT_AHEAD_MS, OTHER_FLEET
-from pipeline.settings import Settings
+from pipeline.ledger import FACT_AHEAD_MS, OTHER_FLEET, Ledger, Retention
 from pipeline.windows import SIZES_S, Pane, Sketch, pane_start, start_of
 from topics.catalogue import JOB_STATES, WINDOWS
 from topics.models import LATEST_MS, JobFact, Unreadable
@@ -205,10 +204,32 @@ def fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
+@dataclass(frozen=True)
+class Rules:
+    """Under which the worker folds.
+
+    Attributes:
+        fold: the jobs' fold.
+        fleets: how fleets are called.
+        retention: how long jobs are kept.
+        max_fleets: how many have windows of their own.
+    """
+
+    fold: FoldSpec[Ledger]
+    fleets: FleetNames
+    retention: Retention
+    max_fleets: int
+
+    @property
+    def kept_ms(self) -> int:
+        """For so long at least a job is kept after anything that is known of it."""
+        return min(self.retention.completed_ms, self.retention.unfinished_ms)
+
+
 class _Scratch:
     """What the worker's tables and topics of one partition would hold, made of the log alone."""
 
-    def __init__(self, settings: Settings, partition: int, whole: bool, now: int) -> None:
+    def __init__(self, fold: FoldSpec[Ledger], partition: int, whole: bool, now: int) -> None:
         self.states: dict[bytes, bytes] = {}
         self.windows: dict[bytes, bytes] = {}
         self.records = self.unreadable = 0
@@ -217,9 +238,9 @@ class _Scratch:
         #: Of a log that is not whole: the minutes that a job's facts name, by job.
         self.minutes: dict[str, set[int]] = {}
         self._whole = whole
-        self._spec = jobs(settings)
+        self._records = fold.records
         self._table: dict[bytes, bytes] = {}
-        self._ledger = self._spec.new_ledger(
+        self._ledger = fold.new_ledger(
             partition, {JOBS_TABLE.name: self._table.get, WINDOWS_TABLE.name: lambda key: None}
         )
         self._ledger.now = now
@@ -234,7 +255,7 @@ class _Scratch:
         """Fold the next record."""
         self.records += 1
         try:
-            record = read(self._spec.records, value)
+            record = read(self._records, value)
         except Unreadable:
             self.unreadable += 1
             return
@@ -277,13 +298,10 @@ class Refold:
     (ms), as the fold would read it.
     """
 
-    def __init__(self, settings: Settings, partition: int, *, whole: bool, now: int) -> None:
+    def __init__(self, rules: Rules, partition: int, *, whole: bool, now: int) -> None:
         self.partition = partition
-        self._scratch = _Scratch(settings, partition, whole, now)
-        self._fleets = fleet_names(settings)
-        kept = retention(settings)
-        self._kept_ms = min(kept.completed_ms, kept.unfinished_ms)
-        self._max_fleets = settings.max_fleet_labels
+        self._rules = rules
+        self._scratch = _Scratch(rules.fold, partition, whole, now)
         self._served = Served({}, {})
         #: Minutes of jobs of which the log tells only a part.
         self._cut: frozenset[int] = frozenset()
@@ -382,8 +400,8 @@ class Refold:
             self._scratch.states.get(key),
             self._served.states.get(key),
             told_from=self._scratch.told_from,
-            fleets=self._fleets,
-            forgotten_before=self._scratch.clock - self._kept_ms,
+            fleets=self._rules.fleets,
+            forgotten_before=self._scratch.clock - self._rules.kept_ms,
         )
 
     def _window(self, key: bytes) -> Verdict:
@@ -417,7 +435,7 @@ class Refold:
                 fleets.setdefault(start, set()).add(fleet)
         other = {OTHER_FLEET.encode()}
         self._crowded = frozenset(
-            start for start, named in fleets.items() if len(named - other) >= self._max_fleets
+            start for start, named in fleets.items() if len(named - other) >= self._rules.max_fleets
         )
         for key in keys if self._crowded else ():
             group = self._group(key)

@@ -242,7 +242,7 @@ def test_topics_knows_nobody() -> None:
 
 @pytest.mark.parametrize("room", ["pipeline.jobs", "pipeline.windows", "pipeline.providers",
                                   "pipeline.metrics", "pipeline.effects",
-                                  "pipeline.ledger"])  # fmt: skip
+                                  "pipeline.ledger", "pipeline.verify"])  # fmt: skip
 def test_rules_touch_no_edge(room: str) -> None:
     found = reached(room)
     assert not {n: via for n, via in found.items() if n.split(".")[0] in EDGES}

@@ -10,16 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import folds
 from pipeline.jobs.facts import DAY_MS
 from pipeline.settings import Settings
-from pipeline.verify import STATES, WINDOWED, Difference, Refold, Result, Served
+from pipeline.verify import STATES, WINDOWED, Difference, Refold, Result, Rules, Served
 from tests.support.chaos import chaos, steady
 from tests.test_ledger import BASE, MINUTE, Record, Tables, latest, logs, tick
 from topics.catalogue import JOB_STATES, WINDOWS
 from topics.models import Clock, Conclusion, JobAttributes, JobFact, Milestone
 
-SETTINGS = Settings()
 HOUR = 3_600_000
+SETTINGS = Settings()
+
+
+def rules(settings: Settings = SETTINGS) -> Rules:
+    kept = folds.retention(settings)
+    names = folds.fleet_names(settings)
+    return Rules(folds.jobs(settings), names, kept, settings.max_fleet_labels)
 
 
 def served(tables: Tables) -> Served:
@@ -36,7 +43,7 @@ def refold(
     settings: Settings = SETTINGS,
 ) -> Result:
     """What the command does with one partition, whose log begins at ``cut``."""
-    fold = Refold(settings, 0, whole=not cut, now=2 * BASE)
+    fold = Refold(rules(settings), 0, whole=not cut, now=2 * BASE)
     end = len(log) if committed is None else committed
     for offset in range(cut, end):
         fold.take(offset, log[offset].model_dump_json().encode(), -1)
@@ -236,7 +243,7 @@ def test_a_worker_that_has_lost_what_it_committed_is_found() -> None:
 
 
 def test_only_so_many_differences_are_shown_and_all_are_counted(good: Served) -> None:
-    fold = Refold(SETTINGS, 0, whole=True, now=2 * BASE)
+    fold = Refold(rules(), 0, whole=True, now=2 * BASE)
     for offset, record in enumerate(LOG):
         fold.take(offset, record.model_dump_json().encode(), -1)
     fold.judge(Served({}, {}))
@@ -245,7 +252,7 @@ def test_only_so_many_differences_are_shown_and_all_are_counted(good: Served) ->
 
 
 def test_records_that_nobody_can_read_are_passed_over_and_counted(good: Served) -> None:
-    fold = Refold(SETTINGS, 0, whole=True, now=2 * BASE)
+    fold = Refold(rules(), 0, whole=True, now=2 * BASE)
     for offset, record in enumerate(LOG):
         fold.take(offset, record.model_dump_json().encode(), -1)
         fold.take(offset, b"{", -1)

@@ -19,8 +19,9 @@ from pipeline.commands.connections import broker_failure, kafka_admin, kafka_opt
 from pipeline.commands.context import Context
 from pipeline.commands.failure import FAILED, UNREACHABLE, Failure
 from pipeline.commands.output import cell, print_json, print_table, say, to_json
+from pipeline.folds import fleet_names, jobs, retention
 from pipeline.settings import Settings
-from pipeline.verify import Difference, Refold, Result, Served, Tally
+from pipeline.verify import Difference, Refold, Result, Rules, Served, Tally
 from sinks.consumer import make_consumer, position_of
 from topics.catalogue import JOB_STATES, JOBS, WINDOWS
 
@@ -150,6 +151,13 @@ def _progress() -> Iterator[Progress]:
 # -- reading ---------------------------------------------------------------------------------------
 
 
+def rules(settings: Settings) -> Rules:
+    """Under which a worker with these settings folds."""
+    return Rules(
+        jobs(settings), fleet_names(settings), retention(settings), settings.max_fleet_labels
+    )
+
+
 class _Readers:
     """What reads: ``committed`` the records, ``ends`` where a partition ends, transactions that
     are open included. Neither has a group."""
@@ -263,7 +271,7 @@ def _partition(
     served = _served(readers, partition, progress)
     # All that is served by now came of records before this.
     end = readers.end(log)
-    fold = Refold(settings, partition, whole=begin == 0, now=int(time.time() * 1000))
+    fold = Refold(rules(settings), partition, whole=begin == 0, now=int(time.time() * 1000))
     judged = False
     for record in readers.read(log, end):
         if record.offset < committed:
