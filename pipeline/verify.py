@@ -329,7 +329,8 @@ class Refold:
         self._served = served
         states, windows = self._tallies[STATES], self._tallies[WINDOWED]
         states.folded, states.served = len(scratch.states), len(served.states)
-        windows.folded, windows.served = len(scratch.windows), len(served.windows)
+        windows.folded = _filled(scratch.windows, served.windows)
+        windows.served = _filled(served.windows, scratch.windows)
         cut = set()
         for key in scratch.states.keys() | served.states.keys():
             verdict = self._state(key)
@@ -487,6 +488,16 @@ def _put(table: dict[bytes, bytes], key: bytes, value: bytes | None) -> None:
 
 def _of(table: Mapping[bytes, bytes], keys: Iterable[bytes]) -> list[bytes]:
     return [table[key] for key in sorted(keys) if key in table]
+
+
+def _filled(windows: Mapping[bytes, bytes], others: Mapping[bytes, bytes]) -> int:
+    """How many there are; without those that only one side has and that are empty: what was put in
+    and taken out again within one batch may or may not have been told."""
+    alone = [value for key, value in windows.items() if key not in others]
+    return len(windows) - [_told(WINDOWED, [value]) for value in alone].count(_EMPTY)
+
+
+_EMPTY: Final = cells([])
 
 
 def _parts(key: bytes) -> tuple[bytes, int, int]:
