@@ -111,7 +111,7 @@ def running(config: SinkConfig) -> Iterator[Sink]:
         assert errors == []
 
 
-def eventually(check: Callable[[], Any], seconds: float = 30.0) -> None:
+def eventually(check: Callable[[], Any], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, "did not happen in time"
