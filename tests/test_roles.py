@@ -215,7 +215,7 @@ def test_what_does_not_stay_up_is_a_trouble_and_one_restart_is_none() -> None:
     assert trouble(standing, 12.1) is None, "it has outlived the pause"
     standing = ended(standing, 1, 11.5, QUICK)
     standing = restarted(standing, 13.5)
-    assert "does not stay up for 4 s" in str(trouble(standing, 14.0))
+    assert "has not stayed up for 4 s" in str(trouble(standing, 14.0))
     assert trouble(standing, 15.6) is None
 
 

@@ -444,8 +444,11 @@ def _beside(settings: Settings, role: Role) -> Iterator[Finding]:
             told += f", works on {status['partitions']} partitions"
         yield Finding(name, "ok", told)
     else:
-        todo = _REMEDIES["clickhouse"] if role.needs_clickhouse else "look at its log"
-        yield Finding(name, "bad", str(status.get("reason")), todo)
+        reason = str(status.get("reason"))
+        todo = (
+            _REMEDIES["clickhouse"] if "ClickHouse" in reason else "it may be starting; see its log"
+        )
+        yield Finding(name, "bad", reason, todo)
 
 
 def _other_deployment(settings: Settings, role: Role, status: Answer) -> str:

@@ -99,7 +99,7 @@ def trouble(standing: Standing, now: float) -> str | None:
     if standing.failures < 2 and down <= 2 * standing.pause:
         return None
     return (
-        f"the {standing.role} beside this worker does not stay up for {down:.0f} s: it ended with "
+        f"the {standing.role} beside this worker has not stayed up for {down:.0f} s: it ended with "
         f"code {standing.code} and was started again {standing.restarts} times"
     )
 
