@@ -79,12 +79,6 @@ def told(value: bytes, change: Callable[[Any], None]) -> bytes:
 
 def test_what_a_worker_serves_is_what_the_log_says(kafka: Broker, worker: WorkerProcess) -> None:
     code, found = verify(kafka)
-    print(
-        json.dumps(found["compared"]),
-        json.dumps(found["partitions"]),
-        *map(json.dumps, found["differences"][:12]),
-        sep="\n",
-    )
     assert (code, found["differences"], found["equal"]) == (0, [], True)
     states, windows = found["compared"]["job states"], found["compared"]["windows"]
     assert states["folded"] == states["served"] > 250

@@ -31,6 +31,7 @@ from pydantic import SecretStr
 
 from pipeline.commands.failure import UNREACHABLE, USAGE, Failure, place, short
 from pipeline.commands.unreachable import address_of, clickhouse_cause, kafka_cause
+from pipeline.roles.role import http
 from pipeline.settings import Settings, default_data_dir
 from topics.apply import Plan, TopicsError, plan
 from topics.catalogue import TopicSpec, catalogue
@@ -341,14 +342,10 @@ def web_url(base: str) -> str:
 
 def worker_url(settings: Settings) -> str:
     """Where the worker of these settings can be reached."""
-    return f"http://{_bracketed(settings.web_host)}:{settings.web_port}"
+    return http(settings.web_host, settings.web_port)
 
 
 def local_url(bind: str, port: int) -> str:
     """Where something that listens on ``bind`` answers on this machine."""
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-    return f"http://{_bracketed(everywhere.get(bind, bind))}:{port}"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return http(everywhere.get(bind, bind), port)
