@@ -39,8 +39,9 @@ from pipeline.providers.registry import PROVIDERS
 from pipeline.providers.sending import Signer
 from topics.bridge import CREDENTIALS, FORMS
 from topics.catalogue import WEBHOOKS
+from topics.envelope import EARLIEST_MS, LATEST_MS
 from topics.keys import github_host, job_key, run_key
-from topics.models import EARLIEST_MS, GITHUB_HOST, LATEST_MS, Delivery
+from topics.models import GITHUB_HOST, Delivery
 from topics.reading import mend_surrogates
 
 EVENTS: Final = ("workflow_job", "workflow_run")

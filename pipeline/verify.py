@@ -27,7 +27,8 @@ from pipeline.jobs import FleetNames, Job, decode, encode, join, view
 from pipeline.ledger import FACT_AHEAD_MS, OTHER_FLEET, Ledger, Retention
 from pipeline.windows import SIZES_S, Pane, Sketch, pane_start, start_of
 from topics.catalogue import JOB_STATES, WINDOWS
-from topics.models import LATEST_MS, JobFact, Unreadable
+from topics.envelope import LATEST_MS
+from topics.models import JobFact, Unreadable
 from topics.reading import read
 from topics.tables import JOBS_TABLE, PANE_S, WINDOWS_TABLE
 

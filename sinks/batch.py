@@ -14,7 +14,8 @@ from sinks.consumer import Undecodable
 from sinks.rows import Item
 from sinks.writer import BatchIdentity, Refused, describe
 from topics.dead_letters import SourceRecord
-from topics.models import EARLIEST_MS, LATEST_MS, Reason, Unreadable
+from topics.envelope import EARLIEST_MS, LATEST_MS
+from topics.models import Reason, Unreadable
 
 log = logging.getLogger(__name__)
 

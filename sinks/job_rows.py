@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from sinks.columns import Column, Columns, Given, Row, Table
+from topics.envelope import EARLIEST_MS
 from topics.models import (
-    EARLIEST_MS,
     Clock,
     Conclusion,
     Family,

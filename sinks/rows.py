@@ -42,12 +42,11 @@ from sinks import job_rows
 from sinks.columns import Column, Columns, Row, Table
 from topics import bridge, catalogue
 from topics.dead_letters import SourceRecord
+from topics.envelope import EARLIEST_MS, LATEST_MS
 from topics.models import (
     DEAD_LETTER,
     DELIVERY,
-    EARLIEST_MS,
     JOB_STATE,
-    LATEST_MS,
     LIFECYCLE,
     SAMPLE,
     WINDOW,

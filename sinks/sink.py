@@ -43,7 +43,7 @@ from sinks.membership import Membership, consumer_options
 from sinks.metrics import FlushReason, SinkMetrics
 from sinks.progress import Progress
 from sinks.writer import Abandoned, BatchIdentity, Refused, Writer, describe
-from topics.models import LATEST_MS
+from topics.envelope import LATEST_MS
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from topics.dead_letters import (
     letter_bytes,
     without_value,
 )
-from topics.models import DEAD_LETTER, EARLIEST_MS, DeadLetter, Reason, Unreadable
+from topics.envelope import EARLIEST_MS
+from topics.models import DEAD_LETTER, DeadLetter, Reason, Unreadable
 from topics.reading import read
 
 T0 = 1_790_000_000_000

@@ -26,11 +26,11 @@ from sinks import rows
 from tests.test_sink_rows import FakeRecord
 from topics import bridge
 from topics.catalogue import JOB_STATES, WEBHOOKS
+from topics.envelope import MAX_STEPS
 from topics.keys import job_key
 from topics.models import (
     JOB_STATE,
     JOBS_RECORD,
-    MAX_STEPS,
     Clock,
     Conclusion,
     Delivery,

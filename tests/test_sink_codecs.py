@@ -17,7 +17,8 @@ from tests.support.worker import WorkerProcess
 from tests.test_sink_loop import QUICK_GROUP, count, eventually, job_state, now_ms, query, running
 from topics.apply import apply
 from topics.catalogue import catalogue
-from topics.models import Delivery, LifecycleEvent, Record
+from topics.envelope import Record
+from topics.models import Delivery, LifecycleEvent
 
 PARTITIONS = 2
 CODECS = (None, "gzip", "snappy", "lz4", "zstd")

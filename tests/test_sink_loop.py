@@ -41,7 +41,8 @@ from sinks.metrics import FLUSH_REASONS
 from sinks.sink import Sink
 from sinks.writer import Backoff
 from tests.support.brokers import Broker, broker, kind
-from topics.models import Delivery, JobState, LifecycleEvent, Record, Sample, Status
+from topics.envelope import Record
+from topics.models import Delivery, JobState, LifecycleEvent, Sample, Status
 
 PARTITIONS = 3
 #: A group on the embedded broker waits for members half as long as the poll interval.

@@ -11,6 +11,7 @@ import pytest
 from sinks import rows
 from sinks.writer import BatchIdentity
 from topics.dead_letters import SourceRecord
+from topics.envelope import Record
 from topics.models import (
     ClaimState,
     Clock,
@@ -23,7 +24,6 @@ from topics.models import (
     LifecycleEvent,
     Milestone,
     Reason,
-    Record,
     RunnerRef,
     Sample,
     Status,

@@ -31,8 +31,9 @@ from urllib.parse import parse_qs
 from pydantic_core import from_json
 
 from topics.dead_letters import SourceRecord
+from topics.envelope import EARLIEST_MS, LATEST_MS
 from topics.keys import GITHUB_HOST, canonical_host, github_host
-from topics.models import EARLIEST_MS, LATEST_MS, Delivery, Reason, Unreadable
+from topics.models import Delivery, Reason, Unreadable
 
 #: When a record that is posted again first arrived, in milliseconds: a header of our own.
 RECEIVED_AT: Final = "runnerstream-received-at"

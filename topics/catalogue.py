@@ -26,7 +26,7 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from topics import models
+from topics import models, recovery
 from topics.tables import TABLES, TableSpec
 
 WEBHOOKS: Final = "runners.webhooks"
@@ -35,6 +35,10 @@ JOBS: Final = "runners.jobs"
 JOB_STATES: Final = "runners.job-states"
 WINDOWS: Final = "runners.windows"
 SAMPLES: Final = "runners.samples"
+PROBES: Final = "runners.probes"
+FLEETS: Final = "runners.fleets"
+COMMANDS: Final = "runners.commands"
+OUTCOMES: Final = "runners.outcomes"
 DEAD_LETTERS: Final = "runners.dead-letters"
 
 Cleanup = Literal["delete", "compact", "compact,delete"]
@@ -194,6 +198,51 @@ TOPICS: Final = (
         "fleet, status and partition",
         "delete",
         3 * _DAY_MS,
+    ),
+    Topic(
+        PROBES,
+        "questions to providers about jobs that may be stuck",
+        recovery.PROBE,
+        ("probe",),
+        "the job's",
+        "delete",
+        3 * _DAY_MS,
+    ),
+    Topic(
+        FLEETS,
+        "everything known about fleets: runners, proposals, decisions, and the clock's ticks",
+        models.FLEETS_RECORD,
+        (
+            "runner.seen",
+            "host.gone",
+            "fleet.depth",
+            "stall.proposed",
+            "command.decided",
+            "command.outcome",
+            "switch",
+            "tick",
+        ),
+        "the fleet's; `switch:` and the fleet; `tick:` and the partition",
+        "delete",
+        _REDELIVERY_MS,
+    ),
+    Topic(
+        COMMANDS,
+        "what executors are to do about stuck jobs and fleets",
+        recovery.COMMAND,
+        ("command",),
+        "the job's; the fleet's for what concerns a fleet",
+        "delete",
+        _REDELIVERY_MS,
+    ),
+    Topic(
+        OUTCOMES,
+        "what executors made of commands",
+        recovery.OUTCOME,
+        ("command.started", "command.ended"),
+        "as the command's",
+        "delete",
+        _REDELIVERY_MS,
     ),
     Topic(
         DEAD_LETTERS,

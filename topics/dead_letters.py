@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from topics.models import EARLIEST_MS, LATEST_MS, DeadLetter, Unreadable
+from topics.envelope import EARLIEST_MS, LATEST_MS
+from topics.models import DeadLetter, Unreadable
 
 #: A letter must fit its topic, whatever the record was: of its headers this much is carried.
 #: Escaped, 64 of these stay far below the MiB that the topic has left beside key and value.

@@ -27,7 +27,8 @@ from kafka.errors import KafkaError
 
 from topics.bridge import CREDENTIALS
 from topics.catalogue import LIFECYCLE, MAX_WEBHOOK_BYTES, WEBHOOKS
-from topics.models import Delivery, LifecycleEvent, Record
+from topics.envelope import Record
+from topics.models import Delivery, LifecycleEvent
 
 #: Where the records that users post belong.
 TOPIC_OF: Final[dict[type[Record], str]] = {

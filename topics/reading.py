@@ -16,16 +16,8 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from topics.models import (
-    DELIVERY,
-    LIFECYCLE,
-    NULL_PLACE,
-    VALUE_PLACE,
-    Delivery,
-    LifecycleEvent,
-    Reason,
-    Unreadable,
-)
+from topics.envelope import NULL_PLACE, VALUE_PLACE
+from topics.models import DELIVERY, LIFECYCLE, Delivery, LifecycleEvent, Reason, Unreadable
 
 T = TypeVar("T")
 

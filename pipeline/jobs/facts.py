@@ -42,15 +42,8 @@ from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from pipeline.jobs.attributes import BLANK, Attributes, describe, join_attributes
-from topics.models import (
-    MAX_STEPS,
-    ClaimFact,
-    Clock,
-    JobFact,
-    Milestone,
-    ParentRun,
-    RunnerRef,
-)
+from topics.envelope import MAX_STEPS
+from topics.models import ClaimFact, Clock, JobFact, Milestone, ParentRun, RunnerRef
 from topics.models import Step as StepFact
 
 #: Digests that are kept. More distinct facts than this about one job is not a job but a flood: a

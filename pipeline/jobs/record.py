@@ -18,8 +18,8 @@ from pipeline.jobs.facts import Claim, Ending, Job, RunAttempt, Runner, Step
 from pipeline.jobs.runs import Run
 from pipeline.jobs.status import View
 from pipeline.jobs.timings import Measured
+from topics.envelope import VERSION
 from topics.keys import parse_job_key
-from topics.models import VERSION
 
 _encoder: Final = Encoder(order="deterministic")
 

@@ -11,7 +11,8 @@ from pipeline.ledger.index import Index
 from pipeline.ledger.limits import OTHER_FLEET
 from pipeline.ledger.pending import Pending
 from topics.catalogue import SAMPLES
-from topics.models import VERSION, Status
+from topics.envelope import VERSION
+from topics.models import Status
 
 #: The statuses of a job that has not ended.
 LIVE: Final = tuple(status.value for status in Status if status is not Status.COMPLETED)

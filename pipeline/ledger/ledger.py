@@ -51,7 +51,8 @@ from pipeline.ledger.runs import Runs
 from pipeline.ledger.windows import Windows
 from pipeline.windows import Contribution, Pane, PaneKey, WindowPolicy, contributions
 from topics.catalogue import JOB_STATES
-from topics.models import EARLIEST_MS, LATEST_MS, JobFact, RunFact, RunLink, Tick
+from topics.envelope import EARLIEST_MS, LATEST_MS
+from topics.models import JobFact, RunFact, RunLink, Tick
 from topics.tables import JOBS_TABLE, WINDOWS_TABLE
 
 #: A tick may be this much ahead of the time at which it was written: a worker whose clock is off by

@@ -15,7 +15,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from topics.models import EARLIEST_MS, LATEST_MS, MAX_STEPS, Conclusion, Reason, Step, Unreadable
+from topics.envelope import EARLIEST_MS, LATEST_MS, MAX_STEPS
+from topics.models import Conclusion, Reason, Step, Unreadable
 
 _TEXT_LIMIT: Final = 1024
 WORD_LIMIT: Final = 256

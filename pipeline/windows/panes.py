@@ -23,7 +23,7 @@ from msgspec.json import Decoder, Encoder, decode, encode
 
 from pipeline.jobs import View
 from pipeline.windows.sketch import Sketch, bin_of
-from topics.models import VERSION
+from topics.envelope import VERSION
 from topics.tables import PANE_S
 
 SIZES_S: Final = (60, 300, 3600)

@@ -16,7 +16,8 @@ from pipeline import metrics
 from pipeline.effects import Effects, Note, Output
 from pipeline.fold_spec import FoldSpec, Lookup
 from pipeline.settings import Settings
-from topics.models import Record, Tick
+from topics.envelope import Record
+from topics.models import Tick
 from topics.tables import Stage, TableSpec
 
 LOG = "toy.readings"

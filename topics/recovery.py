@@ -1,0 +1,406 @@
+"""Records of recovery: what is stuck, what was asked about it, commanded, and done.
+
+A *stall* is one spell of one job in a wrong state; ``n`` numbers those of a job. Jobs propose,
+fleets dispose: the fold of jobs opens stalls, asks probes and proposes commands; the fold of
+fleets issues them or withholds them; executors answer with outcomes. What happens to a stall comes
+back to its job as a :class:`StallFact`. Ids are deterministic, so a repeat is a duplicate.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from topics.envelope import Attempt, Id, JobKey, Millis, Name, Record, ShortText, Word
+
+
+class StallKind(StrEnum):
+    """In what way something is stuck."""
+
+    #: Claimed, and no runner was ever made for it.
+    STALE_CLAIM = "stale_claim"
+    #: A runner was made for it, and the provider never saw it start.
+    ORPHAN = "orphan"
+    #: The runner made for it executes another job.
+    DISPLACED = "displaced"
+    #: The runner that held it, or its host, is gone.
+    RUNNER_LOST = "runner_lost"
+    #: Queued for so long that the queue may be wrong.
+    STALE_QUEUE = "stale_queue"
+    #: Running for so long that its end may have been missed.
+    MISSED_COMPLETION = "missed_completion"
+    #: A fleet has waiting jobs and idle runners.
+    STARVED = "starved"
+    #: Recovered again and again.
+    FLAPPING = "flapping"
+
+
+class CommandKind(StrEnum):
+    """What an executor is asked to do."""
+
+    #: Give up the claim: nobody will execute the job under it.
+    RELEASE_CLAIM = "release_claim"
+    #: Give up the claim, if any, and have the job executed by another runner.
+    REQUEUE = "requeue"
+    #: The job is over or hopeless: stop tracking it, and cancel it at the provider.
+    CLOSE = "close"
+    #: Have the fleet's idle runners look for work.
+    WAKE_FLEET = "wake_fleet"
+    #: Stop trying, tell a person.
+    QUARANTINE = "quarantine"
+
+
+class Answer(StrEnum):
+    """What the provider says about a job."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    #: It calls the job queued, but the job's run is over (a failure at start-up leaves such).
+    GHOST = "ghost"
+    #: It knows neither the job nor an open run of it (404, 410): finished, nobody knows how.
+    GONE = "gone"
+    #: Nothing that can be relied on: unreachable, refused, limited, malformed, contradictory.
+    UNKNOWN = "unknown"
+
+
+class Result(StrEnum):
+    """How a command ended."""
+
+    DONE = "done"
+    #: The fence did not match: the job is no longer what was judged.
+    REFUSED = "refused"
+    #: It can never be done so.
+    CANNOT = "cannot"
+    #: It was tried and did not work; another time it may.
+    FAILED = "failed"
+    #: Nobody did it in time.
+    EXPIRED = "expired"
+
+
+class Why(StrEnum):
+    """Why a command was withheld."""
+
+    PAUSED = "paused"
+    DRY_RUN = "dry_run"
+    BUDGET_TICK = "budget_tick"
+    BUDGET_HOUR = "budget_hour"
+    BREAKER = "breaker"
+    COOLING = "cooling"
+
+
+class Mode(StrEnum):
+    """What recovery may do."""
+
+    #: Commands are issued.
+    LIVE = "live"
+    #: Commands are published, marked as not to be executed.
+    DRY_RUN = "dry_run"
+    #: Nothing is commanded.
+    PAUSED = "paused"
+
+
+class Part(BaseModel):
+    """A part of a record."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Fence(Part):
+    """What a command may hit: the job as it was judged, and nothing that came after.
+
+    ``claim`` is the handle of the claim judged, empty when there was none. ``rev`` counts the
+    facts known then; facts about recovery itself do not count.
+    """
+
+    claim: Word = ""
+    rev: Annotated[int, Field(ge=0)] = 0
+
+
+class Seen(Part):
+    """A piece of evidence: what was seen, when, by which clock."""
+
+    what: ShortText
+    at: Millis | None = None
+    clock: Word = ""
+
+
+# --- what a job knows of its stalls, on runners.jobs ---------------------------------------------
+
+
+class Asked(Part):
+    """Question number ``k`` of a stall was asked."""
+
+    k: Annotated[int, Field(ge=1)]
+    at: Millis
+
+
+class Answered(Part):
+    """The answer to question number ``k``."""
+
+    k: Annotated[int, Field(ge=1)]
+    at: Millis
+    answer: Answer
+    detail: Word = ""
+
+
+class Proposed(Part):
+    """Proposal number ``k`` of a stall: to command ``command`` as the job's ``attempt``."""
+
+    k: Annotated[int, Field(ge=1)]
+    at: Millis
+    command: CommandKind
+    attempt: Attempt
+
+
+class Decided(Part):
+    """What the fleet made of proposal number ``k``: issued, or withheld with a reason."""
+
+    k: Annotated[int, Field(ge=1)]
+    at: Millis
+    withheld: Why | None = None
+    expires_at: Millis | None = None
+
+
+class Ended(Part):
+    """How the command of proposal ``attempt`` ended."""
+
+    attempt: Attempt
+    at: Millis
+    result: Result
+    reason: Word = ""
+
+
+class StallFact(Part):
+    """One statement about stall ``n`` of a job."""
+
+    n: Annotated[int, Field(ge=1, le=1_000_000)]
+    kind: StallKind
+    #: When the job entered the wrong state.
+    since: Millis
+    #: The tick that found it.
+    opened_at: Millis
+    fence: Fence = Fence()
+    asked: Asked | None = None
+    answered: Answered | None = None
+    proposed: Proposed | None = None
+    decided: Decided | None = None
+    ended: Ended | None = None
+
+
+class StallState(Part):
+    """Everything known about one stall of a job, in its state."""
+
+    kind: StallKind
+    since: int
+    opened_at: int
+    claim: str = ""
+    rev: int = 0
+    asked: tuple[int, int] | None = None
+    answered: tuple[int, int, Answer, str] | None = None
+    proposed: tuple[int, int, CommandKind, int] | None = None
+    decided: tuple[int, int, int, str] | None = None
+    ended: dict[int, tuple[int, Result, str]] = {}
+
+
+class Recovery(Part):
+    """What a job knows of its stalls, by number. ``told`` are digests of the facts about them."""
+
+    told: tuple[int, ...] = ()
+    stalls: dict[int, StallState] = {}
+
+
+# --- runners.probes ------------------------------------------------------------------------------
+
+
+class Probe(Record):
+    """A question to the provider about one job, on ``runners.probes``, keyed by job.
+
+    The answer is facts about the job on ``runners.jobs``: what the provider says of it and its
+    run, then a :class:`StallFact` with :class:`Answered`. After ``expires_at`` it need not be
+    asked.
+    """
+
+    kind: Literal["probe"] = "probe"
+    key: JobKey
+    fleet: ShortText
+    n: Annotated[int, Field(ge=1)]
+    k: Annotated[int, Field(ge=1)]
+    stall: StallKind
+    #: Of the stall; the oldest is asked first.
+    since: Millis
+    opened_at: Millis
+    fence: Fence
+    expires_at: Millis
+    repo: ShortText = ""
+    run_id: Id = 0
+    attempt: Attempt = 0
+
+
+# --- runners.commands, runners.outcomes ----------------------------------------------------------
+
+
+class Command(Record):
+    """What an executor is to do, on ``runners.commands``, keyed by job (by fleet for a fleet's).
+
+    ``id`` names job, command and attempt: whoever has done it once does it never again.
+    """
+
+    kind: Literal["command"] = "command"
+    command: CommandKind
+    fleet: ShortText
+    #: Empty for a fleet's command.
+    job_key: Word = ""
+    attempt: Attempt = 0
+    n: int = 0
+    reason: StallKind
+    fence: Fence = Fence()
+    evidence: tuple[Seen, ...] = ()
+    #: ``occurred_at`` is when it was issued.
+    expires_at: Millis
+    dry_run: bool = False
+    since: Millis
+    opened_at: Millis
+    repo: ShortText = ""
+    run_id: Id = 0
+    run_attempt: Attempt = 0
+    #: When the job was first heard of: where to look for its first delivery.
+    first_seen: Millis | None = None
+
+
+class Outcome(Record):
+    """What an executor made of a command, on ``runners.outcomes``, keyed like the command.
+
+    ``kind`` ``command.started`` says that it is about to act: should it die now, nobody acts again.
+    """
+
+    kind: Literal["command.started", "command.ended"]
+    command_id: Name
+    command: CommandKind
+    fleet: ShortText
+    job_key: Word = ""
+    attempt: Attempt = 0
+    n: int = 0
+    stall: StallKind
+    since: Millis
+    opened_at: Millis
+    fence: Fence = Fence()
+    #: None while it has only started.
+    result: Result | None = None
+    reason: ShortText = ""
+    #: Which executor: ``print``, ``hook``, ``redeliver``, ``github``.
+    via: Word = ""
+
+
+# --- runners.fleets ------------------------------------------------------------------------------
+
+
+class RunnerState(StrEnum):
+    """Where a runner is."""
+
+    REGISTERED = "registered"
+    IDLE = "idle"
+    CLAIMED = "claimed"
+    STARTING = "starting"
+    BUSY = "busy"
+    DRAINED = "drained"
+    GONE = "gone"
+
+
+class RunnerSeen(Record):
+    """A runner of a fleet was seen in a state. ``state`` None: it lives, nothing else is said."""
+
+    kind: Literal["runner.seen"] = "runner.seen"
+    runner: Word
+    state: RunnerState | None = None
+    host: Word = ""
+    job_key: Word = ""
+    claim: Word = ""
+    #: From its host's start to its registration, where known.
+    boot_ms: Annotated[int, Field(ge=0)] | None = None
+
+
+class HostGone(Record):
+    """A host of a fleet is gone, and every runner on it."""
+
+    kind: Literal["host.gone"] = "host.gone"
+    host: Word
+
+
+class Depth(Record):
+    """One partition's live jobs of a fleet at a tick."""
+
+    kind: Literal["fleet.depth"] = "fleet.depth"
+    partition: int
+    counts: dict[str, int] = {}
+    #: Since when the job longest queued is.
+    queued_since: int | None = None
+
+
+class Proposal(Record):
+    """A job asks its fleet for a command. ``occurred_at`` is when it was judged."""
+
+    kind: Literal["stall.proposed"] = "stall.proposed"
+    job_key: JobKey
+    n: Annotated[int, Field(ge=1)]
+    stall: StallKind
+    since: Millis
+    opened_at: Millis
+    fence: Fence
+    proposed: Proposed
+    evidence: tuple[Seen, ...] = ()
+    repo: ShortText = ""
+    run_id: Id = 0
+    run_attempt: Attempt = 0
+    first_seen: Millis | None = None
+
+
+class Decision(Record):
+    """The fleet's own record of what it decided: ``withheld`` None is issued."""
+
+    kind: Literal["command.decided"] = "command.decided"
+    command_id: Name
+    command: CommandKind
+    stall: StallKind
+    job_key: Word = ""
+    k: int = 0
+    since: Millis
+    expires_at: Millis | None = None
+    withheld: Why | None = None
+
+
+class Ending(Record):
+    """How a command of the fleet ended: a sample of its breaker."""
+
+    kind: Literal["command.outcome"] = "command.outcome"
+    command_id: Name
+    command: CommandKind
+    job_key: Word = ""
+    result: Result
+
+
+class Switch(Record):
+    """A person throws a switch; the latest counts. It is put into every partition.
+
+    ``key`` is ``switch:`` and the scope: a fleet, or empty for all fleets. ``mode`` None takes the
+    switch back: then the configuration counts.
+    """
+
+    kind: Literal["switch"] = "switch"
+    fleet: ShortText = ""
+    mode: Mode | None = None
+    who: Word = ""
+    reason: ShortText = ""
+
+
+PROBE: Final[TypeAdapter[Probe]] = TypeAdapter(Probe)
+COMMAND: Final[TypeAdapter[Command]] = TypeAdapter(Command)
+OUTCOME: Final[TypeAdapter[Outcome]] = TypeAdapter(Outcome)
+FleetsRecord = RunnerSeen | HostGone | Depth | Proposal | Decision | Ending | Switch
+
+
+def command_id(command: CommandKind, key: str, attempt: int) -> str:
+    """The id of a command: of a job and its attempt, or of a fleet and its tick."""
+    return f"{command.value}|{key}|{attempt}"
