@@ -28,6 +28,8 @@ class PartitionLedger(Protocol):
 
     #: The wall clock in ms, as last read; None: nobody knows.
     now: int | None
+    #: Whose it is, as :attr:`topics.models.Tick.by` has it. It acts at ticks of its own only.
+    me: str
 
     def load(self, tables: Mapping[str, Iterable[tuple[bytes, bytes]]]) -> None:
         """Take what the tables hold, by the name of the table."""

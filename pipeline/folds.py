@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from pipeline.fold_spec import FoldSpec, Lookup
 from pipeline.jobs import FleetNames
+from pipeline.jobs.attributes import Attributes
 from pipeline.ledger import Ledger, Retention
 from pipeline.settings import Settings
 from pipeline.windows import WindowPolicy
@@ -21,6 +22,12 @@ Declare = Callable[[Settings], FoldSpec[Any]]
 def fleet_names(settings: Settings) -> FleetNames:
     """How the jobs' fold calls fleets."""
     return FleetNames(settings.fleets)
+
+
+def pool_names(settings: Settings) -> Callable[[str], str]:
+    """The fleet that a pool is called."""
+    names = fleet_names(settings)
+    return lambda pool: names(Attributes(pool=pool))
 
 
 def retention(settings: Settings) -> Retention:

@@ -19,6 +19,7 @@ from topics.catalogue import JOBS as JOBS_TOPIC
 from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
 from topics.catalogue import WEBHOOKS as WEBHOOKS_TOPIC
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
+from topics.recovery import CommandKind, StallKind
 
 PREFIX: Final = "runnerstream_"
 
@@ -134,6 +135,8 @@ _ROLE = Label("role", Source.ROLE)
 _STAGE = Label("stage", ("normalise", "fold"))
 _STATUS = Label("status", tuple(status.value for status in Status))
 _LIVE = Label("status", tuple(s.value for s in Status if s is not Status.COMPLETED))
+_STALL = Label("stall", tuple(kind.value for kind in StallKind))
+_COMMAND = Label("command", tuple(kind.value for kind in CommandKind))
 _TOPIC = Label("topic", (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, JOBS_TOPIC))
 
 WEBHOOKS: Final = Counter[tuple[str]](
@@ -305,6 +308,26 @@ CONSUMER_LAG: Final = Gauge[tuple[str]](
     "records",
     (_TOPIC,),
     in_advance=False,
+)
+STALLS_OPENED: Final = Counter[tuple[str]](
+    "stalls_opened", "Jobs found in what may be a wrong state.", "stalls", (_STALL,)
+)
+RECOVERY_PROBES: Final = Counter[tuple[str]](
+    "recovery_probes", "Questions to providers about jobs.", "probes", (_STALL,)
+)
+RECOVERY_PROPOSALS: Final = Counter[tuple[str]](
+    "recovery_proposals", "Commands proposed to fleets.", "proposals", (_COMMAND,)
+)
+RECOVERY_CLOSED: Final = Counter[tuple[str]](
+    "recovery_closed",
+    "Jobs recorded as over because their run is, or their provider does not know them.",
+    "jobs",
+    (Label("answer", ("ghost", "gone")),),
+)
+RECOVERY_SWEEPS: Final = Counter[tuple[()]](
+    "recovery_sweeps",
+    "Ticks at which the rules of recovery were run. While it stands still, nothing is recovered.",
+    "ticks",
 )
 READY: Final = Gauge[tuple[()]]("ready", "1 when /readyz says ready.", "0 or 1")
 ROLE_UP: Final = Gauge[tuple[str]](

@@ -35,10 +35,11 @@ from pipeline.faust_safe.identity import cluster_id, log_names
 from pipeline.fold_spec import FoldSpec, L
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
+from pipeline.reached import Reached
 from pipeline.settings import Settings
 from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
-from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
+from topics.catalogue import JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
 from topics.models import Tick
 from topics.tables import JOBS_TABLE
 
@@ -72,6 +73,8 @@ class Worker:
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port)
         self.holes = Holes(self.metrics.missed)
+        #: Up to when all that producers posted is in the log.
+        self.sources = Reached()
         # It knows where the log began then; the watch asks again, and counts.
         app.transport.on_hole = lambda tp, first, end: self.holes.gap(
             tp.topic, tp.partition, first, end
@@ -98,8 +101,10 @@ class Worker:
         secrets = settings.webhook_secrets()
         for provider, known in secrets.items():
             log.info("webhooks of %s must be signed by one of %d secrets", provider, len(known))
-        normalise = Normalise(self.metrics.note, secrets, settings.trust_envelopes)
-        self._agent((WEBHOOKS, LIFECYCLE), normalise)
+        normalise = Normalise(
+            self.metrics.note, secrets, settings.trust_envelopes, folds.pool_names(settings)
+        )
+        self._agent((WEBHOOKS, LIFECYCLE, OUTCOMES), normalise)
         for fold in self.folds:
             self._agent(
                 (fold.spec.log,),
@@ -203,7 +208,7 @@ class Worker:
                 continue
             at = int(round(time.time() / interval) * interval * 1000)
             ticks = [
-                tick(fold.spec.log, partition, at)
+                tick(fold.spec.log, partition, at, fold.me, self.sources.at)
                 for fold in self.folds
                 for partition in self.owned(fold.spec.log)
             ]
@@ -278,16 +283,22 @@ class Worker:
         return 0
 
 
-def tick(topic: str, partition: int, at: int) -> Output:
-    """The tick of a log's partition. The same time gives the same record."""
+def tick(
+    topic: str, partition: int, at: int, by: str = "", sources_to: int | None = None
+) -> Output:
+    """The tick of a log's partition. See :class:`topics.models.Tick`."""
     record = Tick(
+        by=by,
+        sources_to=sources_to,
         id=f"tick:{partition}:{at}",
         source="runnerstream",
         occurred_at=at,
         received_at=at,
         key=f"tick:{partition}",
     )
-    return Output(topic, partition, record.key.encode(), record.model_dump_json().encode())
+    return Output(
+        topic, partition, record.key.encode(), record.model_dump_json(exclude_none=True).encode()
+    )
 
 
 def is_fenced(settings: Settings) -> bool:

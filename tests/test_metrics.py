@@ -55,6 +55,11 @@ NOTES: list[Note[Any]] = [
     Note(metrics.EXPIRED_JOBS, ("completed",), 4.0),
     Note(metrics.CLOSED_WINDOWS, ("60",), 9.0),
     Note(metrics.DEAD_LETTERS, ("fold", "not_json")),
+    Note(metrics.STALLS_OPENED, ("orphan",)),
+    Note(metrics.RECOVERY_PROBES, ("orphan",), 2.0),
+    Note(metrics.RECOVERY_PROPOSALS, ("requeue",)),
+    Note(metrics.RECOVERY_CLOSED, ("gone",)),
+    Note(metrics.RECOVERY_SWEEPS, (), 3.0),
 ]
 LIVE_JOBS = [("a", "queued", 2, 1500), ("b", "running", 1, None), ("c", "queued", 4, 70000),
              ("d", "queued", 1, 500)]  # fmt: skip

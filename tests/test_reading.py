@@ -18,6 +18,7 @@ from pipeline.providers.github import ODD_FIELDS
 from topics.models import (
     DELIVERY,
     LIFECYCLE,
+    RUNNER_KINDS,
     Clock,
     Conclusion,
     Delivery,
@@ -30,6 +31,7 @@ from topics.models import (
     Unreadable,
 )
 from topics.reading import mend_surrogates, read
+from topics.recovery import HostGone, RunnerSeen, RunnerState
 
 T0 = 1_790_000_000_000
 
@@ -52,7 +54,7 @@ def raw(record: dict[str, Any]) -> bytes:
 
 
 def job_of(value: bytes, webhook: bool = False) -> tuple[JobFact, list[Note[Any]]]:
-    facts, notes = (webhook_facts if webhook else lifecycle_facts)(value)
+    facts, *_, notes = (webhook_facts if webhook else lifecycle_facts)(value)
     fact = next(iter(facts))
     assert isinstance(fact, JobFact)
     return fact, notes
@@ -60,7 +62,10 @@ def job_of(value: bytes, webhook: bool = False) -> tuple[JobFact, list[Note[Any]
 
 #: Fields of a lifecycle event that may be left out.
 OPTIONAL = sorted(
-    name for name, field in LifecycleEvent.model_fields.items() if not field.is_required()
+    name
+    for name, field in LifecycleEvent.model_fields.items()
+    # Only what is said of a runner or a host can do without a job.
+    if not field.is_required() and name != "job_id"
 )
 
 
@@ -135,6 +140,31 @@ def test_what_would_be_another_identity_is_refused(more: dict[str, Any], reason:
         lifecycle_facts(raw(envelope(**more)))
     assert caught.value.reason is reason
     assert "or null" not in caught.value.error
+
+
+def test_what_is_said_of_a_runner_goes_to_its_fleet() -> None:
+    gone = envelope(kind="runner.gone", job_id=None, fleet="linux", runner={"name": "vm-1"})
+    facts, record, _ = lifecycle_facts(raw(gone), str.upper)
+    assert list(facts) == []
+    assert isinstance(record, RunnerSeen)
+    assert (record.key, record.runner, record.state) == ("LINUX", "vm-1", RunnerState.GONE)
+    crash = envelope(kind="host.gone", job_id=None, fleet="linux", runner_host="rack-7")
+    _, record, _ = lifecycle_facts(raw(crash))
+    assert isinstance(record, HostGone)
+    assert (record.key, record.host) == ("linux", "rack-7")
+    for kind, more in (("runner.idle", {}), ("host.gone", {"runner": {"name": "vm-1"}})):
+        with pytest.raises(Unreadable, match="must name fleet and") as caught:
+            lifecycle_facts(raw(envelope(kind=kind, job_id=None, fleet="linux", **more)))
+        assert caught.value.reason is Reason.BAD_PAYLOAD
+
+
+def test_an_event_of_a_job_says_where_the_runner_is() -> None:
+    named = {"fleet": "linux", "runner": {"name": "vm-1"}, "claim": "h1"}
+    _, record, _ = lifecycle_facts(raw(envelope(kind="job.minted", **named)))
+    assert isinstance(record, RunnerSeen)
+    assert (record.state, record.claim) == (RunnerState.STARTING, "h1")
+    assert record.job_key == "github:github.com:41"
+    assert lifecycle_facts(raw(envelope(kind="job.minted", claim="h1")))[1] is None
 
 
 def test_blank_is_unknown_and_a_number_is_a_job_id() -> None:
@@ -352,6 +382,6 @@ def test_whose_job_ids_they_are(
 
 
 def test_every_lifecycle_kind_takes_nulls() -> None:
-    for kind in LifecycleKind:
+    for kind in set(LifecycleKind) - RUNNER_KINDS:
         nulls = dict.fromkeys(set(OPTIONAL) - {"claim"})
         assert job_of(raw(envelope(kind=kind.value, claim="c", **nulls)))[0].cause == kind.value

@@ -36,6 +36,7 @@ MOST_FIELDS = 20
 #: Classes that may have more, and why.
 WIDE_CLASSES = {
     "pipeline/jobs/record.py:StateRecord": "a record, with a field for each part of a job",
+    "pipeline/ledger/ledger.py:Ledger": "a partition's clock, and one field a part",
     "pipeline/settings.py:Settings": "a list: one field a setting",
     "topics/models.py:JobState": "a record, with a field for each column",
 }

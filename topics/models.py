@@ -14,9 +14,17 @@ integer in milliseconds and says so in its name (``*_ms``).
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import (
+    Base64Bytes,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
 
 from topics import keys
 from topics.envelope import (
@@ -173,7 +181,7 @@ class RunnerRef(BaseModel):
 
 
 class LifecycleKind(StrEnum):
-    """What a dispatcher or a runner host reports about a job."""
+    """What a dispatcher or a runner host reports: about a job, a runner or a host."""
 
     JOB_QUEUED = "job.queued"
     JOB_CLAIMED = "job.claimed"
@@ -181,10 +189,31 @@ class LifecycleKind(StrEnum):
     JOB_STARTED = "job.started"
     JOB_COMPLETED = "job.completed"
     CLAIM_RELEASED = "claim.released"
+    #: The runner has reached the provider.
+    RUNNER_REGISTERED = "runner.registered"
+    #: It waits for a job.
+    RUNNER_IDLE = "runner.idle"
+    #: It lives. Who sends these is missed when they stop.
+    RUNNER_HEARTBEAT = "runner.heartbeat"
+    #: It takes no further job.
+    RUNNER_DRAINED = "runner.drained"
+    RUNNER_GONE = "runner.gone"
+    #: The machine is gone, and every runner on it.
+    HOST_GONE = "host.gone"
+
+
+#: The kinds that say nothing about a job.
+RUNNER_KINDS: Final = frozenset(
+    kind for kind in LifecycleKind if kind.value.startswith(("runner.", "host."))
+)
 
 
 class LifecycleEvent(Record):
-    """What the fleet's own dispatcher or runner says about a job, on ``runners.lifecycle``.
+    """What the fleet's own dispatcher or runner says, on ``runners.lifecycle``.
+
+    The kinds of jobs and claims need ``job_id``; those of runners ``fleet`` and ``runner.name``,
+    ``host.gone`` ``fleet`` and ``runner_host``. An event of a job that names fleet and runner
+    says where the runner is, too.
 
     ``claim`` is the claim handle: whatever the dispatcher uses to fence a claim (a lease id, a
     timestamp). It is required for the claim kinds (``job.claimed``, ``job.minted``,
@@ -194,14 +223,27 @@ class LifecycleEvent(Record):
     kind: LifecycleKind
     provider: Annotated[Name, OrNull("github")] = "github"
     host: Annotated[Name, OrNull(GITHUB_HOST)] = GITHUB_HOST
-    job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,128}$", coerce_numbers_to_str=True)]
+    job_id: Annotated[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,128}$", coerce_numbers_to_str=True)],
+        OrNull(""),
+    ] = ""
     fleet: Annotated[ShortText, OrNull("")] = ""
     claim: Annotated[Word, OrNull("")] = ""
     runner: Annotated[RunnerRef, OrNull(RunnerRef())] = RunnerRef()
+    #: The machine that the runner runs on.
+    runner_host: Annotated[Word, OrNull("")] = ""
+    #: From the machine's start to the runner's registration, in ms.
+    boot_ms: Annotated[int, Field(ge=0, le=86_400_000)] | None = None
     conclusion: Conclusion | None = None
     #: Why a claim was released: a short word such as ``dispatch_failed``.
     reason: Annotated[Word, OrNull("")] = ""
     repo: Annotated[ShortText, OrNull("")] = ""
+
+    @model_validator(mode="after")
+    def _names_a_job(self) -> Self:
+        if not self.job_id and self.kind not in RUNNER_KINDS:
+            raise ValueError(f"job_id is required by {self.kind.value}")
+        return self
 
 
 # --- runners.jobs -------------------------------------------------------------------------------
@@ -419,6 +461,8 @@ class JobState(Record):
     causes: tuple[str, ...] = ()
     lost_at: int | None = None
     recovery: Recovery | None = None
+    #: Whether something was told that recovery goes by, beside the milestones.
+    watched: bool = False
 
 
 # --- runners.windows, runners.samples -----------------------------------------------------------

@@ -26,7 +26,7 @@ _KIND = frozenset({"union_tag_invalid", "union_tag_not_found"})
 
 #: Fields that identify or decide how the rest is to be read, though they have a default.
 _BLANKABLE: Final = frozenset({"provider", "host"})
-_FIXED: Final = frozenset({"version"}) | _BLANKABLE
+_FIXED: Final = frozenset({"version", "job_id"}) | _BLANKABLE
 
 
 def _optional(model: type[BaseModel]) -> frozenset[str]:

@@ -160,6 +160,9 @@ class Decided(Part):
 
     k: Annotated[int, Field(ge=1)]
     at: Millis
+    #: What was proposed, and as which attempt.
+    command: CommandKind | None = None
+    attempt: Attempt = 0
     withheld: Why | None = None
     expires_at: Millis | None = None
 
@@ -191,17 +194,20 @@ class StallFact(Part):
 
 
 class StallState(Part):
-    """Everything known about one stall of a job, in its state."""
+    """Everything known about one stall of a job, in its state. Arrays, as they are merged.
 
-    kind: StallKind
-    since: int
-    opened_at: int
-    claim: str = ""
-    rev: int = 0
+    ``head`` is opened_at, since, kind, claim, rev; ``asked`` k, at; ``answered`` k, at, answer,
+    detail; ``proposed`` k, at, command, attempt; ``withheld`` k, at, why; by attempt ``issued`` is
+    at, expires_at, command and ``ended`` at, result, reason.
+    """
+
+    head: tuple[int, int, StallKind, str, int]
     asked: tuple[int, int] | None = None
     answered: tuple[int, int, Answer, str] | None = None
+    gone_at: int | None = None
     proposed: tuple[int, int, CommandKind, int] | None = None
-    decided: tuple[int, int, int, str] | None = None
+    withheld: tuple[int, int, Why] | None = None
+    issued: dict[int, tuple[int, int, CommandKind]] = {}
     ended: dict[int, tuple[int, Result, str]] = {}
 
 

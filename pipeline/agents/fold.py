@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic
@@ -49,6 +50,13 @@ class Fold(Generic[L]):
         self.ledgers: dict[int, L] = {}
         #: How often the ledgers were dropped.
         self.epoch = 0
+        self._nonce = secrets.token_hex(8)
+
+    @property
+    def me(self) -> str:
+        """What its ledgers call themselves. Another name after each rebalance, so that a tick from
+        before says nothing about what others published since."""
+        return f"{self._nonce}.{self.epoch}"
 
     async def fold(self, batch: Batch) -> Effects:
         """Steps 3 and 4: decode and apply the records of one partition in offset order."""
@@ -113,6 +121,7 @@ class Fold(Generic[L]):
         for partition in missing:
             ledger = self._new(partition)
             ledger.now = int(time.time() * 1000)
+            ledger.me = self.me
             ledger.load({name: store.items(partition) for name, store in self._stores.items()})
             self.ledgers[partition] = ledger
         # What was loaded stays, a few objects per job: no collection needs to look at it again.

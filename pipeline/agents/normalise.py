@@ -1,4 +1,5 @@
-"""``runners.webhooks`` and ``runners.lifecycle`` -> facts on ``runners.jobs``. No state."""
+"""``runners.webhooks``, ``runners.lifecycle`` and ``runners.outcomes`` -> facts on ``runners.jobs``
+and records on ``runners.fleets``. No state."""
 
 from __future__ import annotations
 
@@ -12,14 +13,17 @@ from pipeline.agents.transaction import SLICE, StepWrites
 from pipeline.effects import Effects, Note, Output
 from pipeline.faust_safe import Batch
 from pipeline.fold_spec import OUTPUTS
-from pipeline.providers import lifecycle
+from pipeline.providers import lifecycle, outcomes
 from pipeline.providers.base import Fact
 from pipeline.providers.registry import PROVIDERS, provider_of
 from topics import bridge
-from topics.catalogue import JOBS, WEBHOOKS
+from topics.catalogue import FLEETS, JOBS, OUTCOMES, WEBHOOKS
 from topics.dead_letters import SourceRecord
-from topics.models import DELIVERY, LIFECYCLE, Delivery, LifecycleKind, RunLink
+from topics.models import DELIVERY, LIFECYCLE, RUNNER_KINDS, Delivery, LifecycleKind, RunLink
 from topics.reading import read
+from topics.recovery import OUTCOME, Ending, HostGone, RunnerSeen
+
+FleetRecord = RunnerSeen | HostGone | Ending
 
 #: Nothing is checked.
 NO_SECRETS: Final[Mapping[str, Sequence[bytes]]] = {}
@@ -41,9 +45,12 @@ class Normalise:
         on_notes: Callable[[list[Note[Any]]], None],
         secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
         trust_envelopes: bool = False,
+        fleet_of: Callable[[str], str] = str,
     ) -> None:
-        """``secrets`` are those of providers that sign, see :func:`record_facts`."""
+        """``secrets`` are those of providers that sign, see :func:`record_facts`. ``fleet_of``
+        tells the fleet that a pool is called."""
         self._on_notes = on_notes
+        self._fleet_of = fleet_of
         self._secrets = {name: tuple(each) for name, each in secrets.items() if each}
         self._trust_envelopes = trust_envelopes
         self._linked: dict[str, None] = {}
@@ -52,14 +59,18 @@ class Normalise:
         """Facts of one partition batch, and dead letters for what cannot be understood."""
         effects = Effects()
         hooks = batch.tp.topic == WEBHOOKS
+        ends = batch.tp.topic == OUTCOMES
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
             try:
+                fleet: FleetRecord | None = None
                 if hooks:
                     facts, notes = record_facts(record, self._secrets, self._trust_envelopes)
+                elif ends:
+                    facts, fleet, notes = outcome_facts(record.value)
                 else:
-                    facts, notes = lifecycle_facts(record.value)
+                    facts, fleet, notes = lifecycle_facts(record.value, self._fleet_of)
             except Exception as exc:
                 # It keeps no state, so even a bug of ours may put the record aside and go on.
                 letter, note = bury(self.stage, record, exc)
@@ -71,6 +82,8 @@ class Normalise:
                 for fact in facts
                 if not (isinstance(fact, RunLink) and self._told(fact))
             ]
+            if fleet is not None:
+                effects.outputs.append(Output(FLEETS, None, fleet.key.encode(), to_bytes(fleet)))
             effects.notes += notes
         return effects
 
@@ -150,15 +163,26 @@ def _delivery_facts(
     return said, [*seen, *_odd(said.odd, envelope)]
 
 
-def lifecycle_facts(value: bytes | None) -> tuple[Iterable[Fact], list[Note[Any]]]:
-    """The facts of one ``runners.lifecycle`` record."""
+def lifecycle_facts(
+    value: bytes | None, fleet_of: Callable[[str], str] = str
+) -> tuple[Iterable[Fact], FleetRecord | None, list[Note[Any]]]:
+    """What one ``runners.lifecycle`` record says: of its job, and of its runner."""
     envelope: list[str] = []
     event = read(LIFECYCLE, value, odd=envelope)
     kind: LifecycleKind = event.kind
     notes = [Note(metrics.LIFECYCLE_EVENTS, (kind.value,)), *_odd({}, envelope)]
     if lifecycle.is_ahead(event):
         notes.append(Note(metrics.ODD_FIELDS, ("occurred_at", "future")))
-    return [lifecycle.lifecycle_fact(event)], notes
+    facts = [] if kind in RUNNER_KINDS else [lifecycle.lifecycle_fact(event)]
+    return facts, lifecycle.fleet_record(event, fleet_of), notes
+
+
+def outcome_facts(
+    value: bytes | None,
+) -> tuple[Iterable[Fact], FleetRecord | None, list[Note[Any]]]:
+    """What one ``runners.outcomes`` record says: of its job, and to its fleet."""
+    outcome = read(OUTCOME, value)
+    return outcomes.job_facts(outcome), outcomes.fleet_record(outcome), []
 
 
 def _odd(fields: Mapping[tuple[str, str], int], envelope: list[str]) -> list[Note[Any]]:
@@ -170,6 +194,6 @@ def _odd(fields: Mapping[tuple[str, str], int], envelope: list[str]) -> list[Not
     return notes
 
 
-def to_bytes(fact: Fact) -> bytes:
-    """The record value of a fact."""
+def to_bytes(fact: Fact | FleetRecord) -> bytes:
+    """The record value of a fact, or of what a fleet is told."""
     return fact.model_dump_json(exclude_none=True).encode()

@@ -24,6 +24,7 @@ runner     the one observed; known beats blank, of two the greater
 ending     the earliest completed conclusion; a real conclusion beats ``unknown``
 run        earliest started and completed of the parent run's attempt
 steps      per number: greatest name, earliest started and completed, a real conclusion
+recovery   see :mod:`pipeline.jobs.stalls`
 ========== =========================================================================
 
 Every set is bounded, so that no flood of facts about one job can outgrow a record, and a bound
@@ -39,9 +40,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 from xxhash import xxh3_64_intdigest
 
 from pipeline.jobs.attributes import BLANK, Attributes, describe, join_attributes
+from pipeline.jobs.stalls import Recovery, add_stall, join_recovery, told_rev
 from topics.envelope import MAX_STEPS
 from topics.models import ClaimFact, Clock, JobFact, Milestone, ParentRun, RunnerRef
 from topics.models import Step as StepFact
@@ -71,6 +74,9 @@ class Claim(Struct, frozen=True, omit_defaults=True, gc=False):
     released_at: int | None = None
     runner: str = ""
     reason: str = ""
+    #: Its runner executes another job; its runner is gone.
+    displaced_at: int | None = None
+    lost_at: int | None = None
 
 
 class Ending(Struct, frozen=True, order=True, array_like=True, gc=False):
@@ -135,12 +141,16 @@ class Job(
     causes: tuple[str, ...] = ()
     #: By number.
     steps: tuple[Step, ...] = ()
+    #: The runner observed to execute it is gone since.
+    lost_at: int | None = None
+    recovery: Recovery | None = None
 
     @property
     def rev(self) -> int:
         """How many distinct facts are known. Grows, never falls: the version downstream."""
         known = len(self.facts)
-        return known if known < MAX_FACTS else _rev_of_a_flood(self)
+        rev = known if known < MAX_FACTS else _rev_of_a_flood(self)
+        return rev if self.recovery is None else rev + told_rev(self.recovery)
 
     @property
     def completed(self) -> bool:
@@ -167,6 +177,8 @@ def merge(job: Job | None, fact: JobFact) -> Job:
         return _alone(fact, seen)
     if job.key != fact.key:
         raise ValueError(f"cannot merge a fact of {fact.key} into {job.key}")
+    if fact.stall is not None:
+        return _with_stall(job, fact, seen)
     facts = job.facts
     place = bisect_left(facts, seen)
     if place == len(facts) or facts[place] != seen:
@@ -211,6 +223,9 @@ def merge(job: Job | None, fact: JobFact) -> Job:
     steps = job.steps
     if fact.steps:
         steps = _join_steps(steps, _steps(fact.steps))
+    lost_at = job.lost_at
+    if fact.lost_at is not None:
+        lost_at = _earliest(lost_at, fact.lost_at)
     joined = Job(
         job.key,
         facts,
@@ -225,6 +240,8 @@ def merge(job: Job | None, fact: JobFact) -> Job:
         run,
         causes,
         steps,
+        lost_at,
+        job.recovery,
     )
     # With a new fact it is another Job; only then is nothing to be compared.
     return job if facts is job.facts and joined == job else joined
@@ -262,12 +279,27 @@ def join(a: Job | None, b: Job) -> Job:
         run,
         causes,
         steps,
+        _earliest(a.lost_at, b.lost_at),
+        join_recovery(a.recovery, b.recovery) if a.recovery or b.recovery else None,
     )
     return a if joined == a else joined
 
 
+def _with_stall(job: Job, fact: JobFact, seen: int) -> Job:
+    """Add what was asked or done about the job, which says nothing of the job itself."""
+    assert fact.stall is not None
+    recovery = add_stall(job.recovery, seen, fact.stall)
+    received = fact.received_at
+    if recovery is job.recovery and received >= job.first_seen:
+        return job
+    return replace(job, recovery=recovery, first_seen=min(job.first_seen, received))
+
+
 def _alone(fact: JobFact, seen: int) -> Job:
     """The Job that knows this one fact."""
+    if fact.stall is not None:
+        told = add_stall(None, seen, fact.stall)
+        return Job(fact.key, (), fact.received_at, recovery=told)
     return Job(
         key=fact.key,
         facts=(seen,),
@@ -282,6 +314,7 @@ def _alone(fact: JobFact, seen: int) -> Job:
         run=_run(fact.run) if fact.run else None,
         causes=(fact.cause,),
         steps=_join_steps((), _steps(fact.steps)),
+        lost_at=fact.lost_at,
     )
 
 
@@ -301,7 +334,15 @@ def _runner(ref: RunnerRef) -> Runner | None:
 
 
 def _claim(fact: ClaimFact) -> Claim:
-    return Claim(fact.claimed_at, fact.minted_at, fact.released_at, fact.runner, fact.reason)
+    return Claim(
+        fact.claimed_at,
+        fact.minted_at,
+        fact.released_at,
+        fact.runner,
+        fact.reason,
+        fact.displaced_at,
+        fact.lost_at,
+    )
 
 
 def _run(run: ParentRun) -> RunAttempt:
@@ -457,6 +498,8 @@ def _join_claim(a: Claim, b: Claim) -> Claim:
         _earliest(a.released_at, b.released_at),
         max(a.runner, b.runner),
         max(a.reason, b.reason),
+        _earliest(a.displaced_at, b.displaced_at),
+        _earliest(a.lost_at, b.lost_at),
     )
 
 

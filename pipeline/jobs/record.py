@@ -16,6 +16,7 @@ from msgspec.json import Decoder, Encoder
 from pipeline.jobs.attributes import BLANK, Attributes
 from pipeline.jobs.facts import Claim, Ending, Job, RunAttempt, Runner, Step
 from pipeline.jobs.runs import Run
+from pipeline.jobs.stalls import Recovery
 from pipeline.jobs.status import View
 from pipeline.jobs.timings import Measured
 from topics.envelope import VERSION
@@ -64,6 +65,10 @@ class StateRecord(Struct, omit_defaults=True, gc=False):
     claims: dict[str, Claim] = {}
     run: RunAttempt | None = None
     steps: tuple[Step, ...] = ()
+    lost_at: int | None = None
+    recovery: Recovery | None = None
+    #: Whether its next look by recovery depends on more than its status and since when.
+    watched: bool = False
 
 
 def state_record(job: Job, v: View) -> StateRecord:
@@ -111,6 +116,18 @@ def state_record(job: Job, v: View) -> StateRecord:
         job.claims,
         job.run,
         job.steps,
+        job.lost_at,
+        job.recovery,
+        is_watched(job),
+    )
+
+
+def is_watched(job: Job) -> bool:
+    """Whether anything was told that recovery goes by, beside the job's milestones."""
+    if job.recovery is not None or job.lost_at is not None:
+        return True
+    return any(
+        claim.displaced_at is not None or claim.lost_at is not None for claim in job.claims.values()
     )
 
 
@@ -143,6 +160,7 @@ class Summary(Struct, gc=False):
     received_at: int = 0
     completed_at: int | None = None
     last_seen: int = 0
+    watched: bool = False
     #: The time a clock stands at.
     at: int = 0
 

@@ -48,7 +48,9 @@ from pipeline.ledger.index import Index, Known
 from pipeline.ledger.limits import MAX_FLEETS, Retention, heard_until
 from pipeline.ledger.pending import Pending
 from pipeline.ledger.runs import Runs
+from pipeline.ledger.stalls import Stalls, acts
 from pipeline.ledger.windows import Windows
+from pipeline.recovery import Policies
 from pipeline.windows import Contribution, Pane, PaneKey, WindowPolicy, contributions
 from topics.catalogue import JOB_STATES
 from topics.envelope import EARLIEST_MS, LATEST_MS
@@ -92,6 +94,7 @@ class Ledger:
         windows: WindowPolicy | None = None,
         retention: Retention | None = None,
         max_fleets: int = MAX_FLEETS,
+        policies: Policies | None = None,
         cache: int = CACHE,
     ) -> None:
         self.partition = partition
@@ -100,6 +103,8 @@ class Ledger:
         #: The wall clock in ms, as whoever drives the ledger last read it; None: nobody knows, so
         #: no time lies in the future.
         self.now: int | None = None
+        #: Who it belongs to, as that is called in ticks; empty: it may not act.
+        self.me = ""
         #: Up to here no time needs a second look.
         self._near = 0
         #: Before the first tick: the same for what was written then or later, within a batch.
@@ -114,6 +119,7 @@ class Ledger:
         self._entries = Entries(value_of, self._fleets, self._index.known, cache)
         self._runs = Runs(value_of, self._retention, self._expiry, self._pending, cache // 10)
         self._depth = Depth(partition, self._index, self._pending, max_fleets)
+        self._stalls = Stalls(partition, self._entries, self._pending, policies or Policies())
         self._windows = Windows(partition, windows or WindowPolicy(), self._pending, max_fleets)
         # Loaded fences, ascending: where stretches end during a replay.
         self._fences: list[int] = []
@@ -148,6 +154,7 @@ class Ledger:
                         heard_until(known.received_at, known.last_seen),
                     ),
                 )
+                self._stalls.on_load(key.decode(), known)
         self._heal()
         self._fences = self._windows.load(tables[WINDOWS_TABLE.name], self.clock)
 
@@ -187,7 +194,7 @@ class Ledger:
             if ahead is not None and record.occurred_at > ahead + TICK_AHEAD_MS:
                 self._pending.note(metrics.REFUSED_TICKS, ("future",))
                 return
-            self._tick(offset, record.occurred_at)
+            self._tick(offset, record)
         elif isinstance(record, RunLink):
             latest = max(record.received_at, record.occurred_at)
             if latest > self._near:
@@ -223,7 +230,10 @@ class Ledger:
         change = self._changed.get(key)
         if change is None:
             before = self._entries.get(key)
-            if before is None and self._retention.too_old(fact, self.clock):
+            if before is None and (
+                # What was done about a job that is forgotten does not bring it back.
+                fact.stall is not None or self._retention.too_old(fact, self.clock)
+            ):
                 self._pending.note(metrics.EXPIRED_FACTS, ())
                 return
             known = None if before is None else before.job
@@ -231,13 +241,13 @@ class Ledger:
             before = change.before
             known = change.job
         job = merge(known, fact)
-        if known is not None and job.facts is known.facts:
+        if known is not None and job.facts is known.facts and (job is known or not fact.stall):
             # Of a flood it is not known which facts were there before.
             flood = len(known.facts) >= MAX_FACTS
             self._pending.note(metrics.CROWDED_FACTS if flood else metrics.DUPLICATE_FACTS, ())
             if job is known:
                 return
-        if before is not None:
+        if before is not None and fact.stall is None:
             since = before.since
             if since is not None and fact.occurred_at < since - 1_000:
                 self._pending.note(metrics.OUT_OF_ORDER_FACTS, ())
@@ -252,6 +262,7 @@ class Ledger:
         fleets, gone = self._fleets, self._pending.gone
         decoded, dirty = self._entries.decoded, self._entries.dirty
         put, on_change = self._index.put, self._windows.on_change
+        watch, unwatch = self._stalls.on_change, self._stalls.due.pop
         for key, change in self._changed.items():
             before, job = change.before, change.job
             after = view(job, fleets)
@@ -277,6 +288,10 @@ class Ledger:
                     heard_until(job.first_seen, job.last_seen),
                 ),
             )
+            if completed is None or job.recovery is not None:
+                watch(key, None if before is None else before.job, job, after)
+            elif before is not None:
+                unwatch(key, None)
             decoded.pop(key, None)
             decoded[key] = Entry(job, after.since, added, reached)
             if gone:
@@ -339,7 +354,8 @@ class Ledger:
             self._dirty_clock = True
             self._pending.note(metrics.HEALED_CLOCKS, ())
 
-    def _tick(self, offset: int, at: int) -> None:
+    def _tick(self, offset: int, tick: Tick) -> None:
+        at = tick.occurred_at
         if at < self.clock:
             # Repeated by a replay; or from a worker whose clock is behind the one before it.
             self._pending.note(metrics.REFUSED_TICKS, ("past",))
@@ -351,6 +367,8 @@ class Ledger:
         self._expire()
         self._depth.on_tick(at)
         self._windows.on_tick(offset, at)
+        if acts(tick, self.me, self.now):
+            self._stalls.on_tick(at)
 
     def _expire(self) -> None:
         """Forget the jobs and runs that are due."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -11,6 +12,7 @@ from pipeline.providers.base import AHEAD_MS
 from topics.keys import canonical_host, job_key
 from topics.models import (
     GITHUB_HOST,
+    RUNNER_KINDS,
     ClaimFact,
     Clock,
     JobAttributes,
@@ -22,6 +24,7 @@ from topics.models import (
     RunnerRef,
     Unreadable,
 )
+from topics.recovery import HostGone, RunnerSeen, RunnerState
 
 _MILESTONES: Final = {
     LifecycleKind.JOB_QUEUED: Milestone.QUEUED,
@@ -32,6 +35,20 @@ _CLAIM_TIMES: Final = {
     LifecycleKind.JOB_CLAIMED: "claimed_at",
     LifecycleKind.JOB_MINTED: "minted_at",
     LifecycleKind.CLAIM_RELEASED: "released_at",
+}
+#: Where a runner is after each kind; None: only that it lives.
+_STATES: Final = {
+    LifecycleKind.JOB_QUEUED: None,
+    LifecycleKind.JOB_CLAIMED: RunnerState.CLAIMED,
+    LifecycleKind.JOB_MINTED: RunnerState.STARTING,
+    LifecycleKind.JOB_STARTED: RunnerState.BUSY,
+    LifecycleKind.JOB_COMPLETED: RunnerState.IDLE,
+    LifecycleKind.CLAIM_RELEASED: RunnerState.IDLE,
+    LifecycleKind.RUNNER_REGISTERED: RunnerState.REGISTERED,
+    LifecycleKind.RUNNER_IDLE: RunnerState.IDLE,
+    LifecycleKind.RUNNER_HEARTBEAT: None,
+    LifecycleKind.RUNNER_DRAINED: RunnerState.DRAINED,
+    LifecycleKind.RUNNER_GONE: RunnerState.GONE,
 }
 
 
@@ -92,6 +109,47 @@ def lifecycle_fact(event: LifecycleEvent) -> JobFact:
         raise Unreadable(Reason.BAD_PAYLOAD, f"{first['loc']}: {first['msg']}") from error
     except ValueError as error:
         raise Unreadable(Reason.BAD_PAYLOAD, str(error)) from error
+
+
+def fleet_record(
+    event: LifecycleEvent, fleet_of: Callable[[str], str]
+) -> RunnerSeen | HostGone | None:
+    """What the event says about a runner or a host, for its fleet; None for nothing.
+
+    ``fleet_of`` tells the fleet that a pool is called.
+
+    Raises :class:`Unreadable` for a kind of runners that does not name fleet and runner.
+    """
+    kind = event.kind
+    of_runners = kind in RUNNER_KINDS
+    named = event.runner_host if kind is LifecycleKind.HOST_GONE else event.runner.name
+    if not event.fleet or not named:
+        if not of_runners:
+            return None
+        what = "runner_host" if kind is LifecycleKind.HOST_GONE else "runner.name"
+        raise Unreadable(Reason.BAD_PAYLOAD, f"{kind.value} must name fleet and {what}")
+    at = event.received_at if is_ahead(event) else event.occurred_at
+    said: dict[str, Any] = {
+        "id": f"{event.id[:256]}-{_digest(event)}",
+        "source": event.source,
+        "occurred_at": at,
+        "received_at": event.received_at,
+        "key": fleet_of(event.fleet),
+        "trace": event.trace,
+    }
+    if kind is LifecycleKind.HOST_GONE:
+        return HostGone(host=named, **said)
+    return RunnerSeen(
+        runner=named,
+        state=_STATES[kind],
+        host=event.runner_host,
+        job_key=""
+        if of_runners
+        else job_key(event.provider, canonical_host(event.host) or GITHUB_HOST, event.job_id),
+        claim=event.claim,
+        boot_ms=event.boot_ms,
+        **said,
+    )
 
 
 def is_ahead(event: LifecycleEvent) -> bool:

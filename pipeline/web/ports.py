@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from pipeline.exporter import Exporter
 from pipeline.holes import Holes
 from pipeline.ledger import Ledger
+from pipeline.reached import Reached
 from pipeline.settings import Settings
 
 
@@ -92,6 +93,11 @@ class Readiness(Protocol):
     @property
     def beside(self) -> Beside:
         """What this worker keeps running beside it."""
+        ...
+
+    @property
+    def sources(self) -> Reached:
+        """Up to when all that producers posted is in ``runners.jobs``."""
         ...
 
     @property

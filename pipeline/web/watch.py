@@ -31,11 +31,13 @@ from kafka.admin import KafkaAdminClient, OffsetSpec
 
 from pipeline.web.ports import Readiness
 from sinks.rows import TOPICS as SINK_TOPICS
-from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
+from topics.catalogue import JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
 
 log = logging.getLogger(__name__)
 
 SOURCES: Final = (WEBHOOKS, LIFECYCLE, JOBS)
+#: What producers post: all of it becomes facts on :data:`topics.catalogue.JOBS`.
+POSTED: Final = (WEBHOOKS, LIFECYCLE, OUTCOMES)
 
 #: Between two rounds of checks, and how long one question may take. Seconds.
 EVERY_S: Final = 3.0
@@ -199,6 +201,8 @@ class Watch:
         self._holes = worker.holes
         #: Where each partition of ours stood when its log was first seen to begin behind it.
         self._behind_start: Offsets = {}
+        #: Where the group stood in a source when it was last behind there.
+        self._asked_of: Offsets = {}
         self._specs = {
             spec.name: spec.partitions
             for spec in catalogue(partitions=self._settings.partitions, app_id=self._group)
@@ -258,6 +262,7 @@ class Watch:
             self._positions(),
             ours=True,
         )
+        self._follow_sources()
         if not self._url:
             return mine, None, None
         everything = range(self._settings.partitions)
@@ -267,6 +272,26 @@ class Watch:
             [TopicPartition(t, p) for t in SINK_TOPICS for p in everything],
         )
         return mine, sink, self._members()
+
+    def _follow_sources(self) -> None:
+        """Up to when the whole group, all its workers, has done what producers posted."""
+        wanted = [
+            TopicPartition(topic, partition)
+            for topic in POSTED
+            for partition in range(self._settings.partitions)
+        ]
+        at = int(time.time() * 1000)
+        found = self._admin.list_group_offsets({self._group: wanted}).get(self._group, {})
+        done = {where: max(0, offset.offset) for where, offset in found.items()}
+        ends = self._edges(wanted, OffsetSpec.LATEST)
+        remains = self._remains[self._group]
+        behind = [where for where in wanted if done.get(where, 0) < ends[where]]
+        for where in behind:
+            # Where nothing was committed, or only marks follow, there may be nothing to do.
+            still = self._asked_of.get(where) == done.get(where, 0)
+            self._asked_of[where] = done.get(where, 0)
+            done[where] = remains.next(where, done.get(where, 0), ends[where], ask=still)
+        self._worker.sources.look(at, done, ends)
 
     def _positions(self) -> Mapping[tuple[str, int], int]:
         told = getattr(self._worker, "positions", None)

@@ -22,6 +22,7 @@ from pipeline.exporter import Exporter
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
 from pipeline.local.process import LOOPBACK, free_port
+from pipeline.reached import Reached
 from pipeline.settings import Settings
 from pipeline.web.ports import Alone
 from pipeline.web.server import Door, GuardedSite, announce, new_runner
@@ -52,6 +53,7 @@ def fake_worker(
         settings=Settings(partitions=max(1, count), clickhouse=""),  # type: ignore[arg-type]
         metrics=metrics,
         holes=Holes(metrics.missed),
+        sources=Reached(),
         ledgers=dict(ledgers),
         owned=lambda: sorted(ledgers),
         settled=True,

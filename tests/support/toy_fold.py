@@ -42,6 +42,7 @@ class Meter:
 
     def __init__(self, partition: int, tables: Mapping[str, Lookup]) -> None:
         self.now: int | None = None
+        self.me = ""
         self._partition = partition
         self._known: dict[str, dict[str, int]] = {}
         #: Site -> (offset it reaches to, sum).

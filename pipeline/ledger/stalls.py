@@ -1,0 +1,308 @@
+"""Stalls: which jobs of the partition are to be looked at by a rule, and what it leads to."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any, Final
+
+from pipeline import metrics
+from pipeline.effects import Output
+from pipeline.jobs import Job, View
+from pipeline.jobs.facts import Claim
+from pipeline.jobs.record import Summary
+from pipeline.jobs.stalls import told_rev
+from pipeline.ledger.entries import Entries
+from pipeline.ledger.pending import Pending
+from pipeline.recovery import Ask, Judgement, Policies, Propose, Tell, judge, next_look
+from topics.catalogue import FLEETS, JOBS, PROBES
+from topics.models import Clock, Conclusion, JobFact, Milestone, Tick
+from topics.recovery import (
+    Answer,
+    Asked,
+    CommandKind,
+    Fence,
+    Probe,
+    Proposal,
+    Proposed,
+    RunnerSeen,
+    RunnerState,
+    Seen,
+    StallFact,
+    StallKind,
+)
+
+#: A tick older than this commands nothing: who reads it is behind.
+ACT_WITHIN_MS: Final = 30_000
+#: Nor one sent while what producers had posted this long ago was not yet in the log.
+SOURCES_WITHIN_MS: Final = 60_000
+#: Jobs looked at per tick; the others wait for the next one.
+MOST_LOOKS: Final = 2_000
+#: What was just emitted is in the log within this time; until then the job is left alone.
+HOLD_MS: Final = 30_000
+
+_SOURCE: Final = "runnerstream"
+
+
+def acts(tick: Tick, me: str, now: int | None) -> bool:
+    """Whether rules may act at this tick.
+
+    Only at one that its own partition's owner has sent: that lies behind all that owners before
+    it published, so everything they did is known. Only at a fresh one: who catches up or replays
+    passes old ticks. And only when what producers posted is in the log: a missing fact that
+    merely waits to be read proves nothing.
+    """
+    if not me or tick.by != me or now is None:
+        return False
+    at = tick.occurred_at
+    fresh = abs(now - at) <= ACT_WITHIN_MS
+    return fresh and tick.sources_to is not None and at - tick.sources_to <= SOURCES_WITHIN_MS
+
+
+class Stalls:
+    """The deadlines of a partition's jobs: a tick costs what is due, not what is alive."""
+
+    def __init__(
+        self, partition: int, entries: Entries, pending: Pending, policies: Policies
+    ) -> None:
+        self._partition = partition
+        self._entries = entries
+        self._pending = pending
+        self._policies = policies
+        #: When each job is to be looked at; and the heap of it, in which old entries stay.
+        self.due: dict[str, int] = {}
+        self._heap: list[tuple[int, str]] = []
+        #: Until when a job is left alone, because what was emitted may not be in the log yet, and
+        #: how much was told of its stalls then.
+        self._held: dict[str, tuple[int, int]] = {}
+        #: Fleets in which jobs are claimed: only there a runner can be taken from a job.
+        self._claiming: dict[str, None] = {}
+
+    def on_load(self, key: str, known: Summary) -> None:
+        """A job of the table. What its summary does not tell is found out by a look."""
+        if known.watched:
+            self._put(key, 0)
+            return
+        policy = self._policies.of(known.fleet)
+        since = known.since if known.since is not None else known.received_at
+        wait = {
+            "claimed": policy.stale_claim_ms,
+            "starting": policy.orphan_ms,
+            "queued": policy.stale_queue_ms,
+            "running": policy.running_ms,
+        }.get(known.status)
+        if wait is not None:
+            self._put(key, since + wait)
+
+    def on_change(self, key: str, before: Job | None, job: Job, v: View) -> None:
+        """A job is new, or is no longer as it was."""
+        if job.claims:
+            self._claiming[v.fleet] = None
+        if job.runner is not None and (before is None or before.runner is None):
+            self._seen_running(job, v)
+        due = next_look(job, v, self._policies.of(v.fleet))
+        if due is None:
+            self.due.pop(key, None)
+            return
+        held = self._held.get(key)
+        if held is not None:
+            until, told = held
+            if told_rev(job.recovery) > told or v.status == "completed":
+                del self._held[key]
+            else:
+                due = max(due, until)
+        self._put(key, due)
+
+    def on_tick(self, at: int) -> None:
+        """Look at what is due, the oldest first."""
+        looks = 0
+        heap, due = self._heap, self.due
+        while heap and heap[0][0] <= at and looks < MOST_LOOKS:
+            when, key = heapq.heappop(heap)
+            if due.get(key) != when:
+                continue
+            del due[key]
+            found = self._entries.look(key)
+            if found is None:
+                self._held.pop(key, None)
+                continue
+            looks += 1
+            job, v = found
+            self._act(job, v, at, judge(job, v, at, self._policies.of(v.fleet)))
+        if len(self._held) > MOST_LOOKS:
+            self._held = {key: held for key, held in self._held.items() if held[0] > at}
+        self._pending.note(metrics.RECOVERY_SWEEPS, ())
+
+    def _seen_running(self, job: Job, v: View) -> None:
+        """Tell the fleet of a runner that executes a job it was not made for."""
+        runner = job.runner
+        if runner is None or not runner.name or v.fleet not in self._claiming:
+            return
+        if any(claim.runner == runner.name for claim in job.claims.values()):
+            return
+        at = v.since if v.since is not None else job.first_seen
+        seen = RunnerSeen(
+            id=f"busy|{job.key}|{runner.name}",
+            source=_SOURCE,
+            occurred_at=at,
+            received_at=at,
+            key=v.fleet,
+            runner=runner.name[:256],
+            state=RunnerState.BUSY,
+            job_key=job.key,
+        )
+        self._publish(FLEETS, v.fleet, seen)
+
+    def _put(self, key: str, due: int) -> None:
+        if self.due.get(key) != due:
+            self.due[key] = due
+            heapq.heappush(self._heap, (due, key))
+
+    def _act(self, job: Job, v: View, at: int, judged: Judgement) -> None:
+        todo = judged.todo
+        again = judged.again
+        if todo is not None:
+            self._held[job.key] = (at + HOLD_MS, told_rev(job.recovery))
+            again = max(again or 0, at + HOLD_MS)
+        if again is not None:
+            self._put(job.key, again)
+        if isinstance(todo, Ask):
+            self._ask(job, v, at, todo)
+        elif isinstance(todo, Propose):
+            self._propose(job, v, at, todo)
+        elif isinstance(todo, Tell):
+            self._tell(job, todo)
+
+    def _ask(self, job: Job, v: View, at: int, ask: Ask) -> None:
+        policy = self._policies.of(v.fleet)
+        if ask.k == 1:
+            self._opened(ask.suspect.kind)
+        fence = Fence(claim=ask.suspect.claim, rev=len(job.facts))
+        about = job.attributes
+        probe = Probe(
+            id=f"probe|{job.key}|{ask.n}|{ask.k}",
+            source=_SOURCE,
+            occurred_at=at,
+            received_at=at,
+            key=job.key,
+            fleet=v.fleet,
+            n=ask.n,
+            k=ask.k,
+            stall=ask.suspect.kind,
+            since=ask.suspect.since,
+            opened_at=ask.opened_at,
+            fence=fence,
+            expires_at=at + policy.ask_ms,
+            repo=about.repo,
+            run_id=about.run_id,
+            attempt=about.run_attempt,
+        )
+        self._publish(PROBES, job.key, probe)
+        self._note_of(job, ask, at, "asked", fence, asked=Asked(k=ask.k, at=at))
+        self._pending.note(metrics.RECOVERY_PROBES, (ask.suspect.kind.value,))
+
+    def _propose(self, job: Job, v: View, at: int, propose: Propose) -> None:
+        found = propose.suspect
+        if propose.k == 1 and found.kind is StallKind.STALE_CLAIM:
+            self._opened(found.kind)
+        fence = Fence(claim=found.claim, rev=len(job.facts))
+        proposed = Proposed(k=propose.k, at=at, command=propose.command, attempt=propose.attempt)
+        about = job.attributes
+        proposal = Proposal(
+            id=f"proposal|{job.key}|{propose.n}|{propose.k}",
+            source=_SOURCE,
+            occurred_at=at,
+            received_at=at,
+            key=v.fleet,
+            job_key=job.key,
+            n=propose.n,
+            stall=propose.reason,
+            since=found.since,
+            opened_at=propose.opened_at,
+            fence=fence,
+            proposed=proposed,
+            evidence=evidence(job, v, propose),
+            repo=about.repo,
+            run_id=about.run_id,
+            run_attempt=about.run_attempt,
+            first_seen=job.first_seen,
+        )
+        self._publish(FLEETS, v.fleet, proposal)
+        self._note_of(job, propose, at, "proposed", fence, proposed=proposed)
+        self._pending.note(metrics.RECOVERY_PROPOSALS, (propose.command.value,))
+
+    def _note_of(
+        self, job: Job, what: Ask | Propose, at: int, cause: str, fence: Fence, **said: Any
+    ) -> None:
+        """The record of a decision, in the log of the job it concerns."""
+        found = what.suspect
+        fact = JobFact(
+            id=f"{cause}|{job.key}|{what.n}|{what.k}",
+            source=_SOURCE,
+            occurred_at=at,
+            received_at=at,
+            key=job.key,
+            cause=f"recovery.{cause}",
+            stall=StallFact(
+                n=what.n,
+                kind=found.kind,
+                since=found.since,
+                opened_at=what.opened_at,
+                fence=fence,
+                **said,
+            ),
+        )
+        self._publish(JOBS, job.key, fact)
+
+    def _tell(self, job: Job, tell: Tell) -> None:
+        """The job is over: by its run, or because its provider does not know it any more."""
+        ghost = tell.answer == Answer.GHOST
+        told = job.run.conclusion if job.run is not None and ghost else None
+        fact = JobFact(
+            id=f"over|{job.key}|{tell.n}|{tell.answer}|{tell.at}",
+            source=_SOURCE,
+            occurred_at=tell.at,
+            received_at=tell.at,
+            key=job.key,
+            cause=f"recovery.{tell.answer}",
+            times={Milestone.COMPLETED: {Clock.RECEIVED: tell.at}},
+            conclusion=Conclusion(told) if told is not None else Conclusion.UNKNOWN,
+        )
+        self._publish(JOBS, job.key, fact)
+        self._pending.note(metrics.RECOVERY_CLOSED, (tell.answer,))
+
+    def _opened(self, kind: StallKind) -> None:
+        self._pending.note(metrics.STALLS_OPENED, (kind.value,))
+
+    def _publish(self, topic: str, key: str, record: Any) -> None:
+        # A job's log is this one: what is said about it must come to this partition.
+        partition = self._partition if topic == JOBS else None
+        value = record.model_dump_json(exclude_none=True).encode()
+        self._pending.outputs.append(Output(topic, partition, key.encode(), value))
+
+
+def evidence(job: Job, v: View, propose: Propose) -> tuple[Seen, ...]:
+    """What a proposal rests on: what was seen, when, by which clock."""
+    seen = [Seen(what=f"status {v.status}", at=v.since, clock=_clock(v))]
+    claim: Claim | None = job.claims.get(propose.suspect.claim)
+    if claim is not None:
+        told = (
+            ("claimed", claim.claimed_at),
+            ("minted", claim.minted_at),
+            ("its runner executes another job", claim.displaced_at),
+            ("its runner is gone", claim.lost_at),
+        )
+        seen += [Seen(what=what, at=at, clock="runner") for what, at in told if at is not None]
+    answered = propose.answered
+    if answered is not None:
+        what = f"provider answers {answered.answer}"
+        seen.append(Seen(what=what, at=answered.at, clock="received"))
+    if propose.command is CommandKind.QUARANTINE:
+        seen.append(Seen(what=f"commands so far: {propose.attempt - 1}"))
+    return tuple(seen)
+
+
+def _clock(v: View) -> str:
+    at = {"queued": v.at.queued, "running": v.at.started, "completed": v.at.completed}.get(v.status)
+    if at is not None and at.ms == v.since:
+        return at.clock
+    return "runner" if v.status in ("claimed", "starting") else ""

@@ -1,0 +1,579 @@
+"""Stalls in the fold of jobs: what is found, asked and proposed, and what never is."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.effects import Effects
+from pipeline.jobs import decode
+from pipeline.jobs.stalls import Recovery
+from pipeline.ledger import Ledger
+from pipeline.providers.outcomes import job_facts
+from pipeline.recovery import Policies, RecoveryPolicy
+from topics.catalogue import FLEETS, JOBS, PROBES
+from topics.models import (
+    JOBS_RECORD,
+    ClaimFact,
+    Clock,
+    Conclusion,
+    JobAttributes,
+    JobFact,
+    Milestone,
+    ParentRun,
+    RunnerRef,
+    Tick,
+)
+from topics.recovery import (
+    PROBE,
+    Answer,
+    Answered,
+    CommandKind,
+    Decided,
+    Fence,
+    Outcome,
+    Probe,
+    Proposal,
+    Result,
+    StallFact,
+    StallKind,
+    Why,
+)
+from topics.tables import JOBS_TABLE, WINDOWS_TABLE
+
+BASE = 1_700_000_000_000
+SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
+KEY = "github:github.com:7"
+TICK = 5 * SECOND
+POLICY = RecoveryPolicy()
+
+
+class Loop:
+    """The fold of jobs over a log in memory, with the provider and the fleet in our hands.
+
+    What it publishes about jobs comes back through the log, as it does for real.
+    """
+
+    def __init__(self, policy: RecoveryPolicy = POLICY) -> None:
+        self.policies = Policies(policy)
+        self.table: dict[bytes, bytes] = {}
+        self.log: list[Any] = []
+        self.read = 0
+        self.now = BASE
+        self.me = ""
+        self.probes: list[Probe] = []
+        self.proposals: list[Proposal] = []
+        self.ledger = self.open()
+
+    def open(self, me: str = "me") -> Ledger:
+        """The ledger of a new owner, from the table."""
+        self.me = me
+        ledger = Ledger(0, self.table.get, policies=self.policies)
+        ledger.now = self.now
+        ledger.me = me
+        ledger.load({JOBS_TABLE.name: list(self.table.items()), WINDOWS_TABLE.name: []})
+        self.ledger = ledger
+        return ledger
+
+    def fold(self, *, durable: bool = True) -> Effects:
+        """Fold what is in the log and not read yet. Not ``durable``: outputs only, then death."""
+        self.ledger.now = self.now
+        for offset in range(self.read, len(self.log)):
+            self.ledger.apply(offset, self.log[offset], self.now)
+        end = len(self.log)
+        effects = self.ledger.flush()
+        for output in effects.outputs:
+            assert output.value is not None or output.topic != JOBS
+            if output.topic == JOBS and output.value is not None:
+                self.log.append(JOBS_RECORD.validate_json(output.value))
+            elif output.topic == PROBES and output.value is not None:
+                self.probes.append(PROBE.validate_json(output.value))
+            elif output.topic == FLEETS and b"stall.proposed" in (output.value or b""):
+                self.proposals.append(Proposal.model_validate_json(output.value or b""))
+        if durable:
+            for key, value in effects.writes(JOBS_TABLE):
+                if value is None:
+                    self.table.pop(key, None)
+                else:
+                    self.table[key] = value
+            self.ledger.written()
+            self.read = end
+        return effects
+
+    def tick(self, ms: int = TICK, **more: Any) -> None:
+        """Time passes, and the owner's clock says so."""
+        self.now += ms
+        said = {"by": self.me, "sources_to": self.now, "occurred_at": self.now, **more}
+        self.log.append(
+            Tick(id=f"t{len(self.log)}", source="t", received_at=self.now, key="tick:0", **said)
+        )
+        self.fold()
+
+    def wait(self, ms: int) -> None:
+        """Ticks for so long."""
+        until = self.now + ms
+        while self.now < until:
+            self.tick(min(TICK * 4, until - self.now))
+
+    def say(self, key: str = KEY, **said: Any) -> None:
+        """A fact about a job, as of now."""
+        n = len(self.log)
+        self.log.append(
+            JobFact(
+                id=f"f{n}",
+                source="t",
+                occurred_at=self.now,
+                received_at=self.now,
+                key=key,
+                cause="test",
+                **said,
+            )
+        )
+        self.fold()
+
+    def queued(self) -> None:
+        self.say(
+            times={Milestone.QUEUED: {Clock.PROVIDER: self.now}},
+            marks=((self.now, "queued"),),
+            job=JobAttributes(run_id=9, repo="o/r", labels=("linux",)),
+        )
+
+    def claimed(self, handle: str = "h1", runner: str = "vm-1", *, minted: bool = True) -> None:
+        self.say(claim=ClaimFact(handle=handle, claimed_at=self.now, runner=runner))
+        if minted:
+            self.say(claim=ClaimFact(handle=handle, minted_at=self.now, runner=runner))
+
+    def started(self, runner: str = "vm-1") -> None:
+        self.say(
+            times={Milestone.STARTED: {Clock.PROVIDER: self.now}}, runner=RunnerRef(name=runner)
+        )
+
+    def completed(self) -> None:
+        self.say(
+            times={Milestone.COMPLETED: {Clock.PROVIDER: self.now}},
+            conclusion=Conclusion.SUCCESS,
+        )
+
+    def answer(self, probe: Probe, answer: Answer) -> None:
+        """The provider's answer, as the prober posts it."""
+        self.say(
+            probe.key,
+            stall=StallFact(
+                n=probe.n, kind=probe.stall, since=probe.since, opened_at=probe.opened_at,
+                fence=probe.fence, answered=Answered(k=probe.k, at=self.now, answer=answer),
+            ),
+        )  # fmt: skip
+
+    def decide(self, proposal: Proposal, withheld: Why | None = None) -> None:
+        """What the fleet makes of a proposal."""
+        said = proposal.proposed
+        self.say(
+            proposal.job_key,
+            stall=StallFact(
+                n=proposal.n, kind=proposal.stall, since=proposal.since,
+                opened_at=proposal.opened_at, fence=proposal.fence,
+                decided=Decided(
+                    k=said.k, at=self.now, command=said.command, attempt=said.attempt,
+                    withheld=withheld, expires_at=self.now + 5 * MINUTE,
+                ),
+            ),
+        )  # fmt: skip
+
+    def end(self, proposal: Proposal, result: Result) -> None:
+        """What the executor made of the command."""
+        said = proposal.proposed
+        outcome = Outcome(
+            id=f"o{len(self.log)}", kind="command.ended", source="t", occurred_at=self.now,
+            received_at=self.now, key=proposal.job_key, command_id=f"{proposal.id}",
+            command=said.command, fleet=proposal.key, job_key=proposal.job_key,
+            attempt=said.attempt, n=proposal.n, stall=proposal.stall, since=proposal.since,
+            opened_at=proposal.opened_at, fence=proposal.fence, result=result,
+        )  # fmt: skip
+        self.log += job_facts(outcome)
+        self.fold()
+
+    @property
+    def status(self) -> str:
+        found = self.ledger.job(KEY)
+        assert found is not None
+        return found[1].status
+
+    @property
+    def recovery(self) -> Recovery:
+        job = decode(self.table[KEY.encode()])
+        assert job.recovery is not None
+        return job.recovery
+
+
+@pytest.fixture
+def loop() -> Loop:
+    made = Loop()
+    made.tick()
+    made.queued()
+    return made
+
+
+def test_a_claim_never_minted_is_released_without_asking(loop: Loop) -> None:
+    loop.claimed(minted=False)
+    loop.wait(POLICY.stale_claim_ms - TICK)
+    assert not loop.proposals
+    loop.wait(2 * TICK)
+    (proposal,) = loop.proposals
+    assert proposal.proposed.command is CommandKind.RELEASE_CLAIM
+    assert (proposal.stall, proposal.fence.claim) == (StallKind.STALE_CLAIM, "h1")
+    assert not loop.probes
+    assert "claimed" in {seen.what for seen in proposal.evidence}
+    loop.decide(proposal)
+    loop.end(proposal, Result.DONE)
+    assert loop.status == "queued"
+
+
+def test_an_orphan_is_asked_about_and_requeued_when_the_provider_has_it_queued(loop: Loop) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms - TICK)
+    assert not loop.probes
+    loop.wait(2 * TICK)
+    (probe,) = loop.probes
+    assert (probe.stall, probe.repo, probe.run_id, probe.fence.claim) == (
+        StallKind.ORPHAN, "o/r", 9, "h1",
+    )  # fmt: skip
+    assert not loop.proposals
+    loop.answer(probe, Answer.QUEUED)
+    loop.tick()
+    (proposal,) = loop.proposals
+    assert proposal.proposed.command is CommandKind.REQUEUE
+    assert any("provider answers queued" in seen.what for seen in proposal.evidence)
+    # Of the facts judged then nothing but what recovery said is new.
+    assert proposal.fence.rev == len(decode(loop.table[KEY.encode()]).facts)
+    loop.decide(proposal)
+    loop.end(proposal, Result.DONE)
+    assert loop.status == "queued"
+    assert loop.recovery.stalls["1"].ended["1"].result == "done"
+
+
+@pytest.mark.parametrize("answer", [Answer.IN_PROGRESS, Answer.UNKNOWN, Answer.GONE])
+def test_an_orphan_is_left_alone_while_nothing_is_proven(loop: Loop, answer: Answer) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms + TICK)
+    loop.answer(loop.probes[0], answer)
+    loop.wait(50 * SECOND)
+    assert not loop.proposals
+    assert loop.status == "starting"
+
+
+def test_an_orphan_that_runs_is_none(loop: Loop) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms + TICK)
+    loop.started()
+    loop.answer(loop.probes[0], Answer.IN_PROGRESS)
+    loop.wait(30 * MINUTE)
+    assert not loop.proposals
+    assert len(loop.probes) == 1
+
+
+@pytest.mark.parametrize("answer", [Answer.GHOST, Answer.COMPLETED])
+def test_of_an_orphan_that_is_over_the_claim_is_released(loop: Loop, answer: Answer) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms + TICK)
+    if answer is Answer.GHOST:
+        ended = ParentRun(attempt=1, completed_at=loop.now, conclusion=Conclusion.STARTUP_FAILURE)
+        loop.say(run=ended)
+    else:
+        loop.completed()
+    loop.answer(loop.probes[0], answer)
+    loop.wait(16 * TICK)
+    assert loop.status == "completed"
+    wanted = "startup_failure" if answer is Answer.GHOST else "success"
+    found = loop.ledger.job(KEY)
+    assert found is not None
+    assert found[1].conclusion == wanted
+    proposal = loop.proposals[-1]
+    assert {p.proposed.command for p in loop.proposals} == {CommandKind.RELEASE_CLAIM}
+    loop.decide(proposal)
+    loop.end(proposal, Result.DONE)
+    before = len(loop.proposals)
+    loop.wait(30 * MINUTE)
+    assert len(loop.proposals) == before
+
+
+def test_gone_is_believed_when_it_is_said_again_later(loop: Loop) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms + TICK)
+    for _ in range(8):
+        if loop.status == "completed":
+            break
+        loop.answer(loop.probes[-1], Answer.GONE)
+        loop.wait(4 * MINUTE)
+    found = loop.ledger.job(KEY)
+    assert found is not None
+    assert (found[1].status, found[1].conclusion) == ("completed", "unknown")
+    assert len(loop.probes) >= 2
+    assert {p.proposed.command for p in loop.proposals} <= {CommandKind.RELEASE_CLAIM}
+
+
+def test_evidence_shortens_the_wait(loop: Loop) -> None:
+    loop.claimed()
+    loop.tick()
+    assert not loop.probes
+    loop.say(claim=ClaimFact(handle="h1", lost_at=loop.now))
+    loop.tick()
+    assert [probe.stall for probe in loop.probes] == [StallKind.RUNNER_LOST]
+
+
+def test_a_lost_runner_of_another_claim_changes_nothing(loop: Loop) -> None:
+    loop.claimed("h1")
+    loop.say(claim=ClaimFact(handle="h1", released_at=loop.now))
+    loop.tick()
+    loop.claimed("h2", "vm-2")
+    loop.say(claim=ClaimFact(handle="h1", lost_at=loop.now))
+    loop.wait(MINUTE)
+    assert not loop.probes
+
+
+def test_a_swap_is_no_displacement(loop: Loop) -> None:
+    loop.claimed()
+    loop.say(claim=ClaimFact(handle="h1", displaced_at=loop.now))
+    loop.tick()
+    loop.started("vm-2")
+    loop.wait(10 * MINUTE)
+    assert not loop.probes
+    assert not loop.proposals
+
+
+def test_a_running_job_whose_runner_is_lost_is_only_asked_about(loop: Loop) -> None:
+    loop.claimed()
+    loop.started()
+    loop.say(lost_at=loop.now)
+    loop.tick()
+    (probe,) = loop.probes
+    loop.answer(probe, Answer.IN_PROGRESS)
+    loop.wait(20 * MINUTE)
+    assert not loop.proposals
+    assert 1 < len(loop.probes) <= 6
+
+
+def test_a_job_that_runs_for_long_is_asked_about_again_and_again(loop: Loop) -> None:
+    loop.claimed()
+    loop.started()
+    for _ in range(3):
+        loop.wait(HOUR + MINUTE)
+        loop.answer(loop.probes[-1], Answer.IN_PROGRESS)
+    assert len(loop.probes) == 3
+    assert not loop.proposals
+
+
+def test_queued_for_an_hour_and_a_day() -> None:
+    loop = Loop()
+    loop.tick()
+    loop.queued()
+    loop.wait(HOUR + TICK)
+    loop.answer(loop.probes[0], Answer.QUEUED)
+    loop.tick()
+    assert loop.proposals[-1].proposed.command is CommandKind.REQUEUE
+    # Nobody answers any more.
+    loop.tick(23 * HOUR)
+    loop.tick(sources_to=None)
+    loop.wait(MINUTE)
+    assert loop.proposals[-1].proposed.command is CommandKind.CLOSE
+    loop.decide(loop.proposals[-1])
+    loop.end(loop.proposals[-1], Result.DONE)
+    found = loop.ledger.job(KEY)
+    assert found is not None
+    assert (found[1].status, found[1].conclusion) == ("completed", "stale")
+
+
+def test_what_is_withheld_is_proposed_again_with_fresh_proof(loop: Loop) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms + TICK)
+    loop.answer(loop.probes[-1], Answer.QUEUED)
+    loop.tick()
+    loop.decide(loop.proposals[-1], Why.PAUSED)
+    for _ in range(12):
+        loop.wait(MINUTE)
+        if loop.probes[-1].k > 1 and len(loop.probes) == 2:
+            loop.answer(loop.probes[-1], Answer.QUEUED)
+    assert len(loop.probes) >= 2
+    ks = [proposal.proposed.k for proposal in loop.proposals]
+    assert ks == sorted(ks)
+    assert len(set(ks)) > 3
+    assert {proposal.proposed.attempt for proposal in loop.proposals} == {1}
+
+
+def test_one_command_in_flight_then_a_cool_down_then_a_person(loop: Loop) -> None:
+    commands: list[CommandKind] = []
+    answered = 0
+    for round_ in range(8):
+        loop.claimed(f"h{round_}", f"vm-{round_}")
+        for _ in range(200):
+            loop.tick(30 * SECOND)
+            if len(loop.probes) > answered:
+                answered = len(loop.probes)
+                loop.answer(loop.probes[-1], Answer.QUEUED)
+            if len(loop.proposals) > len(commands):
+                break
+        else:
+            break
+        proposal = loop.proposals[-1]
+        commands.append(proposal.proposed.command)
+        loop.decide(proposal)
+        loop.end(proposal, Result.DONE)
+    assert commands[-1] is CommandKind.QUARANTINE
+    assert len(commands) <= POLICY.most_attempts + 1
+    before = len(loop.proposals)
+    loop.wait(6 * HOUR)
+    assert len(loop.proposals) == before
+
+
+def test_another_clock_an_old_tick_or_a_source_behind_moves_nothing(loop: Loop) -> None:
+    loop.claimed(minted=False)
+    for more in (
+        {"by": "somebody else"},
+        {"by": ""},
+        {"sources_to": None},
+        {"sources_to": BASE},
+    ):
+        loop.tick(10 * MINUTE, **more)
+        assert not loop.proposals
+    loop.now += HOUR
+    loop.log.append(
+        Tick(
+            id="old", source="t", key="tick:0", by="me", sources_to=loop.now - HOUR + TICK,
+            occurred_at=loop.now - HOUR + TICK, received_at=loop.now,
+        )
+    )  # fmt: skip
+    loop.fold()
+    assert not loop.proposals
+    loop.tick()
+    assert len(loop.proposals) == 1
+
+
+def test_what_was_done_about_a_forgotten_job_does_not_bring_it_back(loop: Loop) -> None:
+    probe = Probe(
+        id="p", source="t", occurred_at=BASE, received_at=BASE, key="github:github.com:8",
+        fleet="f", n=1, k=1, stall=StallKind.ORPHAN, since=BASE, opened_at=BASE, fence=Fence(),
+        expires_at=BASE,
+    )  # fmt: skip
+    loop.answer(probe, Answer.QUEUED)
+    assert loop.ledger.job("github:github.com:8") is None
+
+
+# --- whatever happens ---------------------------------------------------------------------------
+
+STEPS: Final = st.lists(
+    st.one_of(
+        st.tuples(
+            st.sampled_from(["queued", "claimed", "claim", "started", "completed", "release"]),
+            st.integers(0, 2),
+        ),
+        st.tuples(st.just("tick"), st.sampled_from([TICK, MINUTE, 6 * MINUTE, HOUR, 25 * HOUR])),
+        st.tuples(st.just("answer"), st.sampled_from(Answer)),
+        st.tuples(st.just("decide"), st.sampled_from([None, None, Why.PAUSED, Why.BUDGET_TICK])),
+        st.tuples(st.just("end"), st.sampled_from(Result)),
+        st.tuples(st.sampled_from(["foreign", "behind", "lost", "displaced"]), st.just(0)),
+        st.tuples(st.just("crash"), st.booleans()),
+    ),
+    max_size=60,
+)
+
+
+def play(loop: Loop, steps: list[tuple[str, Any]]) -> list[Proposal]:
+    """Do the steps. Returns the proposals that were issued, in order."""
+    issued: list[Proposal] = []
+    open_: list[tuple[Proposal, int]] = []
+    owners = 0
+    for what, arg in steps:
+        made = len(loop.proposals)
+        in_flight = [p for p, expires_at in open_ if loop.now < expires_at]
+        fresh = [p for p in loop.proposals if loop.now - p.occurred_at <= 2 * MINUTE]
+        if what == "queued":
+            loop.queued()
+        elif what in ("claimed", "claim"):
+            loop.claimed(f"h{arg}", f"vm-{arg}", minted=what == "claimed")
+        elif what == "started":
+            loop.started(f"vm-{arg}")
+        elif what == "completed" and arg == 0:
+            loop.completed()
+        elif what == "release":
+            loop.say(claim=ClaimFact(handle=f"h{arg}", released_at=loop.now))
+        elif what == "lost":
+            loop.say(claim=ClaimFact(handle="h0", lost_at=loop.now), lost_at=loop.now)
+        elif what == "displaced":
+            loop.say(claim=ClaimFact(handle="h1", displaced_at=loop.now))
+        elif what == "tick":
+            loop.tick(arg)
+        elif what == "foreign":
+            loop.tick(by="another")
+        elif what == "behind":
+            loop.tick(sources_to=loop.now - 2 * HOUR)
+        elif what == "answer" and loop.probes:
+            loop.answer(loop.probes[-1], arg)
+        elif what == "decide" and fresh:
+            said = fresh[-1]
+            known = {(p.proposed.attempt) for p in issued}
+            if arg is None and not in_flight and said.proposed.attempt not in known:
+                issued.append(said)
+                open_.append((said, loop.now + 5 * MINUTE))
+                loop.decide(said)
+            elif arg is not None:
+                loop.decide(said, arg)
+        elif what == "end" and open_:
+            loop.end(open_.pop()[0], arg)
+        elif what == "crash":
+            if arg:
+                loop.fold(durable=False)
+            owners += 1
+            loop.open(f"owner-{owners}")
+        if what != "tick":
+            # What a time-out ends is no longer in flight; else nothing new while something is.
+            assert not in_flight or len(loop.proposals) == made
+        assert len([1 for _, expires_at in open_ if loop.now < expires_at]) <= 1
+    return issued
+
+
+def check(proposal: Proposal, loop: Loop) -> None:
+    """A proposal has the proof that its command needs."""
+    said = {seen.what: seen.at for seen in proposal.evidence}
+    if proposal.proposed.command is CommandKind.REQUEUE:
+        at = said.get("provider answers queued")
+        assert at is not None
+        assert 0 <= proposal.occurred_at - at <= POLICY.answer_ms
+    if proposal.proposed.command is CommandKind.RELEASE_CLAIM:
+        assert proposal.fence.claim
+    assert proposal.proposed.attempt <= POLICY.most_attempts + 4
+
+
+@given(STEPS)
+def test_whatever_happens_nothing_is_proposed_without_proof(steps: list[tuple[str, Any]]) -> None:
+    loop = Loop()
+    loop.tick()
+    loop.queued()
+    issued = play(loop, steps)
+    for proposal in loop.proposals:
+        check(proposal, loop)
+    requeues = [p for p in issued if p.proposed.command is CommandKind.REQUEUE]
+    assert len(requeues) <= POLICY.most_attempts
+    # Never a second one while the first may still be done.
+    times = [p.occurred_at for p in issued]
+    assert times == sorted(times)
+
+
+@given(STEPS)
+def test_a_replay_asks_and_proposes_nothing_and_knows_the_same(
+    steps: list[tuple[str, Any]],
+) -> None:
+    loop = Loop()
+    loop.tick()
+    loop.queued()
+    play(loop, steps)
+    loop.fold()
+    again = Loop()
+    again.log, again.now = list(loop.log), loop.now
+    again.open("who replays")
+    again.fold()
+    assert not again.probes
+    assert not again.proposals
+    mine, theirs = loop.ledger.job(KEY), again.ledger.job(KEY)
+    assert mine == theirs
