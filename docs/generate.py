@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import json
 import re
 import sys
 import textwrap
@@ -23,6 +22,7 @@ from pydantic import BaseModel, SecretStr
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from docs import example_events  # noqa: E402
 from pipeline import metrics  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
 from pipeline.jobs import facts, runs  # noqa: E402
@@ -168,91 +168,9 @@ def said(cls: type) -> dict[str, str]:
 
 # --- producers --------------------------------------------------------------------------------
 
-#: The moment of reading, in the records as they are made here; as text it becomes `$now` of the
-#: shell. A record of a fixed time would be too old for every window, table and page by the time
-#: somebody posts it.
-AT: Final = 1_790_000_000_000
-#: The same in a webhook's body.
-AT_ISO: Final = "2026-09-21T14:13:20Z"
-JOB: Final = 41_000_000_001
-
-
-def examples() -> dict[str, models.Record]:
-    """One record of each kind that a user may post, by title."""
-    key = models.job_key("github", "github.com", JOB)
-    # Of another job: a provider's clock would win over those of the events below.
-    hooked = models.job_key("github", "github.com", JOB + 1)
-    body = {
-        "action": "queued",
-        "workflow_job": {
-            "id": JOB + 1,
-            "run_id": 7001,
-            "run_attempt": 1,
-            "status": "queued",
-            "created_at": AT_ISO,
-            "labels": ["self-hosted", "Linux", "X64"],
-        },
-        "repository": {"full_name": "acme/shop"},
-    }
-    event: dict[str, Any] = {
-        "source": "dispatcher-1",
-        "key": key,
-        "job_id": str(JOB),
-        "fleet": "linux-small",
-    }
-
-    def lifecycle(kind: str, before_s: int, **more: Any) -> models.LifecycleEvent:
-        at = AT - before_s * 1000
-        known = {"id": f"{kind}/{JOB}/{at}", "kind": kind, "occurred_at": at, "received_at": at}
-        return models.LifecycleEvent.model_validate({**known, **event, **more})
-
-    vm = {"name": "vm-17"}
-    return {
-        "A webhook delivery on `runners.webhooks`": models.Delivery(
-            id="5d2a3b80-b5f4-11f1-8a3f-0242ac120002",
-            kind="github.workflow_job",
-            source="hook-receiver",
-            occurred_at=AT - 350,
-            received_at=AT,
-            key=hooked,
-            headers={"x-github-event": "workflow_job"},
-            payload=json.dumps(body),
-        ),
-        "Your scheduler queued a job (for fleets without webhooks)": lifecycle(
-            "job.queued", 96, repo="acme/shop"
-        ),
-        "A dispatcher claimed it": lifecycle("job.claimed", 94, claim="lease-93", runner=vm),
-        "The runner's configuration was minted": lifecycle(
-            "job.minted", 92, claim="lease-93", runner=vm
-        ),
-        "The runner began to execute it": lifecycle("job.started", 85, runner=vm),
-        "It ended": lifecycle("job.completed", 1, runner=vm, conclusion="success"),
-        "The claim was given back": lifecycle(
-            "claim.released", 0, claim="lease-93", reason="finished"
-        ),
-    }
-
 
 def part_examples() -> str:
-    """Each example as a command that posts it with the time of the reading."""
-    out = []
-    for title, record in examples().items():
-        value = json.loads(record.model_dump_json(exclude_defaults=True))
-        # The envelope's order, kind included.
-        shown = {name: value[name] for name in type(record).model_fields if name in value}
-        text = json.dumps(shown, indent=2)
-        text = re.sub(r'"(\w+_at)": (\d+)', lambda m: f'"{m[1]}": {_moment(int(m[2]))}', text)
-        text = re.sub(r'("id": ".*/)(\d{13})"', lambda m: f'{m[1]}{_moment(int(m[2]))}"', text)
-        text = text.replace(AT_ISO, "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
-        command = f"now=$(date +%s)000\nrunnerstream post <<END\n{text}\nEND"
-        out.append(f"**{title}**, key `{record.key}`:\n\n```sh\n{command}\n```\n")
-    return "\n".join(out)
-
-
-def _moment(at: int) -> str:
-    """A time as the shell reckons it from now."""
-    before = AT - at
-    return f"$((now - {before}))" if before else "$now"
+    return example_events.commands()
 
 
 def fields(cls: type[BaseModel], skip: Iterable[str] = ()) -> str:
@@ -276,14 +194,16 @@ FIELDS_SAID: Final = {
     "payload": "The body as text, untouched.",
     "provider": "Part of the job key.",
     "host": "The provider's host, part of the job key: `github.com` or a GHES host name.",
-    "job_id": "The job's id at the provider: letters, digits, `_`, `.`, `-`; at most 128.",
-    "fleet": "The pool it belongs to. Wins over labels.",
+    "job_id": "The job's id at the provider: letters, digits, `_`, `.`, `-`; at most 128. "
+    "Required for the kinds of jobs and claims.",
+    "fleet": "The pool it belongs to. Wins over labels. Required for runners and hosts.",
     "claim": "The claim handle: whatever fences a claim for you (a lease id, a timestamp). "
     "Required for `job.claimed`, `job.minted` and `claim.released`.",
     "runner": "`{id, name, group}`. In `job.started` and `job.completed` it is the runner that was "
-    "seen to execute the job; with a claim it is a guess.",
+    "seen to execute the job; with a claim it is a guess. Required for the kinds of runners.",
     "conclusion": "For `job.completed`.",
     "reason": "For `claim.released`: a short word.",
+    "runner_host": "The machine that the runner runs on. Required for `host.gone`.",
     "repo": "`owner/name`.",
 }
 
