@@ -119,7 +119,9 @@ class Ledger:
         self._entries = Entries(value_of, self._fleets, self._index.known, cache)
         self._runs = Runs(value_of, self._retention, self._expiry, self._pending, cache // 10)
         self._depth = Depth(partition, self._index, self._pending, max_fleets)
-        self._stalls = Stalls(partition, self._entries, self._pending, policies or Policies())
+        #: When the jobs of each fleet are suspected.
+        self.policies = policies or Policies()
+        self._stalls = Stalls(partition, self._entries, self._pending, self.policies)
         self._windows = Windows(partition, windows or WindowPolicy(), self._pending, max_fleets)
         # Loaded fences, ascending: where stretches end during a replay.
         self._fences: list[int] = []

@@ -220,7 +220,9 @@ def _proposed_again(stall: Stall, policy: RecoveryPolicy) -> int:
     proposed = stall.proposed
     if proposed is None:
         return 0
-    return proposed.at + policy.propose_again_ms
+    # Each repeat is a record of the job: they become rarer.
+    wait = policy.propose_again_ms << min(proposed.k - 1, 8)
+    return proposed.at + min(wait, policy.propose_again_most_ms)
 
 
 def _issued(job: Job) -> list[Issued]:

@@ -40,8 +40,10 @@ class RecoveryPolicy:
     ask_again_most_ms: int = 15 * _MINUTE
     #: Two answers this far apart must say that the job is not known before that is believed.
     gone_ms: int = 5 * _MINUTE
-    #: A proposal without a command is made again after this long.
+    #: A proposal without a command is made again after this long: doubled with each, up to the
+    #: most.
     propose_again_ms: int = _MINUTE
+    propose_again_most_ms: int = 5 * _MINUTE
     #: From a command to the next one for the job: doubled with each, up to the most.
     cool_down_ms: int = 5 * _MINUTE
     cool_down_most_ms: int = _HOUR

@@ -24,6 +24,7 @@ from msgspec.structs import asdict
 from pipeline.jobs import Job, View, explain
 from pipeline.jobs.facts import Step
 from pipeline.ledger import LIVE, Known, Ledger
+from pipeline.recovery.explain import explain_recovery
 from pipeline.text import version
 from pipeline.web.ports import Console, JobReader
 from pipeline.web.turns import Turn
@@ -272,8 +273,39 @@ def job(worker: JobReader, partition: int, key: str) -> dict[str, Any] | None:
         "run": None if known.run is None else asdict(known.run),
         "steps": [asdict(step) | {"ms": _took(step)} for step in known.steps],
         "causes": list(known.causes),
-        "explanation": [asdict(section) for section in explain(known, view, now)],
+        "explanation": [
+            asdict(section)
+            for section in (
+                *explain(known, view, now),
+                *explain_recovery(known, view, now, ledger.policies.of(view.fleet)),
+            )
+        ],
+        "recovery": _recovery(known),
     }
+
+
+def _recovery(known: Job) -> list[dict[str, Any]]:
+    """What is known of its stalls, the first one first."""
+    if known.recovery is None:
+        return []
+    return [
+        {"n": int(n), **asdict(stall.head)}
+        | {
+            name: None if said is None else asdict(said)
+            for name, said in (
+                ("asked", stall.asked), ("answered", stall.answered),
+                ("proposed", stall.proposed), ("withheld", stall.withheld),
+            )
+        }
+        | {
+            "commands": [
+                {"attempt": int(attempt), **asdict(issued)}
+                | {"ended": asdict(stall.ended[attempt]) if attempt in stall.ended else None}
+                for attempt, issued in stall.issued.items()
+            ]
+        }
+        for n, stall in known.recovery.stalls.items()
+    ]  # fmt: skip
 
 
 def _took(step: Step) -> int | None:
