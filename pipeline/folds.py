@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from pipeline.fleet import FleetLedger, Policies
 from pipeline.fold_spec import FoldSpec, Lookup
 from pipeline.jobs import FleetNames
 from pipeline.ledger import Ledger, Retention
 from pipeline.settings import Settings
 from pipeline.windows import WindowPolicy
-from topics.catalogue import JOBS
-from topics.models import JOBS_RECORD
-from topics.tables import JOBS_TABLE, WINDOWS_TABLE
+from topics.catalogue import FLEETS, JOBS
+from topics.models import FLEETS_RECORD, JOBS_RECORD
+from topics.tables import FLEETS_TABLE, JOBS_TABLE, WINDOWS_TABLE
 
 #: Makes a fold's declaration under the settings of a worker.
 Declare = Callable[[Settings], FoldSpec[Any]]
@@ -56,5 +57,27 @@ def jobs(settings: Settings) -> FoldSpec[Ledger]:
     )
 
 
+def policies(settings: Settings) -> Policies:
+    """What recovery may do to which fleet."""
+    return Policies()
+
+
+def fleets(settings: Settings) -> FoldSpec[FleetLedger]:
+    """``runners.fleets`` -> commands, decisions, facts about jobs and runners, fleet states."""
+    known = policies(settings)
+
+    def new_ledger(partition: int, tables: Mapping[str, Lookup]) -> FleetLedger:
+        return FleetLedger(partition, known)
+
+    return FoldSpec(
+        stage="fleets",
+        log=FLEETS,
+        records=FLEETS_RECORD,
+        tables=(FLEETS_TABLE,),
+        new_ledger=new_ledger,
+        writer="fleets",
+    )
+
+
 #: What a worker runs beside the jobs' fold, whose ledgers the views read.
-OTHERS: Final[tuple[Declare, ...]] = ()
+OTHERS: Final[tuple[Declare, ...]] = (fleets,)
