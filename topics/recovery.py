@@ -413,6 +413,16 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half_open"
 
 
+class Thrown(Part):
+    """The switch that says what recovery may do: its scope (empty: all fleets), who, and why."""
+
+    fleet: ShortText
+    mode: Mode
+    who: Word = ""
+    reason: ShortText = ""
+    at: Millis
+
+
 class FleetState(Record):
     """A fleet as the fold of fleets sees it, on ``runners.fleet-states`` (compacted).
 
@@ -433,7 +443,7 @@ class FleetState(Record):
     breaker_until: int | None = None
     mode: Mode = Mode.LIVE
     #: The switch that says so; None where it is the configuration.
-    switch: Switch | None = None
+    switch: Thrown | None = None
 
 
 PROBE: Final[TypeAdapter[Probe]] = TypeAdapter(Probe)

@@ -11,7 +11,7 @@ from typing import Final
 
 from pipeline.fleet.policy import HOUR_MS, FleetPolicy
 from pipeline.fleet.state import Fleet
-from topics.recovery import BreakerState, Mode, Switch, Why
+from topics.recovery import BreakerState, Mode, Switch, Thrown, Why
 
 #: The scope of a switch for all fleets.
 EVERYWHERE: Final = ""
@@ -26,6 +26,20 @@ def switch_of(switches: Mapping[str, Switch], fleet: str) -> Switch | None:
     both = [switches.get(scope) for scope in (EVERYWHERE, fleet)]
     thrown = [each for each in both if each is not None and each.mode is not None]
     return max(thrown, key=lambda each: (each.occurred_at, each.id), default=None)
+
+
+def thrown(switches: Mapping[str, Switch], fleet: str) -> Thrown | None:
+    """The same, as it is shown."""
+    switch = switch_of(switches, fleet)
+    if switch is None or switch.mode is None:
+        return None
+    return Thrown(
+        fleet=switch.fleet,
+        mode=switch.mode,
+        who=switch.who,
+        reason=switch.reason,
+        at=switch.occurred_at,
+    )
 
 
 def mode_of(switches: Mapping[str, Switch], fleet: str, policy: FleetPolicy) -> Mode:

@@ -6,8 +6,8 @@ may, and only while that tick is fresh (L3). Such a tick was written after this 
 so whatever an earlier owner decided stands before it in the log and is known. Each decision is a
 record in the same log (L11), joined at once and found known when it is read.
 
-What is told to jobs about runners follows from what is known, and is told in replays too: its ids
-are the same each time, and a fact commands nothing.
+What jobs are told follows from what is known, and is told in replays too: its ids are the same each
+time, and a fact commands nothing. So a job hears of a decision also when death came between them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 from pipeline import metrics
 from pipeline.effects import Effects, Note, Output
 from pipeline.fleet import records, rows
-from pipeline.fleet.budget import mode_of, switch_of, why_not
+from pipeline.fleet.budget import mode_of, thrown, why_not
 from pipeline.fleet.policy import HOUR_MS, MINUTE_MS, Policies
 from pipeline.fleet.runners import displaced, is_silent, loss, merge, state_of
 from pipeline.fleet.state import (
@@ -45,6 +45,7 @@ from topics.recovery import (
     HostGone,
     Mode,
     Proposal,
+    Result,
     RunnerSeen,
     RunnerState,
     Seen,
@@ -196,6 +197,7 @@ class FleetLedger:
                 self._put(fleet, "told", name, told)
                 if before is None or told.why != before.why:
                     self._note(metrics.RECOVERY_WITHHELD, (decided.withheld.value,))
+                    self._tell(records.decided_fact(decided))
             return
         if known in fleet.issued:
             return
@@ -204,6 +206,7 @@ class FleetLedger:
         self._put(fleet, "issued", known, decided)
         self._in_tick += decided.occurred_at == self.clock
         self._note(metrics.RECOVERY_COMMANDS, (decided.command.value,))
+        self._tell(records.decided_fact(decided))
         waiting = fleet.pending.get(decided.job_key)
         if waiting is not None and is_settled_by(waiting, decided):
             self._drop(fleet, "pending", decided.job_key)
@@ -217,6 +220,10 @@ class FleetLedger:
         self._put(fleet, "endings", known, after)
         if before is None or before.result is not after.result:
             self._note(metrics.RECOVERY_OUTCOMES, (ending.command.value, ending.result.value))
+        command = fleet.issued.get(known)
+        if command is not None and after.result is Result.EXPIRED:
+            # Of every other end the job hears from who did it.
+            self._tell(records.expired_fact(command, after.occurred_at))
 
     def _on_switch(self, switch: Switch) -> None:
         before = self.switches.get(switch.fleet)
@@ -356,7 +363,7 @@ class FleetLedger:
             "breaker": state,
             "breaker_until": breaker.opened_until if state is BreakerState.OPEN else None,
             "mode": self.mode(fleet.name),
-            "switch": switch_of(self.switches, fleet.name),
+            "switch": thrown(self.switches, fleet.name),
         }
         if self._said.get(fleet.name) == said:
             return
@@ -379,7 +386,6 @@ class FleetLedger:
         for command in fleet.overdue(self.clock):
             ending = records.expired(command, fleet.name, self.clock)
             self._record(ending)
-            self._tell(records.expired_fact(command, self.clock))
             self._on_ending(ending)
 
     def _find_silent(self, fleet: Fleet) -> None:
@@ -420,14 +426,14 @@ class FleetLedger:
         decided = records.decision(proposal, fleet.name, at, expires_at, why)
         if self._was_told(fleet, decided):
             return
+        # First the decision: dying between them, a command is lost rather than sent twice.
+        self._record(decided)
+        self._on_decision(decided)
         if why is None or why is Why.DRY_RUN:
             dry_run = why is not None
             self._outputs.append(
                 records.proposed_command(proposal, fleet.name, at, expires_at, dry_run)
             )
-        self._outputs.append(records.decided_fact(decided))
-        self._record(decided)
-        self._on_decision(decided)
 
     def _wake(self, fleet: Fleet) -> None:
         """Wake a fleet that has idle runners and jobs that wait: once a cool-down."""
@@ -451,6 +457,8 @@ class FleetLedger:
         decided = records.wake_decision(fleet.name, woken, since, at, expires_at, why)
         if decided.command_id in fleet.issued or self._was_told(fleet, decided):
             return
+        self._record(decided)
+        self._on_decision(decided)
         if why is None or why is Why.DRY_RUN:
             waiting = sum(each.queued for each in queued)
             seen, name = max(idle)
@@ -459,8 +467,6 @@ class FleetLedger:
                 Seen(what=f"{len(idle)} idle runners, {name} last seen", at=seen, clock="runner"),
             )
             self._outputs.append(records.wake_command(decided, expires_at, evidence))
-        self._record(decided)
-        self._on_decision(decided)
 
     def _was_told(self, fleet: Fleet, decided: Decision) -> bool:
         """Whether this is withheld, and was for this reason before."""

@@ -129,8 +129,10 @@ def decision(proposal: Proposal, fleet: str, at: int, expires_at: int, why: Why 
     )
 
 
-def decided_fact(decided: Decision) -> Output:
-    """The same, for the job."""
+def decided_fact(decided: Decision) -> Output | None:
+    """The same, for the job; None when it is about no proposal of a job."""
+    if decided.k < 1:
+        return None
     at, why = decided.occurred_at, decided.withheld
     end = f"withheld:{decided.n}:{decided.k}:{why}" if why else f"decided:{decided.k}"
     return _stall_fact(
@@ -158,8 +160,6 @@ def expired(command: Decision, fleet: str, at: int) -> Ending:
 
 def expired_fact(command: Decision, at: int) -> Output | None:
     """The same, for the job; None when it was for no job's stall."""
-    if command.n < 1 or not is_job_key(command.job_key):
-        return None
     return _stall_fact(
         command,
         f"{command.command_id}:expired",
@@ -169,7 +169,9 @@ def expired_fact(command: Decision, at: int) -> Output | None:
     )
 
 
-def _stall_fact(of: Decision, id_: str, cause: str, at: int, **said: Any) -> Output:
+def _stall_fact(of: Decision, id_: str, cause: str, at: int, **said: Any) -> Output | None:
+    if of.n < 1 or not is_job_key(of.job_key):
+        return None
     return output(
         JOBS,
         JobFact(
