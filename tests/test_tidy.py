@@ -62,7 +62,7 @@ HEAVY = (
     "tests.support",
 )
 #: Of these, what is pure.
-LIGHT = ("tests.support.chaos", "tests.support.toy_fold")
+LIGHT = ("tests.support.chaos", "tests.support.fleet_world", "tests.support.toy_fold")
 
 
 def sources(*suffixes: str) -> list[Path]:
