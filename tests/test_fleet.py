@@ -1,4 +1,4 @@
-"""The fold of fleets: what it decides, what it never does, and that no crash changes either."""
+"""The fold of fleets: what it decides, and what it never does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.fleet import ACT_WITHIN_MS, FleetLedger, FleetPolicy, Policies
+from pipeline.fleet import ACT_WITHIN_MS, FleetPolicy, Policies
 from pipeline.fleet.breaker import breaker
 from pipeline.fleet.runners import Runner, displaced, loss, merge
 from tests.support.fleet_world import (
@@ -19,7 +19,6 @@ from tests.support.fleet_world import (
     POLICY,
     SECOND,
     Bench,
-    World,
     commands,
     depth,
     ending,
@@ -33,7 +32,6 @@ from tests.support.fleet_world import (
     tick,
 )
 from topics.catalogue import COMMANDS, FLEET_STATES, JOBS
-from topics.models import JobFact
 from topics.reading import read
 from topics.recovery import (
     FLEET_STATE,
@@ -486,111 +484,3 @@ def test_a_policy_that_would_be_forgotten_is_refused() -> None:
         FleetPolicy(cool_down_ms=2 * HOUR)
     with pytest.raises(ValueError, match="positive"):
         FleetPolicy(command_ttl_ms=0)
-
-
-# -- any interleaving ------------------------------------------------------------------------------
-
-_RESULTS = [Result.DONE, Result.FAILED, Result.REFUSED, Result.DONE]
-_MODES = [Mode.PAUSED, None, Mode.LIVE, Mode.DRY_RUN]
-_PAUSES = [SECOND, 5 * SECOND, 31 * SECOND, 125 * SECOND, 301 * SECOND, 601 * SECOND, HOUR]
-
-
-def _runner(world: World, x: int) -> Any:
-    name, at = f"r{x % 3}", world.now - x * SECOND
-    states: list[Any] = [None, CLAIMED, BUSY, IDLE, GONE, BUSY, STARTING, None]
-    if x == 7:
-        return host_gone("m0", world.now)
-    return seen(name, at, states[x], held=(x * 7 + world.life) % 5, claim=f"h{x}", host=f"m{x % 2}")
-
-
-OPS: dict[str, Any] = {
-    "propose": lambda w, x: w.propose(x % 5),
-    "late": lambda w, x: w.propose(x % 5, ago=130 * SECOND),
-    "repeat": lambda w, x: w.repeat(x),
-    "tick": lambda w, x: w.clock(w.me),
-    "foreign": lambda w, x: w.clock("other"),
-    "old": lambda w, x: w.clock(w.me, ago=x * 20 * SECOND),
-    "end": lambda w, x: w.end(x // 2, _RESULTS[x % 4]),
-    "switch": lambda w, x: w.post(switch(w.now, _MODES[x % 4], "f0" if x > 3 else "")),
-    "runner": lambda w, x: w.post(_runner(w, x)),
-    "depth": lambda w, x: w.post(depth(w.now, x, w.now - x * 100 * SECOND, x % 2)),
-    "pass": lambda w, x: w.pass_time(_PAUSES[x % 7]),
-    "fold": lambda w, x: w.fold(x + 1),
-    "write": lambda w, x: w.write(),
-    "crash": lambda w, x: w.write(dies_after=x),
-    "die": lambda w, x: w.live(),
-    "work": lambda w, x: _work(w),
-    "work more": lambda w, x: (w.pass_time(5 * SECOND), _work(w)),
-}
-
-
-def _work(world: World) -> None:
-    """The owner's tick, and all that is there."""
-    world.clock(world.me)
-    world.fold(1_000)
-    while world.folded:
-        world.write()
-
-
-def _after(ops: list[tuple[str, int]]) -> World:
-    world = World()
-    for name, x in ops:
-        OPS[name](world, x)
-    world.drain()
-    return world
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([*OPS, "propose", "propose", "work"]), st.integers(0, 7)),
-        min_size=20,
-        max_size=80,
-    )
-)
-def test_any_interleaving_keeps_the_rules_and_a_replay_says_the_same(
-    ops: list[tuple[str, int]],
-) -> None:
-    """The judge of the world asserts at every command; here is what a rebuild must show."""
-    world = _after(ops)
-    rebuilt = World()
-    rebuilt.now, rebuilt.log = world.now, list(world.log)
-    rebuilt.ledger.me = "a new one"
-    rebuilt.fold(len(rebuilt.log))
-    effects, _ = rebuilt.folded[0]
-    assert not [each for each in effects.outputs if each.topic == COMMANDS]
-    assert not said(effects.outputs)
-    rebuilt.write()
-    assert rebuilt.durable.tables == world.durable.tables
-    # Jobs were told at least what the log says, and every command has its decision there.
-    told = {fact.id: fact for fact in facts(world.durable.published)}
-    assert {fact.id for fact in _decided(effects.outputs)} <= set(told)
-    issued = {each.command_id for each in world.log if getattr(each, "command_id", "")}
-    assert {c.id.removesuffix(":dry") for c in commands(world.durable.published)} <= issued
-
-
-def _decided(outputs: list[Any]) -> list[JobFact]:
-    return [fact for fact in facts(outputs) if fact.stall]
-
-
-def test_the_interleavings_reach_commands_crashes_and_every_reason() -> None:
-    """The control: what is asserted above is about something."""
-    rng = random.Random(7)
-    names = [*OPS, *["propose", "work"] * 6]
-    issued, reasons, died = 0, set(), 0
-    for _ in range(60):
-        world = _after([(rng.choice(names), rng.randrange(8)) for _ in range(150)])
-        issued += len(commands(world.durable.published))
-        died += world.life - 1
-        reasons |= {getattr(each, "withheld", None) for each in world.log}
-    assert issued > 300
-    assert died > 150
-    assert reasons - {None} == set(Why)
-
-
-def test_a_ledger_without_a_name_or_a_wall_clock_never_acts() -> None:
-    ledger = FleetLedger(0)
-    ledger.apply(0, tick(BASE, by=""))
-    ledger.apply(1, proposal(1, BASE))
-    ledger.me = "me"
-    ledger.apply(2, tick(BASE + 1))
-    assert not [each for each in ledger.flush().outputs if each.topic == COMMANDS]
