@@ -6,7 +6,8 @@ whose jobs are claimed. Fleets beyond ``max_fleets`` share ``other``.
 
 **Several workers.** A worker counts and gauges only the partitions it owns, and a partition has
 one owner, so nothing is counted twice: ``sum by (fleet)`` over workers for counters, histograms
-and ``runnerstream_jobs``; ``max by (fleet)`` for ``runnerstream_oldest_seconds``. A batch that is
+and ``runnerstream_jobs``; ``max by (fleet)`` for ``runnerstream_oldest_seconds`` and for what
+recovery may do. A batch that is
 repeated after a crash counts its records again in ``records_total`` (work done) but not its
 transitions and timings (a job already knows its facts).
 """
@@ -29,6 +30,7 @@ from pipeline.metrics import PREFIX, Counter, Gauge, Histogram, L, Label, Source
 from pipeline.providers.base import ODD_REASONS
 from pipeline.providers.registry import PROVIDERS
 from topics.models import Status
+from topics.recovery import BreakerState, Mode
 
 OTHER: Final = "other"
 
@@ -40,10 +42,15 @@ SAMPLES_SLICE: Final = 500
 #: (fleet, live status, jobs, age of the oldest in ms or None) of each.
 JobsSource = Callable[[], Iterator[tuple[str, str, int, int | None]]]
 
+#: (fleet, breaker, mode) of each.
+LevelsSource = Callable[[], Iterator[tuple[str, BreakerState, Mode]]]
+
 #: What a series is changed by: its ``inc``, ``observe`` or ``set``.
 _Change = Callable[[float], object]
 #: Read from the ledgers at each scrape, instead of being changed.
-_LOOKED_UP: Final = frozenset((metrics.JOBS, metrics.OLDEST))
+_LOOKED_UP: Final = frozenset(
+    (metrics.JOBS, metrics.OLDEST, metrics.RECOVERY_BREAKER_OPEN, metrics.RECOVERY_MODE)
+)
 _CHANGES: Final = {"counter": "inc", "histogram": "observe", "gauge": "set"}
 
 
@@ -138,6 +145,10 @@ class Exporter:
         """Export depth and oldest age from ``source`` at each scrape."""
         self._jobs = _Jobs(self, source)
         self.registry.register(self._jobs)
+
+    def watch_fleets(self, source: LevelsSource) -> None:
+        """Export what recovery may do in each fleet from ``source`` at each scrape."""
+        self.registry.register(_Levels(self, source))
 
     async def exposition(self, pause: Callable[[], Awaitable[None]]) -> bytes:
         """Everything in Prometheus' text format, made in slices with a ``pause`` between them.
@@ -241,6 +252,29 @@ class _Jobs(Collector):
             depth.add_metric(where, count)
             ages.add_metric(where, oldest)
         return [depth, ages]
+
+
+class _Levels(Collector):
+    """Breaker and mode by fleet. Fleets that share ``other`` show the worst and every mode."""
+
+    def __init__(self, exporter: Exporter, source: LevelsSource) -> None:
+        self._exporter = exporter
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        opened: dict[str, bool] = {}
+        modes: dict[str, set[Mode]] = {}
+        for fleet, breaker, mode in self._source():
+            label = self._exporter.fleet(fleet)
+            opened[label] = opened.get(label, False) or breaker is BreakerState.OPEN
+            modes.setdefault(label, set()).add(mode)
+        shut = _family(metrics.RECOVERY_BREAKER_OPEN)
+        allowed = _family(metrics.RECOVERY_MODE)
+        for label, is_open in opened.items():
+            shut.add_metric([label], is_open)
+            for mode in Mode:
+                allowed.add_metric([label, mode.value], mode in modes[label])
+        return [shut, allowed]
 
 
 def _family(gauge: Gauge[Any]) -> GaugeMetricFamily:

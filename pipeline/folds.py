@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from pipeline.fleet import FleetLedger
 from pipeline.fold_spec import FoldSpec, Lookup
 from pipeline.jobs import FleetNames
 from pipeline.jobs.attributes import Attributes
 from pipeline.ledger import Ledger, Retention
+from pipeline.policies import policies
 from pipeline.settings import Settings
 from pipeline.windows import WindowPolicy
-from topics.catalogue import JOBS
-from topics.models import JOBS_RECORD
-from topics.tables import JOBS_TABLE, WINDOWS_TABLE
+from topics.catalogue import FLEETS, JOBS
+from topics.models import FLEETS_RECORD, JOBS_RECORD
+from topics.recovery import Mode
+from topics.tables import FLEETS_TABLE, JOBS_TABLE, WINDOWS_TABLE
 
 #: Makes a fold's declaration under the settings of a worker.
 Declare = Callable[[Settings], FoldSpec[Any]]
@@ -42,6 +45,7 @@ def jobs(settings: Settings) -> FoldSpec[Ledger]:
     fleets = fleet_names(settings)
     policy = WindowPolicy(int(settings.lateness * 1000), int(settings.grace * 1000))
     kept = retention(settings)
+    rules = policies(settings.recovery_policies)[0]
 
     def new_ledger(partition: int, tables: Mapping[str, Lookup]) -> Ledger:
         return Ledger(
@@ -51,6 +55,7 @@ def jobs(settings: Settings) -> FoldSpec[Ledger]:
             windows=policy,
             retention=kept,
             max_fleets=settings.max_fleet_labels,
+            policies=rules,
         )
 
     return FoldSpec(
@@ -63,5 +68,22 @@ def jobs(settings: Settings) -> FoldSpec[Ledger]:
     )
 
 
+def fleets(settings: Settings) -> FoldSpec[FleetLedger]:
+    """``runners.fleets`` -> commands, decisions, facts about jobs and runners, fleet states."""
+    known = policies(settings.recovery_policies, Mode(settings.recovery))[1]
+
+    def new_ledger(partition: int, tables: Mapping[str, Lookup]) -> FleetLedger:
+        return FleetLedger(partition, known)
+
+    return FoldSpec(
+        stage="fleets",
+        log=FLEETS,
+        records=FLEETS_RECORD,
+        tables=(FLEETS_TABLE,),
+        new_ledger=new_ledger,
+        writer="fleets",
+    )
+
+
 #: What a worker runs beside the jobs' fold, whose ledgers the views read.
-OTHERS: Final[tuple[Declare, ...]] = ()
+OTHERS: Final[tuple[Declare, ...]] = (fleets,)

@@ -15,11 +15,12 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
+from topics.catalogue import FLEETS as FLEETS_TOPIC
 from topics.catalogue import JOBS as JOBS_TOPIC
 from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
 from topics.catalogue import WEBHOOKS as WEBHOOKS_TOPIC
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
-from topics.recovery import CommandKind, StallKind
+from topics.recovery import CommandKind, Mode, Result, StallKind, Why
 
 PREFIX: Final = "runnerstream_"
 
@@ -132,12 +133,13 @@ _FLEET = Label("fleet", Source.FLEET)
 _EVENT = Label("event", Source.EVENT)
 _FAMILY = Label("family", tuple(family.value for family in Family))
 _ROLE = Label("role", Source.ROLE)
-_STAGE = Label("stage", ("normalise", "fold"))
+_STAGE = Label("stage", ("normalise", "fold", "fleets"))
 _STATUS = Label("status", tuple(status.value for status in Status))
 _LIVE = Label("status", tuple(s.value for s in Status if s is not Status.COMPLETED))
 _STALL = Label("stall", tuple(kind.value for kind in StallKind))
 _COMMAND = Label("command", tuple(kind.value for kind in CommandKind))
-_TOPIC = Label("topic", (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, JOBS_TOPIC))
+_TOPIC = Label("topic", (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, JOBS_TOPIC, FLEETS_TOPIC))
+_MODE = Label("mode", tuple(mode.value for mode in Mode))
 
 WEBHOOKS: Final = Counter[tuple[str]](
     "webhooks", "Webhook deliveries understood.", "deliveries", (_EVENT,)
@@ -350,6 +352,39 @@ OLDEST: Final = Gauge[tuple[str, str]](
     "Age of the job longest in the status, 0 when there is none. Max over workers.",
     "seconds",
     (_FLEET, _LIVE),
+)
+RECOVERY_COMMANDS: Final = Counter[tuple[str]](
+    "recovery_commands", "Commands issued to executors.", "commands", (_COMMAND,)
+)
+RECOVERY_WITHHELD: Final = Counter[tuple[str]](
+    "recovery_withheld",
+    "Commands withheld, once for each proposal and reason.",
+    "commands",
+    (Label("reason", tuple(why.value for why in Why)),),
+)
+RECOVERY_OUTCOMES: Final = Counter[tuple[str, str]](
+    "recovery_outcomes",
+    "Commands that ended. One that expired and was done all the same counts twice.",
+    "commands",
+    (_COMMAND, Label("result", tuple(result.value for result in Result))),
+)
+RECOVERY_SWITCHES: Final = Counter[tuple[str]](
+    "recovery_switches",
+    "Switches thrown, by what was asked for; none takes one back.",
+    "switches",
+    (Label("mode", (*(mode.value for mode in Mode), "none")),),
+)
+RECOVERY_BREAKER_OPEN: Final = Gauge[tuple[str]](
+    "recovery_breaker_open",
+    "1 while a fleet's commands are held back because they mostly failed. Max over workers.",
+    "0 or 1",
+    (_FLEET,),
+)
+RECOVERY_MODE: Final = Gauge[tuple[str, str]](
+    "recovery_mode",
+    "1 for what recovery may do in a fleet. Max over workers.",
+    "0 or 1",
+    (_FLEET, _MODE),
 )
 
 #: All of the above, in their order, which is the order of ``/metrics``.

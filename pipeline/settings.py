@@ -136,6 +136,12 @@ class Settings(BaseSettings):
     unfinished_retention: float = Field(70 * 86_400.0, ge=60)
     #: Pool or canonical label set -> the fleet's name: JSON, ``{"linux,x64": "linux-small"}``.
     fleets: Annotated[dict[str, str], NoDecode] = {}
+    #: What recovery does about stuck jobs: command (``live``), say what it would command
+    #: (``dry_run``), or nothing (``paused``). A switch thrown at run time wins over it.
+    recovery: Literal["live", "dry_run", "paused"] = "dry_run"
+    #: Rules of recovery per fleet, ``*`` for all others, times in seconds: JSON,
+    #: ``{"*": {"orphan": 120}, "linux-large": {"stale_queue": 7200}}``.
+    recovery_policies: Annotated[dict[str, Any], NoDecode] = {}
     #: Fleets that get a metric label of their own; the rest are ``other``.
     max_fleet_labels: int = Field(100, ge=1)
     #: /readyz says not ready beyond these.
@@ -144,17 +150,27 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("fleets", mode="before")
+    @field_validator("fleets", "recovery_policies", mode="before")
     @classmethod
-    def _fleets(cls, value: Any) -> Any:
+    def _object(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
             return value
         try:
             return json.loads(value or "{}")
         except ValueError as exc:
-            raise ValueError(
-                f'expected a JSON object such as {{"linux,x64": "linux-small"}}: {exc}'
-            ) from None
+            like = {"fleets": '{"linux,x64": "linux-small"}'}.get(
+                str(info.field_name), '{"*": {"orphan": 120}}'
+            )
+            raise ValueError(f"expected a JSON object such as {like}: {exc}") from None
+
+    @field_validator("recovery_policies")
+    @classmethod
+    def _policies(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value:
+            from pipeline.policies import policies
+
+            policies(value)
+        return value
 
     @field_validator("github_secrets", mode="before")
     @classmethod

@@ -32,6 +32,7 @@ from pipeline.exporter import Exporter
 from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
 from pipeline.faust_safe.fencing import can_fence
 from pipeline.faust_safe.identity import cluster_id, log_names
+from pipeline.fleet import FleetLedger
 from pipeline.fold_spec import FoldSpec, L
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
@@ -41,6 +42,7 @@ from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
 from topics.catalogue import JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
 from topics.models import Tick
+from topics.recovery import BreakerState, Mode
 from topics.tables import JOBS_TABLE
 
 log = logging.getLogger(__name__)
@@ -118,6 +120,7 @@ class Worker:
         app.task(self._start_outbox)
         app.task(self._clock)
         self.metrics.watch_jobs(self.live_jobs)
+        self.metrics.watch_fleets(self.fleet_levels)
         mount(self)
 
     def _partitions(self) -> dict[str, int]:
@@ -272,6 +275,13 @@ class Worker:
                 if status in LIVE:
                     since = ledger.oldest(fleet, status) if count else None
                     yield fleet, status, count, None if since is None else max(0, now - since)
+
+    def fleet_levels(self) -> Iterator[tuple[str, BreakerState, Mode]]:
+        """(fleet, breaker, mode) over owned partitions of ``runners.fleets``."""
+        for fold in self.folds:
+            for ledger in list(fold.ledgers.values()):
+                if isinstance(ledger, FleetLedger):
+                    yield from ledger.levels()
 
     def run(self) -> int:
         """Run until a signal or a failure. Returns the exit code."""

@@ -20,6 +20,7 @@ from pipeline.settings import Settings
 from pipeline.windows import SIZES_S
 from topics.catalogue import JOBS
 from topics.models import Family
+from topics.recovery import BreakerState, Mode
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,9 +61,20 @@ NOTES: list[Note[Any]] = [
     Note(metrics.RECOVERY_PROPOSALS, ("requeue",)),
     Note(metrics.RECOVERY_CLOSED, ("gone",)),
     Note(metrics.RECOVERY_SWEEPS, (), 3.0),
+    Note(metrics.RECOVERY_COMMANDS, ("requeue",), 3.0),
+    Note(metrics.RECOVERY_WITHHELD, ("cooling",)),
+    Note(metrics.RECOVERY_OUTCOMES, ("requeue", "done"), 2.0),
+    Note(metrics.RECOVERY_SWITCHES, ("paused",)),
 ]
 LIVE_JOBS = [("a", "queued", 2, 1500), ("b", "running", 1, None), ("c", "queued", 4, 70000),
              ("d", "queued", 1, 500)]  # fmt: skip
+#: Fleets beyond the second share a label, and the worst of them is shown.
+LEVELS = [
+    ("a", BreakerState.OPEN, Mode.LIVE),
+    ("b", BreakerState.CLOSED, Mode.PAUSED),
+    ("c", BreakerState.HALF_OPEN, Mode.LIVE),
+    ("d", BreakerState.OPEN, Mode.DRY_RUN),
+]
 
 
 def text_of(exporter: Exporter) -> str:
@@ -76,6 +88,7 @@ def text_of(exporter: Exporter) -> str:
 def told() -> str:
     exporter = Exporter(max_fleets=2)
     exporter.watch_jobs(lambda: iter(LIVE_JOBS))
+    exporter.watch_fleets(lambda: iter(LEVELS))
     exporter.note(NOTES)
     exporter.done(Done("fold", 700, 0.3, 0.02, writes={}))
     exporter.missed(JOBS, 12)
@@ -201,5 +214,6 @@ def test_closed_lists_are_those_of_the_rules() -> None:
     assert sizes.values == tuple(str(size_s) for size_s in SIZES_S)
     assert live.values == LIVE
     (stages,) = metrics.RECORDS.labels
-    assert stages.values == (Normalise.stage, folds.jobs(Settings()).stage)
+    declared = [declare(Settings()).stage for declare in (folds.jobs, *folds.OTHERS)]
+    assert stages.values == (Normalise.stage, *declared)
     assert tuple(metrics.TIMINGS) == tuple(Family)

@@ -63,7 +63,12 @@ HEAVY = (
     "tests.support",
 )
 #: Of these, what is pure.
-LIGHT = ("tests.support.chaos", "tests.support.stall_loop", "tests.support.toy_fold")
+LIGHT = (
+    "tests.support.chaos",
+    "tests.support.fleet_world",
+    "tests.support.stall_loop",
+    "tests.support.toy_fold",
+)
 
 
 def sources(*suffixes: str) -> list[Path]:

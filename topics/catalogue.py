@@ -39,6 +39,7 @@ PROBES: Final = "runners.probes"
 FLEETS: Final = "runners.fleets"
 COMMANDS: Final = "runners.commands"
 OUTCOMES: Final = "runners.outcomes"
+FLEET_STATES: Final = "runners.fleet-states"
 DEAD_LETTERS: Final = "runners.dead-letters"
 
 Cleanup = Literal["delete", "compact", "compact,delete"]
@@ -225,6 +226,16 @@ TOPICS: Final = (
         "the fleet's; `switch:` and the fleet; `tick:` and the partition",
         "delete",
         _REDELIVERY_MS,
+    ),
+    Topic(
+        FLEET_STATES,
+        "the latest state of each fleet, keyed by fleet",
+        recovery.FLEET_STATE,
+        ("fleet.state",),
+        "the fleet's",
+        "compact",
+        None,
+        _HOURLY,
     ),
     Topic(
         COMMANDS,

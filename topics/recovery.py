@@ -371,8 +371,13 @@ class Decision(Record):
     command: CommandKind
     stall: StallKind
     job_key: Word = ""
+    n: int = 0
     k: int = 0
+    attempt: Attempt = 0
     since: Millis
+    #: Of the stall, as is the fence: who finds the command expired says so with them.
+    opened_at: Millis | None = None
+    fence: Fence = Fence()
     expires_at: Millis | None = None
     withheld: Why | None = None
 
@@ -401,9 +406,56 @@ class Switch(Record):
     reason: ShortText = ""
 
 
+# --- runners.fleet-states ------------------------------------------------------------------------
+
+
+class BreakerState(StrEnum):
+    """Whether a fleet's commands may go, after how those before ended."""
+
+    CLOSED = "closed"
+    #: They mostly fail: none may go.
+    OPEN = "open"
+    #: One may go, to see whether they still do.
+    HALF_OPEN = "half_open"
+
+
+class Thrown(Part):
+    """The switch that says what recovery may do: its scope (empty: all fleets), who, and why."""
+
+    fleet: ShortText
+    mode: Mode
+    who: Word = ""
+    reason: ShortText = ""
+    at: Millis
+
+
+class FleetState(Record):
+    """A fleet as the fold of fleets sees it, on ``runners.fleet-states`` (compacted).
+
+    ``key`` is the fleet, ``rev`` the offset of the tick that said it: the version of a row. A null
+    value (tombstone) means that nothing is known of it any more.
+    """
+
+    kind: Literal["fleet.state"] = "fleet.state"
+    rev: int
+    #: By state; no entry is none.
+    runners: dict[RunnerState, int] = {}
+    #: Proposals that wait for a decision, commands that nobody has ended, those of the last hour.
+    pending: int = 0
+    in_flight: int = 0
+    issued_hour: int = 0
+    breaker: BreakerState = BreakerState.CLOSED
+    #: While it is open: until when.
+    breaker_until: int | None = None
+    mode: Mode = Mode.LIVE
+    #: The switch that says so; None where it is the configuration.
+    switch: Thrown | None = None
+
+
 PROBE: Final[TypeAdapter[Probe]] = TypeAdapter(Probe)
 COMMAND: Final[TypeAdapter[Command]] = TypeAdapter(Command)
 OUTCOME: Final[TypeAdapter[Outcome]] = TypeAdapter(Outcome)
+FLEET_STATE: Final[TypeAdapter[FleetState]] = TypeAdapter(FleetState)
 FleetsRecord = RunnerSeen | HostGone | Depth | Proposal | Decision | Ending | Switch
 
 

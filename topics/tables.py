@@ -68,5 +68,8 @@ WINDOWS_TABLE: Final = TableSpec(
 #: Jobs and runs, and the partition's clock.
 JOBS_TABLE: Final = TableSpec("jobs", Stage.KNOWING, "Faust's copy of the table of jobs")
 
+#: Runners, proposals, commands, endings and switches, a row each, and the partition's clock.
+FLEETS_TABLE: Final = TableSpec("fleets", Stage.KNOWING, "Faust's copy of the table of fleets")
+
 #: Every table of every fold.
-TABLES: Final = (JOBS_TABLE, WINDOWS_TABLE)
+TABLES: Final = (JOBS_TABLE, WINDOWS_TABLE, FLEETS_TABLE)

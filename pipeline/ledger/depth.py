@@ -10,15 +10,19 @@ from pipeline.effects import Output
 from pipeline.ledger.index import Index
 from pipeline.ledger.limits import OTHER_FLEET
 from pipeline.ledger.pending import Pending
-from topics.catalogue import SAMPLES
+from topics.catalogue import FLEETS, SAMPLES
 from topics.envelope import VERSION
 from topics.models import Status
+from topics.recovery import Depth as FleetDepth
 
 #: The statuses of a job that has not ended.
 LIVE: Final = tuple(status.value for status in Status if status is not Status.COMPLETED)
 
 #: A fleet without live jobs is sampled as 0 for this long after its last one ended.
 QUIET_MS: Final = 3_600_000
+
+#: Waiting for this long is for long.
+LONG_MS: Final = 60_000
 
 _encoder: Final = Encoder()
 
@@ -69,6 +73,25 @@ class Depth:
                 Output(SAMPLES, self._partition, key.encode(), _encoder.encode(record))
             )
         self._sampled = sampled
+
+    def tell_fleets(self, at: int) -> None:
+        """Tell each fleet of the jobs that wait in it for long: it knows of idle runners."""
+        for fleet in sorted(fleet for fleet, status in self._sampled if status == "queued"):
+            since = self._index.oldest(fleet, "queued")
+            if since is None or at - since < LONG_MS:
+                continue
+            record = FleetDepth(
+                id=f"depth|{fleet}|{self._partition}|{at}",
+                source="runnerstream",
+                occurred_at=at,
+                received_at=at,
+                key=fleet,
+                partition=self._partition,
+                counts={"queued": self._index.counts.get((fleet, "queued"), 0)},
+                queued_since=since,
+            )
+            value = record.model_dump_json(exclude_none=True).encode()
+            self._pending.outputs.append(Output(FLEETS, None, fleet.encode(), value))
 
     def _told(self, at: int) -> dict[tuple[str, str], tuple[int, int | None]]:
         """Jobs by (fleet, live status), and since when the oldest is in it."""

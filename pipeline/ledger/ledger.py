@@ -371,6 +371,7 @@ class Ledger:
         self._windows.on_tick(offset, at)
         if acts(tick, self.me, self.now):
             self._stalls.on_tick(at)
+            self._depth.tell_fleets(at)
 
     def _expire(self) -> None:
         """Forget the jobs and runs that are due."""

@@ -45,7 +45,7 @@ class RecoveryPolicy:
     propose_again_ms: int = _MINUTE
     propose_again_most_ms: int = 5 * _MINUTE
     #: From a command to the next one for the job: doubled with each, up to the most.
-    cool_down_ms: int = 5 * _MINUTE
+    cool_down_ms: int = 2 * _MINUTE
     cool_down_most_ms: int = _HOUR
     #: Commands per job; then it is left to a person.
     most_attempts: int = 5
