@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pipeline.commands.connections import kafka_admin, web_url, worker_url
-from pipeline.commands.context import Context
+from pipeline.commands.context import Context, Duration
 from pipeline.commands.failure import FAILED, USAGE, Failure
 from pipeline.commands.output import cell, on_terminal, say
 from pipeline.executor import (
@@ -60,11 +60,22 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
               help="Only these commands; may be repeated.  [default: all]")  # fmt: skip
 @click.option("--check", help="The worker that knows jobs.  [default: the one of the settings]")
 @click.option("--group", help="Consumer group.  [default: APP_ID-executor-VIA]")
+@click.option("--lease", type=Duration(), default="45s", show_default=True,
+              help="Silence after which whoever began a command counts as dead.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535),
               help="Port of health and metrics; 0 picks one.  [default: none]")  # fmt: skip
 @click.pass_obj
-def executor(context: Context, /, way: str, only: tuple[str, ...], check: str | None,
-             group: str | None, port: int | None, **options: Any) -> None:  # fmt: skip
+def executor(
+    context: Context,
+    /,
+    way: str,
+    only: tuple[str, ...],
+    check: str | None,
+    group: str | None,
+    lease: float,
+    port: int | None,
+    **options: Any,
+) -> None:
     """Execute recovery's commands until told to stop (Ctrl-C or SIGTERM).
 
     Each once: a command is checked against the job as a worker knows it, and written down before it
@@ -77,6 +88,7 @@ def executor(context: Context, /, way: str, only: tuple[str, ...], check: str | 
         _kafka(settings),
         group or f"{settings.app_id}-executor-{way}",
         frozenset(map(CommandKind, only)) or frozenset(CommandKind),
+        lease_s=lease,
     )
     states = States(worker_url(settings) if check is None else web_url(check))
     made = Executor(config, stop, *((via, states) if via is not None else (None, None, show)))

@@ -19,7 +19,7 @@ from topics.recovery import Command, Result
 SIGNATURE: Final = "X-Runnerstream-Signature-256"
 IDEMPOTENCY: Final = "Idempotency-Key"
 #: What a body may say. That it expired is for us to say.
-_SAYABLE: Final = frozenset({Result.DONE, Result.REFUSED, Result.CANNOT, Result.FAILED})
+_SAYABLE: Final = (Result.DONE, Result.REFUSED, Result.CANNOT, Result.FAILED)
 
 
 class Hook:
