@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.executor import doer
 from pipeline.executor.calls import Caller, Reply, Unreached
-from pipeline.executor.fence import State, judge, state_of
+from pipeline.executor.doer import Later, Left, Task
+from pipeline.executor.fence import Ruling, State, judge, state_of
 from pipeline.executor.github import ACTIONS, GitHub
 from pipeline.executor.hand import InHand, Place
 from pipeline.executor.hook import Hook, meaning
 from pipeline.executor.outcomes import Deeds, ended, started
 from pipeline.executor.redeliver import Redeliver
 from pipeline.executor.via import Again, Verdict
+from sinks.writer import Backoff
 from tests.support.receivers import Answer, Receiver, answer
 from topics.recovery import Command, CommandKind, Fence, Result, StallKind
 
@@ -147,6 +151,145 @@ def test_offsets_are_committed_up_to_the_first_that_is_open(order: list[int], en
     hand.reach("p", 2, 0)
     hand.done(places[0])
     assert hand.due() == {"p": 0}
+
+
+# --- one attempt ------------------------------------------------------------------------------
+
+
+class Bench:
+    """A doer whose log is a list, whose clock is ours, and whose via and fence say what they are
+    told to say."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = NOW
+        self.deeds, self.written = Deeds(), list[str]()
+        self.ruling = Ruling(MATCHING)
+        self.says: list[Verdict | Again | Exception] = [Verdict(Result.DONE)]
+        self.acted = 0
+        self.name = "test"
+        self.never = ""
+        self.loses = False
+        monkeypatch.setattr(doer, "now_ms", lambda: self.now)
+        monkeypatch.setattr(doer, "monotonic", lambda: self.now / 1000)
+        self.stopping = threading.Event()
+        self.doer = doer.Doer(
+            self,
+            self,
+            self,
+            self,
+            "me",
+            45.0,
+            Backoff(1.0, 2.0, 60.0),
+            self.stopping,  # type: ignore[arg-type]
+        )
+
+    def attempt(self, task: Task) -> Any:
+        return self.doer.attempt(task)
+
+    # The via, and the fence.
+    def cannot(self, command: Command) -> str:
+        return self.never
+
+    def act(self, command: Command, state: State | None) -> Verdict | Again:
+        assert state == self.ruling.state
+        self.acted += 1
+        said = self.says.pop(0)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def check(self, command: Command) -> Ruling:
+        return self.ruling
+
+    # The log, and what writes it.
+    def get(self, command_id: str) -> Any:
+        return self.deeds.get(command_id)
+
+    def holder(self, command_id: str, timeout_s: float) -> str:
+        deed = self.deeds.get(command_id)
+        assert deed is not None
+        return deed.holder
+
+    def outcome(self, outcome: Any, give_up: Callable[[], bool]) -> bool:
+        if self.loses and outcome.result is None:
+            self.deeds.add(outcome, "faster", self.now / 1000)
+        self.deeds.add(outcome, "me", self.now / 1000)
+        self.written.append("started" if outcome.result is None else
+                            f"{outcome.result} {outcome.reason}".strip())  # fmt: skip
+        return True
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(monkeypatch)
+
+
+def test_what_never_works_fails_when_it_expires(bench: Bench) -> None:
+    task = Task(command())
+    bench.says = [Again("http_500"), Again("http_503", 600.0), Again("timeout")] + [
+        Again("http_500")] * 20  # fmt: skip
+    found = bench.attempt(task)
+    pauses = []
+    while isinstance(found, Later):
+        pauses.append(found.after_s)
+        bench.now += int(found.after_s * 1000) + 1
+        found = bench.attempt(task)
+    assert found == Result.FAILED
+    assert bench.written[-1] == "failed http_500"
+    # It never is silent for so long that others would take it for dead.
+    assert max(pauses) <= 15
+    assert bench.written.count("started") >= 3
+    assert bench.now >= NOW + 60_000
+    assert bench.attempt(task) == "duplicate"
+
+
+def test_without_a_state_it_fails_and_was_never_begun(bench: Bench) -> None:
+    task = Task(command())
+    bench.ruling = Ruling(unknown="worker_refused")
+    found = bench.attempt(task)
+    assert isinstance(found, Later)
+    assert found.why == "worker_refused"
+    bench.now += 60_000
+    assert bench.attempt(task) == Result.FAILED
+    assert bench.written == ["failed no_state"]
+    assert bench.acted == 0
+
+
+def test_what_expires_unseen_has_expired(bench: Bench) -> None:
+    bench.now += 60_000
+    assert bench.attempt(Task(command())) == Result.EXPIRED
+    assert bench.written == ["expired"]
+
+
+def test_who_was_not_the_first_leaves_it(bench: Bench) -> None:
+    task = Task(command())
+    bench.loses = True
+    assert bench.attempt(task) == Later(0.5, "held")
+    assert bench.attempt(task) == Later(0.5, "held")
+    assert (bench.acted, bench.written) == (0, ["started"])
+    # The other is dead: nobody does it, and that is told.
+    bench.now += 46_000
+    assert bench.attempt(task) == Result.FAILED
+    assert (bench.acted, bench.written[-1]) == (0, "failed interrupted")
+
+
+def test_a_fault_of_ours_ends_the_command_and_nothing_else(bench: Bench) -> None:
+    bench.says = [ZeroDivisionError("x")]
+    assert bench.attempt(Task(command())) == Result.FAILED
+    assert bench.written == ["started", "failed unexpected: ZeroDivisionError"]
+
+
+def test_what_can_never_be_done_is_not_begun(bench: Bench) -> None:
+    bench.never = "not_for_test"
+    bench.ruling = Ruling(unknown="worker_refused")
+    assert bench.attempt(Task(command())) == Result.CANNOT
+    assert bench.written == ["cannot not_for_test"]
+
+
+def test_nothing_is_begun_while_stopping(bench: Bench) -> None:
+    bench.stopping.set()
+    assert bench.attempt(Task(command())) == Left()
+    assert (bench.acted, bench.written) == (0, [])
 
 
 # --- hook -------------------------------------------------------------------------------------

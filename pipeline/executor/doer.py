@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final, Literal, Protocol
 
 from pipeline.executor.fence import Ruling
@@ -106,7 +106,7 @@ class Doer:
         if deed is not None and deed.ended:
             return "duplicate"
         if deed is not None and deed.holder not in ("", self.holder):
-            if not deed.lapsed(self.lease_s, time.monotonic(), now_ms()):
+            if not deed.lapsed(self.lease_s, monotonic(), now_ms()):
                 return Later(_LOOK_S, HELD)
             return self.end(task, Verdict(Result.FAILED, "interrupted"))
         if now_ms() >= command.expires_at:
@@ -145,7 +145,7 @@ class Doer:
 
     def _begin(self, task: Task) -> bool:
         """Write that we are at it, unless that was just said; whether it is ours to do."""
-        now = time.monotonic()
+        now = monotonic()
         if task.written is not None and now - task.written < self.lease_s / 3:
             return True
         command = task.command
