@@ -264,27 +264,19 @@ def test_what_may_not_be_done_has_no_effect(
     assert not bed.said(other)
     assert {got.headers["idempotency-key"] for got in receiver.got} == {good.id, fleet.id}
     assert len(receiver.got) == 2
-    letters = [read(DEAD_LETTER, record.value) for record in bed.read(DEAD_LETTERS)]
-    assert sorted((each.stage, each.topic) for each in letters) == [("executor", COMMANDS)] * 2
-
-
-def test_an_outcome_says_what_it_is_about(bed: Bed, worker: FakeWorker, receiver: Receiver) -> None:
-    asked = command()
-    worker.know(asked.key)
-    with bed.executing(Hook(receiver.url, SECRET), worker):
-        bed.post(asked)
-        eventually(lambda: len(bed.said(asked)) == 2)
-    first, last = (each for each in bed.outcomes() if each.command_id == asked.id)
+    first, last = (each for each in bed.outcomes() if each.command_id == good.id)
     assert [(each.kind, each.id) for each in (first, last)] == [
-        ("command.started", f"{asked.id}:started"),
-        ("command.ended", f"{asked.id}:ended"),
+        ("command.started", f"{good.id}:started"),
+        ("command.ended", f"{good.id}:ended"),
     ]
     for each in (first, last):
         assert (each.key, each.via, each.fence, each.stall) == (
-            asked.key, "hook", asked.fence, asked.reason,
+            good.key, "hook", good.fence, good.reason,
         )  # fmt: skip
-    keys = {record.key for record in bed.read(OUTCOMES) if asked.id.encode() in record.value}
-    assert keys == {asked.key.encode()}
+    keys = {record.key for record in bed.read(OUTCOMES) if good.id.encode() in record.value}
+    assert keys == {good.key.encode()}
+    letters = [read(DEAD_LETTER, record.value) for record in bed.read(DEAD_LETTERS)]
+    assert sorted((each.stage, each.topic) for each in letters) == [("executor", COMMANDS)] * 2
 
 
 def test_two_executors_do_each_command_once(
@@ -305,6 +297,26 @@ def test_two_executors_do_each_command_once(
                 for each in (one, other)]  # fmt: skip
         assert sum(done) == len(many)
         assert metric(one, "duplicates_total") + metric(other, "duplicates_total") == len(many)
+    keys = sorted(got.headers["idempotency-key"] for got in receiver.got)
+    assert keys == sorted(each.id for each in many)
+
+
+def test_what_waits_while_partitions_move_is_done_once(
+    bed: Bed, worker: FakeWorker, receiver: Receiver
+) -> None:
+    """Another joins the group and leaves it, while commands wait for their jobs' states."""
+    many = [command() for _ in range(20)]
+    hook = Hook(receiver.url, SECRET)
+    with bed.executing(hook, worker) as one:
+        bed.post(*many)
+        eventually(lambda: one.status().in_hand == len(many))
+        with bed.executing(hook, worker) as other:
+            eventually(lambda: one.status().in_hand + other.status().in_hand == len(many)
+                       and other.status().in_hand)  # fmt: skip
+        eventually(lambda: one.status().in_hand == len(many))
+        for each in many:
+            worker.know(each.key)
+        eventually(bed.committed)
     keys = sorted(got.headers["idempotency-key"] for got in receiver.got)
     assert keys == sorted(each.id for each in many)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -10,20 +10,21 @@ P = TypeVar("P", bound=Hashable)
 
 
 class Place(NamedTuple, Generic[P]):
-    """Where a command lies: partition, offset, and under which ownership it was read."""
+    """Where a command lies."""
 
     where: P
     offset: int
-    ownership: int
 
 
 @dataclass(slots=True)
 class _Partition:
-    ownership: int
-    #: The offset that is read next.
-    position: int = 0
+    #: The offset that is read next; None while nobody knows.
+    position: int | None = None
     open: set[int] = field(default_factory=set)
-    committed: int = -1
+    committed: int | None = None
+
+    def done_to(self) -> int | None:
+        return min(self.open, default=self.position)
 
 
 class InHand(Generic[P]):
@@ -34,49 +35,50 @@ class InHand(Generic[P]):
 
     def take(self, place: Place[P]) -> None:
         """A command was read."""
-        self._of(place.where, place.ownership).open.add(place.offset)
+        self._of(place.where).open.add(place.offset)
 
-    def reach(self, where: P, ownership: int, position: int) -> None:
-        """Everything before the position was read."""
-        self._of(where, ownership).position = position
+    def reach(self, where: P, position: int) -> None:
+        """Everything before the position was read, and taken."""
+        self._of(where).position = position
 
     def done(self, place: Place[P]) -> None:
-        """A command has ended. What was read under another ownership says nothing here."""
+        """A command has ended."""
         found = self._partitions.get(place.where)
-        if found is not None and found.ownership == place.ownership:
+        if found is not None:
             found.open.discard(place.offset)
 
-    def keep(self, owned: dict[P, int]) -> None:
-        """Only these partitions are ours, under these ownerships."""
-        self._partitions = {
-            where: found
-            for where, found in self._partitions.items()
-            if owned.get(where) == found.ownership
-        }
+    def moved(self, still: Iterable[Place[P]]) -> None:
+        """Partitions were handed out anew: only what is still in hand is known of them.
+
+        That includes what was read before of a partition that stays ours: the client goes on behind
+        it, so nobody reads it again.
+        """
+        self._partitions.clear()
+        for place in still:
+            self.take(place)
 
     def due(self) -> dict[P, int]:
         """What can be committed and is not."""
-        found = {}
-        for where, each in self._partitions.items():
-            offset = min(each.open, default=each.position)
-            if offset > each.committed:
-                found[where] = offset
-        return found
+        return {
+            where: offset
+            for where, offset in self.done_to().items()
+            if offset != self._partitions[where].committed
+        }
 
     def committed(self, offsets: dict[P, int]) -> None:
         """These were committed."""
         for where, offset in offsets.items():
-            if where in self._partitions:
-                self._partitions[where].committed = offset
+            self._of(where).committed = offset
+
+    def forget_commits(self) -> None:
+        """A commit failed: all of it is due again."""
+        for each in self._partitions.values():
+            each.committed = None
 
     def done_to(self) -> dict[P, int]:
-        """Up to where each partition is done."""
-        return {
-            where: min(each.open, default=each.position) for where, each in self._partitions.items()
-        }
+        """Up to where each partition is done, where that is known."""
+        found = ((where, each.done_to()) for where, each in self._partitions.items())
+        return {where: offset for where, offset in found if offset is not None}
 
-    def _of(self, where: P, ownership: int) -> _Partition:
-        found = self._partitions.get(where)
-        if found is None or found.ownership != ownership:
-            found = self._partitions[where] = _Partition(ownership)
-        return found
+    def _of(self, where: P) -> _Partition:
+        return self._partitions.setdefault(where, _Partition())

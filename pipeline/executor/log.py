@@ -38,6 +38,8 @@ def reader_options(kafka: Mapping[str, Any], client_id: str) -> dict[str, Any]:
         "metadata_max_age_ms": 30_000,
         "reconnect_backoff_max_ms": 3_000,
         "fetch_max_wait_ms": 250,
+        # It is tried again; meanwhile it can be stopped.
+        "bootstrap_timeout_ms": 5_000,
         **known_options(kafka, KafkaConsumer, KafkaProducer),
         "enable_auto_commit": False,
         "isolation_level": "read_committed",

@@ -50,6 +50,7 @@ class Publisher:
             "client_id": client_id,
             "metrics_enabled": False,
             "linger_ms": 0,
+            "bootstrap_timeout_ms": 5_000,
             "max_request_size": MAX_DEAD_LETTER_BYTES,
             "allow_auto_create_topics": False,
             "reconnect_backoff_max_ms": 3_000,

@@ -49,6 +49,8 @@ _MANY: Final = 1_000
 _FEW: Final = 500
 #: How long to finish what is under way after SIGTERM. Seconds.
 _FINISH_S: Final = 10.0
+#: How long after a commit that failed it is tried again. Seconds.
+_COMMIT_AGAIN_S: Final = 1.0
 #: How often lag is looked at. Seconds.
 _OBSERVE_S: Final = 2.0
 #: The loop counts as alive when its last turn is younger than this. Seconds.
@@ -98,7 +100,7 @@ class ExecutorStatus:
 @dataclass(slots=True)
 class _Held:
     task: Task
-    places: list[Place[TopicPartition]]
+    places: set[Place[TopicPartition]]
     flying: bool = False
 
 
@@ -227,17 +229,21 @@ class Executor:
         return float(self.config.kafka.get("session_timeout_ms", 45_000)) / 1000
 
     def _moved(self) -> None:
-        """After a rebalance: drop what is no longer ours, unless it was begun."""
+        """After a rebalance: drop what is no longer ours, unless it was begun.
+
+        The client reads on where it was in partitions that stay ours, so what was read of them and
+        has not ended is still ours to end.
+        """
         if self._owned.rebalances == self._rebalances:
             return
         self._rebalances = self._owned.rebalances
         self._log.catch_up()
-        owned = {where: self._owned.ownership(where) for where in self._owned.partitions()}
-        self._hand.keep(owned)
+        owned = set(self._owned.partitions())
         for command_id, held in list(self._held.items()):
-            held.places = [p for p in held.places if owned.get(p.where) == p.ownership]
+            held.places = {place for place in held.places if place.where in owned}
             if not held.places and not held.flying and held.task.written is None:
                 del self._held[command_id]
+        self._hand.moved(place for held in self._held.values() for place in held.places)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -256,15 +262,15 @@ class Executor:
         self._observe(consumer)
 
     def _read(self, consumer: Any, fetched: Mapping[Any, Sequence[Any]]) -> None:
+        # Also of a partition that has just been taken away: it may come back, with us behind these.
+        for where, records in fetched.items():
+            for record in records:
+                self._take(Place(where, record.offset), record)
         for where in self._owned.partitions():
-            ownership = self._owned.ownership(where)
             position = position_of(consumer, where)
-            if not ownership or position is None:
-                continue
-            for record in fetched.get(where, ()):
-                self._take(Place(where, record.offset, ownership), record)
-            # Also past marks of transactions, which are no records.
-            self._hand.reach(where, ownership, position)
+            if position is not None:
+                # Also past marks of transactions, which are no records.
+                self._hand.reach(where, position)
 
     def _poll(self, consumer: Any) -> Mapping[Any, Sequence[Any]]:
         now = time.monotonic()
@@ -326,11 +332,11 @@ class Executor:
     def _hold(self, command: Command, place: Place[TopicPartition]) -> None:
         held = self._held.get(command.id)
         if held is not None:
-            held.places.append(place)
+            held.places.add(place)
             return
         if not self._log.reaches(command.occurred_at):
             self._log.catch_up(command.occurred_at - 1)
-        self._held[command.id] = _Held(Task(command), [place])
+        self._held[command.id] = _Held(Task(command), {place})
         self._when(command.id, 0.0)
 
     def _when(self, command_id: str, after_s: float) -> None:
@@ -398,16 +404,22 @@ class Executor:
         self.metrics.commands.labels(command.command.value, str(result)).inc()
 
     def _commit(self, consumer: Any) -> None:
+        watch, now = self._watch, time.monotonic()
+        if watch.uncommitted and now - watch.committed > _COMMIT_AGAIN_S:
+            watch.uncommitted = False
+            self._hand.forget_commits()
         due = self._hand.due()
         if not due:
             return
+        watch.committed = now
         offsets = {where: OffsetAndMetadata(offset, "", -1) for where, offset in due.items()}
 
         def told(_: Any, response: Any) -> None:
+            # On the client's I/O thread.
             if isinstance(response, Exception):
+                watch.uncommitted = True
                 log.warning("offsets not committed: %s: %s", type(response).__name__, response)
 
-        # One that fails is made good by the next, or the commands are duplicates next time.
         consumer.commit_async(offsets, callback=told)
         self._hand.committed(due)
 
@@ -448,7 +460,8 @@ class Executor:
             self._land()
         for held in list(self._held.values()):
             begun = held.task.written is not None and not held.flying
-            if begun and self._doer is not None and time.monotonic() < deadline:
+            # A broker that is away is not waited for: it will be told as interrupted.
+            if begun and self._doer is not None and not self._publisher.trouble:
                 how = self._doer.end(held.task, Verdict(Result.FAILED, "stopped"))
                 if not isinstance(how, Left):
                     self._ended(held, how)
@@ -472,6 +485,9 @@ class _Watch:
     #: When the command read last was issued, seconds since the epoch.
     issued: float = math.nan
     lag: int | None = None
+    #: When offsets were committed last (monotonic), and whether that failed.
+    committed: float = 0.0
+    uncommitted: bool = False
     #: Since when (monotonic) we are no member of the group.
     absent_since: float | None = None
 
