@@ -67,6 +67,7 @@ _COMMANDS: Final = (
     "dead-letters",
     "verify",
     "doctor",
+    "executor",
 )
 
 

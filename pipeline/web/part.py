@@ -270,6 +270,7 @@ def job(worker: JobReader, partition: int, key: str) -> dict[str, Any] | None:
                 known.claims.items(), key=lambda item: (item[1].claimed_at or 0, item[0])
             )
         ],
+        "facts": len(known.facts),
         "run": None if known.run is None else asdict(known.run),
         "steps": [asdict(step) | {"ms": _took(step)} for step in known.steps],
         "causes": list(known.causes),
