@@ -35,22 +35,29 @@ class Budget:
     cap: int
     clock: Callable[[], float]
     _taken: deque[float] = field(default_factory=deque)
+    #: What the provider said last, and how many requests it has not counted in that.
     _left: int | None = None
+    _away: int = 0
     _resets: float = 0.0
     _closed: float = 0.0
     _failures: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> bool:
-        """Count a request that is about to be made. False: it may not be."""
+        """Count a request that is about to be made, until it is :meth:`back`. False: it may not
+        be."""
         with self._lock:
             now = self.clock()
             if self._wait(now, 1) > 0:
                 return False
             self._taken.append(now)
-            if self._left is not None:
-                self._left -= 1
+            self._away += 1
             return True
+
+    def back(self) -> None:
+        """A request has ended, in whatever way."""
+        with self._lock:
+            self._away -= 1
 
     def opens(self, flights: int) -> float:
         """In how many seconds a further question fits, with room for those being asked."""
@@ -103,7 +110,7 @@ class Budget:
         while taken and now - taken[0] >= WINDOW_S:
             taken.popleft()
         wait = max(0.0, self._closed - now)
-        if not self._expired(now) and self._left is not None and self._left < need:
+        if not self._expired(now) and self._left is not None and self._left - self._away < need:
             wait = max(wait, self._resets - now)
         beyond = len(taken) + need - self.cap
         if beyond > 0:

@@ -252,8 +252,11 @@ class GitHubCalls:
         for _ in range(_MOST_REDIRECTS + 1):
             if not budget.take():
                 raise Failed(Detail.LIMITED, again=True)
-            raw = self._send(method, url, {**more, "Authorization": f"Bearer {token}"}, budget)
-            _tell(budget, raw.headers, self._wall())
+            try:
+                raw = self._send(method, url, {**more, "Authorization": f"Bearer {token}"}, budget)
+                _tell(budget, raw.headers, self._wall())
+            finally:
+                budget.back()
             if raw.status not in (301, 302, 303, 307, 308):
                 return self._judged(raw, budget)
             self._count(Outcome.REDIRECT)

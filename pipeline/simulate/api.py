@@ -435,9 +435,14 @@ def _serve(api: FakeGitHub, port: int) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: Any) -> None:
             """What is asked is in ``requests``."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Who asks may leave before the end of an answer."""
+
+    server = Server(("127.0.0.1", port), Handler)
     threading.Thread(
-        target=server.serve_forever, args=(0.05,), name="fake-github", daemon=True
+        target=server.serve_forever, args=(0.01,), name="fake-github", daemon=True
     ).start()
     return server
