@@ -19,6 +19,7 @@ import base64
 import contextlib
 import json
 import re
+import ssl
 import threading
 import time
 from collections import OrderedDict
@@ -26,6 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -142,7 +144,9 @@ class GitHubCalls:
         self._count = count
         self._clock = clock
         self._wall = wall
-        self._http = httpx.Client(headers=_HEADERS, timeout=_TIMEOUT, follow_redirects=False)
+        self._http = httpx.Client(
+            headers=_HEADERS, timeout=_TIMEOUT, follow_redirects=False, verify=_trusted()
+        )
         self._lock = threading.Lock()
         self._budgets: OrderedDict[str, Budget] = OrderedDict()
         self._tokens: dict[str, _Installation] = {}
@@ -342,6 +346,14 @@ class GitHubCalls:
                 self._kept[place] = (etag, raw.content)
                 if len(self._kept) > _KEPT:
                     self._kept.popitem(last=False)
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The authorities of the Web, and those of this machine: a GHES often has one of its own."""
+    context = httpx.create_ssl_context()
+    context.load_default_certs()
+    return context
 
 
 class _Unauthorised(Failed):
