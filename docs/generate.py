@@ -51,11 +51,6 @@ SETTINGS_SAID: Final = {
     "min_insync_replicas": "Copies that must have a record before it counts. 2 in production.",
     "session_timeout": "A dead worker's partitions move after this.",
     "rebalance_timeout": "How long the others may take to join when the group changes.",
-    "github_app_id": "Id of a GitHub App, instead of `github_token`.",
-    "github_app_key_file": "File of its private key (PEM), as GitHub gives it.",
-    "github_token": "How the prober asks GitHub about jobs that may be stuck: a token that may "
-    "read Actions. Without it and without an App it asks nobody, and recovery acts on nothing that "
-    "needs an answer.",
     "web_bind": "Address on which the worker, and the health of sink and prober, listen.",
     "web_port": "Port of the worker's pages.",
     "web_host": "Host under which other workers reach this one.",
@@ -110,10 +105,8 @@ WHY: Final = {
     "zstandard": "Batches compressed with zstd, for kafka-python.",
     "clickhouse-driver": "ClickHouse over its native TCP protocol.",
     "prometheus-client": "Metrics.",
-    "httpx": "The prober's HTTP client: pooled connections, a time-out for each step, bodies read "
-    "as they come, safe from several threads.",
-    "cryptography": "Signs what a GitHub App names itself with (RS256). The tests' certificates "
-    "need it anyway.",
+    "httpx": "The prober's HTTP client: a time-out for each step, bodies read as they come.",
+    "cryptography": "Signs what a GitHub App names itself with (RS256).",
     "pydantic": "The models of all records: parsed, checked and written in Rust.",
     "pydantic-settings": "Settings from the environment and a file.",
     "msgspec": "The state of a job in memory and as JSON: typed structs, made and written in C.",

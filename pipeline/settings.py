@@ -113,11 +113,13 @@ class Settings(BaseSettings):
     trust_envelopes: bool = False
 
     # -- asking GitHub -------------------------------------------------------------------------
-    #: How the prober asks GitHub about jobs that may be stuck: with a token that may read Actions,
-    #: or as a GitHub App, by its id and the file of its private key (PEM). Without either it asks
-    #: nobody, and recovery acts on nothing that needs an answer.
+    #: How the prober asks GitHub about jobs that may be stuck: a token that may read Actions.
+    #: Without it and without an App it asks nobody, and recovery acts on nothing that needs an
+    #: answer.
     github_token: SecretStr = SecretStr("")
+    #: Instead of a token: the id of a GitHub App that may read Actions.
     github_app_id: str = Field("", pattern=r"^[A-Za-z0-9.]*$")
+    #: File of the App's private key (PEM), as GitHub gives it.
     github_app_key_file: str = ""
     #: The host whose jobs are asked about, and whom the credentials are for: github.com, or that
     #: of your GHES. Jobs of other hosts are not asked about.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -279,8 +280,6 @@ def test_an_odd_answer_about_the_run_is_unknown_as_well(world: World, mood: Mood
 
 
 def test_a_slow_answer_is_a_timeout(world: World) -> None:
-    import httpx
-
     world.client._calls._http.timeout = httpx.Timeout(0.1)
     world.api.mood, world.api.slow_s = Mood.SLOW, 5.0
     assert (said := world.ask()).detail == Detail.TIMEOUT

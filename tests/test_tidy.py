@@ -55,6 +55,7 @@ HEAVY = (
     "clickhouse_driver.dbapi",
     "faust",
     "http",
+    "httpx",
     "kafka",
     "pipeline.local",
     "socket",
