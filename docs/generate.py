@@ -26,6 +26,7 @@ from docs import example_events  # noqa: E402
 from pipeline import metrics  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
 from pipeline.jobs import facts, runs  # noqa: E402
+from pipeline.prober.metrics import ProberMetrics  # noqa: E402
 from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
@@ -50,7 +51,7 @@ SETTINGS_SAID: Final = {
     "min_insync_replicas": "Copies that must have a record before it counts. 2 in production.",
     "session_timeout": "A dead worker's partitions move after this.",
     "rebalance_timeout": "How long the others may take to join when the group changes.",
-    "web_bind": "Address on which the worker, and the sink's health, listen.",
+    "web_bind": "Address on which the worker, and the health of sink and prober, listen.",
     "web_port": "Port of the worker's pages.",
     "web_host": "Host under which other workers reach this one.",
     "data_dir": "Where the state on disk and Faust's bookkeeping go.",
@@ -104,6 +105,8 @@ WHY: Final = {
     "zstandard": "Batches compressed with zstd, for kafka-python.",
     "clickhouse-driver": "ClickHouse over its native TCP protocol.",
     "prometheus-client": "Metrics.",
+    "httpx": "The prober's HTTP client: a time-out for each step, bodies read as they come.",
+    "cryptography": "Signs what a GitHub App names itself with (RS256).",
     "pydantic": "The models of all records: parsed, checked and written in Rust.",
     "pydantic-settings": "Settings from the environment and a file.",
     "msgspec": "The state of a job in memory and as JSON: typed structs, made and written in C.",
@@ -365,6 +368,10 @@ def part_metrics() -> str:
         for metric in sorted(metrics.CATALOGUE, key=lambda metric: metric.shown)
     ]
     return table(("metric", "type", "unit", "labels", "meaning"), rows)
+
+
+def part_prober_metrics() -> str:
+    return table(("metric", "type", "labels", "meaning"), metric_rows(ProberMetrics().registry))
 
 
 def part_sink_metrics() -> str:

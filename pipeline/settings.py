@@ -112,6 +112,23 @@ class Settings(BaseSettings):
     #: check them before they post; never where a bridge posts what anybody sends it.
     trust_envelopes: bool = False
 
+    # -- asking GitHub -------------------------------------------------------------------------
+    #: How the prober asks GitHub about jobs that may be stuck: a token that may read Actions.
+    #: Without it and without an App it asks nobody, and recovery acts on nothing that needs an
+    #: answer.
+    github_token: SecretStr = SecretStr("")
+    #: Instead of a token: the id of a GitHub App that may read Actions.
+    github_app_id: str = Field("", pattern=r"^[A-Za-z0-9.]*$")
+    #: File of the App's private key (PEM), as GitHub gives it.
+    github_app_key_file: str = ""
+    #: The host whose jobs are asked about, and whom the credentials are for: github.com, or that
+    #: of your GHES. Jobs of other hosts are not asked about.
+    github_host: str = Field("github.com", pattern=r"^[A-Za-z0-9.-]+(:[0-9]{1,5})?$")
+    #: Where its API is, when that is elsewhere than the host has it: a proxy's URL.
+    github_api_url: str = ""
+    #: Requests to GitHub in any minute: in all with a token, of each account with an App.
+    probes_per_minute: int = Field(100, ge=3)
+
     # -- worker --------------------------------------------------------------------------------
     #: Where the worker listens, and the URL under which other workers reach it. Port 0 picks one.
     web_bind: str = "127.0.0.1"
@@ -119,6 +136,8 @@ class Settings(BaseSettings):
     web_host: str = "127.0.0.1"
     #: Health and metrics of the sink process. 0 picks a port.
     sink_port: int = Field(6067, ge=0, le=65535)
+    #: Health and metrics of the prober process. 0 picks a port.
+    prober_port: int = Field(6068, ge=0, le=65535)
     #: ``memory`` replays the changelog at start; ``rocksdb`` keeps it on disk.
     store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Field(default_factory=default_data_dir)
@@ -194,7 +213,7 @@ class Settings(BaseSettings):
             raise ValueError("has an empty secret, with which anybody could sign")
         return value
 
-    @field_validator("web_port", "sink_port", mode="before")
+    @field_validator("web_port", "sink_port", "prober_port", mode="before")
     @classmethod
     def _port(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and _SERVICE_URL.match(value):
@@ -220,6 +239,21 @@ class Settings(BaseSettings):
         check_clickhouse_url(value.get_secret_value())
         return value
 
+    @field_validator("github_token")
+    @classmethod
+    def _token(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[\x21-\x7e]*", value.get_secret_value()):
+            raise ValueError("holds a space, a line end or a character that no token has")
+        return value
+
+    @field_validator("github_api_url")
+    @classmethod
+    def _api_url(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
+            raise ValueError("is no URL of an API: write http(s)://host/path, without user, "
+                             "query or fragment")  # fmt: skip
+        return value
+
     @field_validator("data_dir")
     @classmethod
     def _home(cls, value: Path) -> Path:
@@ -235,6 +269,14 @@ class Settings(BaseSettings):
         if self.kafka_key_file and not self.kafka_cert_file:
             raise ValueError("kafka_key_file is set and kafka_cert_file is not: a key needs its "
                              "certificate (RUNNERSTREAM_KAFKA_CERT_FILE)")  # fmt: skip
+        if bool(self.github_app_id) != bool(self.github_app_key_file):
+            raise ValueError(
+                "github_app_id and github_app_key_file are set together or not at all "
+                "(RUNNERSTREAM_GITHUB_APP_ID, RUNNERSTREAM_GITHUB_APP_KEY_FILE)"
+            )
+        if self.github_app_id and self.github_token.get_secret_value():
+            raise ValueError("github_token and github_app_id are both set: the prober asks with "
+                             "one of them")  # fmt: skip
         self.ssl_context()  # so that a wrong file is told now, by its name
         return self
 

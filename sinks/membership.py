@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 
-from sinks.config import SinkConfig
 from sinks.consumer import absence, known_options
 
 log = logging.getLogger(__name__)
@@ -20,7 +19,36 @@ log = logging.getLogger(__name__)
 _MAX_POLL_INTERVAL_MS: Final = 60_000
 
 
-def consumer_options(config: SinkConfig) -> dict[str, Any]:
+class Member(Protocol):
+    """How a process is a member of a group: a sink, or another that consumes as sinks do."""
+
+    @property
+    def kafka(self) -> Mapping[str, Any]:
+        """kafka-python's options."""
+        ...
+
+    @property
+    def group_id(self) -> str:
+        """The group."""
+        ...
+
+    @property
+    def client_id(self) -> str:
+        """What the broker shows of the member."""
+        ...
+
+    @property
+    def max_records(self) -> int:
+        """Records of one poll."""
+        ...
+
+    @property
+    def rejoin_s(self) -> float | None:
+        """How long a join may take; None: as long as an honest one may."""
+        ...
+
+
+def consumer_options(config: Member) -> dict[str, Any]:
     """kafka-python's options for the consumer of a sink."""
     return {
         # Batches are cut here, not by the client; a large poll keeps its overhead small.
@@ -100,7 +128,7 @@ class Ownership(ConsumerRebalanceListener):  # type: ignore[misc]
 class Membership:
     """Whether we are in the group, and since when not."""
 
-    def __init__(self, config: SinkConfig) -> None:
+    def __init__(self, config: Member) -> None:
         self.owned = Ownership()
         #: Since when (monotonic) we are no member of the group, and why.
         self.absent: tuple[float, str] | None = None

@@ -475,8 +475,14 @@ def test_local_up_status_down(tmp_path: Path) -> None:
 # -- a worker --------------------------------------------------------------------------------------
 
 
-def children(pid: int) -> list[int]:
-    return [child.pid for child in psutil.Process(pid).children()]
+def sinks_of(pid: int) -> list[int]:
+    """The sinks among the processes beside a worker."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "sink" in child.cmdline():
+                found.append(child.pid)
+    return found
 
 
 def gone(pid: int, timeout: float = 15.0) -> bool:
@@ -508,7 +514,7 @@ def test_a_worker_with_its_sink(kafka: Broker, clickhouse: EmbeddedClickHouse) -
         worker.wait_ready(90)
         where = {**options, "web_port": str(worker.port)}
         assert worker.pid is not None
-        (sink,) = children(worker.pid)
+        (sink,) = sinks_of(worker.pid)
         result = run("simulate", "--fast", "--duration", "10s", "--seed", "3", **options)
         assert result.exit_code == 0
 
@@ -536,17 +542,17 @@ def test_a_worker_with_its_sink(kafka: Broker, clickhouse: EmbeddedClickHouse) -
 
         # A crashed sink comes back; ours to say meanwhile that it is away.
         os.kill(sink, signal.SIGKILL)
-        worker.wait(lambda: children(worker.pid or 0) not in ([], [sink]), 20, "start a new sink")
+        worker.wait(lambda: sinks_of(worker.pid or 0) not in ([], [sink]), 20, "start a new sink")
         worker.wait_ready(90)
-        (second,) = children(worker.pid)
+        (second,) = sinks_of(worker.pid)
         assert second != sink
         assert worker.stop() == 0
     assert gone(second)
     # kill -9 of the worker takes the sink with it.
     worker.start()
-    worker.wait(lambda: bool(children(worker.pid or 0)), 20, "start a sink")
+    worker.wait(lambda: bool(sinks_of(worker.pid or 0)), 20, "start a sink")
     assert worker.pid is not None
-    (third,) = children(worker.pid)
+    (third,) = sinks_of(worker.pid)
     worker.kill()
     assert gone(third)
 

@@ -146,11 +146,12 @@ def test_jobs_and_doctor_end_when_the_worker_is_silent(monkeypatch: pytest.Monke
         assert result.exit_code == 3
         assert "for an answer to /jobs" in result.output
         told = json.loads(
-            run("doctor", "--json", web_port=str(port), sink_port=str(port), kafka="127.0.0.1:1",
-                clickhouse="clickhouse://127.0.0.1:1/x").stdout
+            run("doctor", "--json", web_port=str(port), sink_port=str(port), prober_port=str(port),
+                kafka="127.0.0.1:1", clickhouse="clickhouse://127.0.0.1:1/x").stdout
         )  # fmt: skip
     assert {each["what"]: each["state"] for each in told} == {
         "Kafka": "bad", "ClickHouse": "bad", "worker": "look", "sink": "look",
+        "prober": "look",
     }  # fmt: skip
 
 

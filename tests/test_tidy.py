@@ -56,6 +56,7 @@ HEAVY = (
     "clickhouse_driver.dbapi",
     "faust",
     "http",
+    "httpx",
     "kafka",
     "pipeline.local",
     "socket",

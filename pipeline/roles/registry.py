@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.roles.fold import FOLD
+from pipeline.roles.prober import PROBER
 from pipeline.roles.role import Role
 from pipeline.roles.sink import SINK
 
 #: By name. The first runs in the worker's own process when all are wanted.
-ROLES: Final[dict[str, Role]] = {role.name: role for role in (FOLD, SINK)}
+ROLES: Final[dict[str, Role]] = {role.name: role for role in (FOLD, SINK, PROBER)}
 
 
 def first() -> Role:

@@ -67,6 +67,7 @@ class WorkerProcess:
         "commit_interval": "0.5",
         "clickhouse": "",
         "sink_port": "0",
+        "prober_port": "0",
     }
 
     def __init__(
