@@ -17,7 +17,7 @@ from pipeline.jobs.stalls import Answered, Head, Issued, Stall, latest
 from pipeline.jobs.status import View
 from pipeline.recovery.policy import RecoveryPolicy
 from pipeline.recovery.rules import ASKED, Suspect, after_the_end, released, remedy, suspect
-from topics.recovery import Answer, CommandKind, StallKind
+from topics.recovery import Answer, CommandKind, Result, StallKind
 
 #: After the end of a command's time the fleet says that it expired; then we do.
 _GRACE_MS: Final = 30_000
@@ -115,11 +115,11 @@ def _proceed(
     if at < again:
         return Judgement(None, again)
     k = 1 if stall.proposed is None else stall.proposed.k + 1
-    attempts, reason = _issued(job), found.kind
-    if command is not CommandKind.CLOSE and _hopeless(attempts, at, policy):
+    reason, attempt = found.kind, len(_issued(job)) + 1
+    if command is not CommandKind.CLOSE and _hopeless(_tried(job), at, policy):
         command, reason = CommandKind.QUARANTINE, StallKind.FLAPPING
     return Judgement(
-        Propose(n, k, found, stall.head.opened_at, command, len(attempts) + 1, reason, answered),
+        Propose(n, k, found, stall.head.opened_at, command, attempt, reason, answered),
         at + policy.propose_again_ms,
     )
 
@@ -233,6 +233,19 @@ def _issued(job: Job) -> list[Issued]:
     return [issued for stall in recovery.stalls.values() for issued in stall.issued.values()]
 
 
+def _tried(job: Job) -> list[Issued]:
+    """Those that count as attempts: a refused one hit nothing, because the job had moved on."""
+    recovery = job.recovery
+    if recovery is None:
+        return []
+    return [
+        issued
+        for stall in recovery.stalls.values()
+        for attempt, issued in stall.issued.items()
+        if attempt not in stall.ended or stall.ended[attempt].result != Result.REFUSED
+    ]
+
+
 def _free_at(job: Job, kind: StallKind | None, policy: RecoveryPolicy) -> int | None:
     """From when on another command may be proposed; None: never, it is left to a person.
 
@@ -241,18 +254,17 @@ def _free_at(job: Job, kind: StallKind | None, policy: RecoveryPolicy) -> int | 
     recovery = job.recovery
     if recovery is None:
         return 0
-    free, last, issued, person = 0, 0, 0, False
+    free, last, person = 0, 0, False
     for stall in recovery.stalls.values():
         for attempt, command in stall.issued.items():
             person |= command.command == CommandKind.QUARANTINE
-            issued += 1
             last = max(last, command.at)
             ended = stall.ended.get(attempt)
             # In flight until it has ended, or cannot be done any more.
             free = max(free, command.expires_at + _GRACE_MS if ended is None else ended.at)
-    if not issued or kind is None:
+    if not last or kind is None:
         return free
-    cool = min(policy.cool_down_ms << (issued - 1), policy.cool_down_most_ms)
+    cool = min(policy.cool_down_ms << max(len(_tried(job)) - 1, 0), policy.cool_down_most_ms)
     if kind is StallKind.STALE_QUEUE:
         cool = max(cool, policy.stale_queue_ms)
     if person:
