@@ -349,7 +349,8 @@ def test_a_stall_is_proven_and_answered(world: World, name: str) -> None:
     results = [
         command["ended"]["result"] for stall in job["recovery"] for command in stall["commands"]
     ]
-    assert results == ["done"] * len(scenario.wanted)
+    # One that a new fact overtook was refused, had no effect, and was made anew.
+    assert [each for each in results if each != "refused"] == ["done"] * len(scenario.wanted)
     if any(each["command"] == "requeue" and each["fence"]["claim"] for each in got):
         assert [claim["reason"] for claim in job["claims"]] == ["recovery"]
 
