@@ -161,7 +161,7 @@ def test_doctor_without_anything() -> None:
     assert "do: " in result.output
     told = json.loads(run("doctor", "--json", kafka=NOWHERE, clickhouse="", web_port="1").stdout)
     assert {each["what"]: each["state"] for each in told} == {
-        "Kafka": "bad", "ClickHouse": "skipped", "worker": "look",
+        "Kafka": "bad", "ClickHouse": "skipped", "worker": "look", "prober": "look",
     }  # fmt: skip
 
 

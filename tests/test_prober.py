@@ -297,12 +297,14 @@ def truth(kafka: Broker) -> Iterator[Truth]:
 
 
 @contextmanager
-def probing(truth: Truth, clients: dict[str, Client] | None = None) -> Iterator[Prober]:
+def probing(
+    truth: Truth, clients: dict[str, Client] | None = None, **config: Any
+) -> Iterator[Prober]:
     """A prober that runs in this process. All are of one group, one after the other."""
     options = {"bootstrap_servers": truth.kafka.bootstrap, "session_timeout_ms": 6_000,
                "heartbeat_interval_ms": 500, "max_poll_interval_ms": 3_000}  # fmt: skip
     found = {"github": truth.client()} if clients is None else clients
-    prober = Prober(ProberConfig(options, GROUP), found, Unsupported("asks nobody"))
+    prober = Prober(ProberConfig(options, GROUP, **config), found, Unsupported("asks nobody"))
     stop, errors = threading.Event(), list[BaseException]()
 
     def run() -> None:
@@ -445,6 +447,21 @@ def test_a_fault_of_ours_is_an_unknown_answer(truth: Truth) -> None:
     told = [JOBS_RECORD.validate_json(each.value) for each in truth.records(JOBS)]
     (answer,) = [each for each in told if each.key == other.key]
     assert answer.stall.answered.detail == "unsupported"
+
+
+def test_what_waits_is_bounded_and_nothing_is_left_out(truth: Truth) -> None:
+    probes = [probe(truth.knows(job, "in_progress")) for job in range(5_001, 5_021)]
+    truth.post(*probes)
+    truth.api.mood, truth.api.slow_s = Mood.SLOW, 0.02
+    with probing(truth, flights=1, most_waiting=4, max_records=3) as prober:
+        most = 0
+        until(lambda: prober.status().paused)
+        while len(truth.api.asked("/jobs/50")) < len(probes):
+            most = max(most, prober.status().waiting)
+            time.sleep(0.002)
+        assert 4 <= most <= 4 + 3
+        assert len(truth.answers(*probes)) == len(probes)
+        until(lambda: not prober.status().paused)
 
 
 def test_a_broker_that_hangs_loses_no_answer(truth: Truth) -> None:
