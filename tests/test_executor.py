@@ -30,7 +30,7 @@ from pipeline.executor import Executor, ExecutorConfig, Hook, Redeliver, States,
 from pipeline.executor.deliveries import Deliveries
 from pipeline.executor.outcomes import started
 from sinks.writer import Backoff
-from tests.support.brokers import Broker, broker
+from tests.support.brokers import Broker, broker, kind
 from tests.support.receivers import Answer, FakeWorker, Got, Receiver, answer
 from topics.apply import apply
 from topics.catalogue import COMMANDS, DEAD_LETTERS, OUTCOMES, catalogue
@@ -411,6 +411,34 @@ def test_stopping_ends_what_was_begun(bed: Bed, worker: FakeWorker) -> None:
         assert bed.said(waiting) == ["started", "failed stopped"]
         assert bed.said(under_way) == ["started", "done"]
         assert bed.committed()
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.skipif(kind() != "kafka", reason="the embedded broker forgets everything")
+def test_a_broker_that_goes_away_is_waited_for(
+    running: Broker, bed: Bed, worker: FakeWorker
+) -> None:
+    """It dies while a command is done: that it ended is told when the broker is back."""
+    asked, following = command(), command()
+
+    def reply(got: Got) -> Answer:
+        if got.headers["idempotency-key"] == asked.id:
+            running.kill()
+        return answer(200)
+
+    for each in (asked, following):
+        worker.know(each.key)
+    with Receiver(reply) as receiver, bed.executing(Hook(receiver.url, SECRET), worker) as executor:
+        bed.post(asked)
+        eventually(lambda: not executor.status().ready)
+        running.start()
+        bed.post(following)
+        eventually(lambda: len(receiver.got) == 2)
+        eventually(lambda: bed.committed() and executor.status().ready)
+        assert executor.status().alive
+    assert bed.said(asked) == bed.said(following) == ["started", "done"]
+    assert len(receiver.got) == 2
 
 
 # --- as a process -----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pipeline.executor import doer
 from pipeline.executor.calls import Caller, Reply, Unreached
 from pipeline.executor.doer import Later, Left, Task
 from pipeline.executor.fence import Ruling, State, judge, state_of
-from pipeline.executor.github import ACTIONS, GitHub
+from pipeline.executor.github import ACTIONS, GitHub, api_of
 from pipeline.executor.hand import InHand, Place
 from pipeline.executor.hook import Hook, meaning
 from pipeline.executor.outcomes import Deeds, ended, started
@@ -193,6 +193,8 @@ class Bench:
 
     # The via, and the fence.
     def cannot(self, command: Command) -> str:
+        if self.never == "fault":
+            raise ZeroDivisionError
         return self.never
 
     def act(self, command: Command, state: State | None) -> Verdict | Again:
@@ -282,6 +284,9 @@ def test_a_fault_of_ours_ends_the_command_and_nothing_else(bench: Bench) -> None
     bench.says = [ZeroDivisionError("x")]
     assert bench.attempt(Task(command())) == Result.FAILED
     assert bench.written == ["started", "failed unexpected: ZeroDivisionError"]
+    bench.never = "fault"
+    assert bench.attempt(Task(command(id="another"))) == Result.CANNOT
+    assert bench.written[2:] == ["cannot unexpected: ZeroDivisionError"]
 
 
 def test_what_can_never_be_done_is_not_begun(bench: Bench) -> None:
@@ -324,6 +329,19 @@ def test_nothing_is_begun_while_stopping(bench: Bench) -> None:
 )
 def test_what_a_hook_answers(status: int, body: bytes, wanted: Verdict | Again) -> None:
     assert meaning(Reply(status, body)) == wanted
+
+
+def test_an_id_of_any_characters_is_a_header() -> None:
+    odd = command().model_copy(update={"id": "requeue|a\r\nb é|1"})
+    with Receiver(lambda got: answer(200)) as receiver:
+        assert Hook(receiver.url, b"s").act(odd, MATCHING) == Verdict(Result.DONE)
+        assert receiver.got[0].headers["idempotency-key"] == "requeue|a\\r\\nb \\xe9|1"
+
+
+def test_where_github_has_its_api() -> None:
+    assert api_of("github.com") == "https://api.github.com"
+    assert api_of("acme.ghe.com") == "https://api.acme.ghe.com"
+    assert api_of("ghe.corp:8443") == "https://ghe.corp:8443/api/v3"
 
 
 def test_a_redirect_is_not_followed() -> None:
@@ -421,7 +439,7 @@ def test_what_github_is_asked(
 ) -> None:
     left = list(replies)
     with Receiver(lambda got: left.pop(0)) as api:
-        via = GitHub(allow, lambda repo: f"token-of-{repo}", api.url)
+        via = GitHub(allow, lambda repo: f"token-of-{repo}", base_url=api.url)
         assert via.cannot(asked) == ""
         assert via.act(asked, State("claimed", 3, runner="vm-1")) == wanted
         assert [f"{got.method} {got.path}" for got in api.got] == calls
@@ -443,7 +461,9 @@ def test_what_github_is_asked(
         (command(CommandKind.WAKE_FLEET, job_key=""), list(ACTIONS), "not_for_github"),
         (command(CLOSE, run_id=0), list(ACTIONS), "no_run"),
         (command(repo=""), list(ACTIONS), "no_run"),
-        (command(job_key="gitea:code.example:1"), list(ACTIONS), "no_run"),
+        (command(job_key="gitea:code.example:1"), list(ACTIONS), "other_host"),
+        # Our token is not for whoever a webhook names.
+        (command(job_key="github:evil.example:1"), list(ACTIONS), "other_host"),
     ],
 )
 def test_what_github_is_not_asked(asked: Command, allow: list[str], why: str) -> None:

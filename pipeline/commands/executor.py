@@ -33,6 +33,7 @@ from pipeline.faust_safe.app import logging_config
 from pipeline.settings import Settings
 from pipeline.text import version
 from sinks.http import HealthServer
+from topics.keys import GITHUB_HOST
 from topics.recovery import Command, CommandKind
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--allow", default="", help=f"What github may do: {', '.join(ACTIONS)}.")
 @click.option("--token-file", type=_FILE, envvar="GITHUB_TOKEN_FILE",
               help="Token for github.  [default: the variable GITHUB_TOKEN]")  # fmt: skip
-@click.option("--api-url", help="GitHub's API.  [default: that of the job's host]")
+@click.option("--host", default=GITHUB_HOST, show_default=True, help="Whose jobs github acts on.")
+@click.option("--api-url", help="GitHub's API.  [default: where GitHub has that of the host]")
 @click.option("--report", type=click.Choice(["done"]), help="print reports commands as this.")
 @click.option("--only", multiple=True, type=click.Choice([each.value for each in CommandKind]),
               help="Only these commands; may be repeated.  [default: all]")  # fmt: skip
@@ -94,6 +96,9 @@ def executor(
     made = Executor(config, stop, *((via, states) if via is not None else (None, None, show)))
     logging.config.dictConfig(logging_config(settings))
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if context.verbose < 2:
+        # It logs each attempt to connect; what matters of that is told once.
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
     with kafka_admin(settings):
         pass
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -138,7 +143,8 @@ def _via(
                 f"name what it may do, comma-separated: {', '.join(ACTIONS)}",
                 USAGE,
             )
-        return GitHub(allow, _token(options["token_file"]), _url(options["api_url"], "--api-url"))
+        api = _url(options["api_url"], "--api-url")
+        return GitHub(allow, _token(options["token_file"]), options["host"], api)
     if options["url"] is None or options["secret_file"] is None:
         raise Failure(
             f"--via {way} needs --to and --secret-file",

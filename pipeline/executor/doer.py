@@ -111,7 +111,7 @@ class Doer:
             return self.end(task, Verdict(Result.FAILED, "interrupted"))
         if now_ms() >= command.expires_at:
             return self.end(task, self._too_late(task))
-        never = self.via.cannot(command)
+        never = self._never(command)
         if never:
             return self.end(task, Verdict(Result.CANNOT, never))
         ruling = self._ruling(command)
@@ -158,6 +158,13 @@ class Doer:
             task.written = None
             return False
         return True
+
+    def _never(self, command: Command) -> str:
+        try:
+            return self.via.cannot(command)
+        except Exception as error:
+            log.exception("%s cannot be understood", command.id)
+            return f"unexpected: {type(error).__name__}"
 
     def _ruling(self, command: Command) -> Ruling:
         try:

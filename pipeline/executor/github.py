@@ -17,7 +17,7 @@ from urllib.parse import quote
 from pipeline.executor.calls import Caller, Reply, Unreached
 from pipeline.executor.fence import State
 from pipeline.executor.via import Again, Verdict
-from topics.keys import GITHUB_HOST, parse_job_key
+from topics.keys import GITHUB_HOST, canonical_host, parse_job_key
 from topics.recovery import Command, CommandKind, Result, StallKind
 
 CANCEL: Final = "cancel_run"
@@ -36,17 +36,25 @@ class GitHub:
     Args:
         allow: names of :data:`ACTIONS`.
         token: asked before every call.
-        base_url: of the API; empty: that of the job's host.
+        host: whose jobs it acts on. Never another's: what a webhook calls its host must not decide
+            where the token goes.
+        base_url: of that host's API; empty: where GitHub has it.
     """
 
     name: Final = "github"
 
     def __init__(
-        self, allow: Iterable[str], token: Token, base_url: str = "", timeout_s: float = 10.0
+        self,
+        allow: Iterable[str],
+        token: Token,
+        host: str = GITHUB_HOST,
+        base_url: str = "",
+        timeout_s: float = 10.0,
     ) -> None:
         self._allow = frozenset(allow)
         self._token = token
-        self._base = base_url.rstrip("/")
+        self._host = canonical_host(host)
+        self._base = base_url.rstrip("/") or api_of(self._host)
         self._call = Caller(timeout_s, most_bytes=4 << 20)
 
     def cannot(self, command: Command) -> str:
@@ -56,8 +64,9 @@ class GitHub:
             return "not_for_github"
         if not wanted & self._allow:
             return "not_allowed"
-        known = command.job_key.startswith("github:") and "/" in command.repo
-        if not known or (command.command is CommandKind.CLOSE and not command.run_id):
+        if parse_job_key(command.job_key)[:2] != ("github", self._host):
+            return "other_host"
+        if "/" not in command.repo or (command.command is CommandKind.CLOSE and not command.run_id):
             return "no_run"
         return ""
 
@@ -115,7 +124,7 @@ class GitHub:
 
     def _ask(self, command: Command, method: str, path: str) -> Reply | Verdict | Again:
         """The answer when it is a 2xx, else what it means."""
-        url = f"{self._api(command)}/repos/{quote(command.repo, safe='/')}/{path}"
+        url = f"{self._base}/repos/{quote(command.repo, safe='/')}/{path}"
         headers = {
             "Accept": "application/vnd.github+json",
             "X-GitHub-Api-Version": "2022-11-28",
@@ -130,11 +139,12 @@ class GitHub:
             return Again(error.reason)
         return reply if 200 <= reply.status < 300 else meaning(reply)
 
-    def _api(self, command: Command) -> str:
-        host = parse_job_key(command.job_key)[1]
-        if self._base:
-            return self._base
-        return "https://api.github.com" if host == GITHUB_HOST else f"https://{host}/api/v3"
+
+def api_of(host: str) -> str:
+    """Where GitHub has the REST API of a host: github.com, a tenant of ghe.com, or GHES."""
+    if host == GITHUB_HOST or host.endswith(".ghe.com"):
+        return f"https://api.{host}"
+    return f"https://{host}/api/v3"
 
 
 def meaning(reply: Reply) -> Verdict | Again:

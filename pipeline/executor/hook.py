@@ -43,8 +43,8 @@ class Hook:
             "Content-Type": "application/json",
             "User-Agent": "runnerstream",
             SIGNATURE: sign_sha256(body, self._secret),
-            # A header takes no other characters; an id may have any.
-            IDEMPOTENCY: command.id.encode("ascii", "backslashreplace").decode(),
+            # An id may have characters that no header takes.
+            IDEMPOTENCY: command.id.encode("unicode_escape").decode("ascii"),
         }
         try:
             return meaning(self._call("POST", self._url, headers, body))
