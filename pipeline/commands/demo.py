@@ -219,6 +219,7 @@ class Demo:
                 ("ClickHouse HTTP", CLICKHOUSE_HTTP_PORT),
                 ("views", 6066),
                 ("sink", 6067),
+                ("prober", 6068),
             )
         }
         self._stack = stack = LocalStack(
@@ -230,6 +231,7 @@ class Demo:
             "clickhouse": stack.clickhouse_url,
             "web_port": str(ports["views"] or free_port()),
             "sink_port": str(ports["sink"]),
+            "prober_port": str(ports["prober"]),
             "tick_interval": f"{TICK_S:g}",
             # A queued job is known by its labels until a dispatcher names its pool.
             "fleets": json.dumps(ALIASES),

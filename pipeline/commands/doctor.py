@@ -117,7 +117,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if broker.state == "ok":
         yield from _guarded("fencing", lambda: _fencing(settings))
         yield from _guarded("topics", lambda: _topics(settings))
-        yield from _guarded("lag", lambda: _lags(settings))
+        for role in _wanted(settings):
+            yield from _guarded(f"{_who(role)} group", partial(_lags, settings, role))
         yield from _guarded("dead letters", lambda: _letters(settings))
     yield from _guarded("ClickHouse", lambda: _clickhouse(settings))
     yield from _guarded("worker", lambda: _worker(settings))
@@ -234,25 +235,26 @@ def _counts(settings: Settings, found: Plan) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _lags(settings: Settings) -> Iterator[Finding]:
+def _who(role: Role) -> str:
+    return "worker" if role is first() else role.name
+
+
+def _lags(settings: Settings, role: Role) -> Iterator[Finding]:
+    group = role.group(settings)
     with kafka_admin(settings) as admin:
-        for role in _wanted(settings):
-            group, who = role.group(settings), "worker" if role is first() else role.name
-            lag = _lag(admin, group, role.reads, settings.partitions)
-            members = _members(admin, group)
-            told = f"group {group}: {lag:,} records behind"
-            if members is not None:
-                told += f", {len(members)} member{'' if len(members) == 1 else 's'}"
-                if hosts := sorted({host for host, _ in members if host}):
-                    told += f" on {', '.join(hosts)}"
-            if members == []:
-                todo = f"`runnerstream worker --role {role.name}`"
-                yield Finding(f"{who} group", "bad", told, todo)
-            else:
-                yield Finding(f"{who} group", "ok", told)
-            if role.needs_clickhouse and members:
-                ours = target(settings.clickhouse.get_secret_value())
-                yield from _apart(group, ours, [client for _, client in members])
+        lag = _lag(admin, group, role.reads, settings.partitions)
+        members = _members(admin, group)
+    told = f"group {group}: {lag:,} records behind"
+    if members is not None:
+        told += f", {len(members)} member{'' if len(members) == 1 else 's'}"
+        if hosts := sorted({host for host, _ in members if host}):
+            told += f" on {', '.join(hosts)}"
+    state: State = "ok" if members != [] else "look" if role.optional else "bad"
+    todo = "" if members != [] else f"`runnerstream worker --role {role.name}`"
+    yield Finding(f"{_who(role)} group", state, told, todo)
+    if role.needs_clickhouse and members:
+        ours = target(settings.clickhouse.get_secret_value())
+        yield from _apart(group, ours, [client for _, client in members])
 
 
 def _apart(group: str, ours: str, clients: list[str]) -> Iterator[Finding]:

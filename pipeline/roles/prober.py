@@ -100,4 +100,5 @@ PROBER: Final = Role(
     suffix="-prober",
     reads=(PROBES,),
     port="prober_port",
+    optional=True,
 )

@@ -32,6 +32,7 @@ class Role:
         reads: the topics that its group reads.
         port: the setting with the port of its views or its health; None when it listens nowhere.
         needs_clickhouse: whether it cannot do without one.
+        optional: whether all others do their work without it.
         needs_topics: whether all topics have to exist before it starts.
         own_signals: whether what it runs installs its own handlers of SIGTERM and SIGINT, which
             others before it would get in the way of.
@@ -44,6 +45,7 @@ class Role:
     reads: tuple[str, ...] = ()
     port: str | None = None
     needs_clickhouse: bool = False
+    optional: bool = False
     needs_topics: bool = False
     own_signals: bool = False
 
