@@ -230,7 +230,7 @@ def test_topics_from_nothing(kafka: Broker) -> None:
     result = run("topics", "apply", **options)
     assert (result.exit_code, "16 created" in result.output) == (0, True)
     result = run("topics", "apply", **options)
-    assert (result.exit_code, "0 created, 10 as they should be" in result.output) == (0, True)
+    assert (result.exit_code, "0 created, 16 as they should be" in result.output) == (0, True)
     assert run("topics", "show", **options).exit_code == 0
     shown = json.loads(run("topics", "show", "--json", **options).stdout)
     assert {each["state"].partition(",")[0] for each in shown} == {"ok"}

@@ -437,3 +437,29 @@ def test_whatever_happened_can_be_said(steps: list[tuple[str, Any]]) -> None:
     loop.queued()
     play(loop, steps)
     assert "None" not in words(loop)
+
+
+def answered_after(loop: Loop, signal: bool) -> int:
+    """A runner is made for a job and its machine dies. Seconds from the death to the command."""
+    loop.claimed()
+    died = loop.now
+    asked = 0
+    while not loop.proposals:
+        loop.tick()
+        if signal and loop.now - died == 60 * SECOND:
+            loop.say(claim=ClaimFact(handle="h1", lost_at=loop.now))
+        if len(loop.probes) > asked:
+            asked = len(loop.probes)
+            loop.tick()  # the prober takes a few seconds
+            loop.answer(loop.probes[-1], Answer.QUEUED)
+    assert loop.proposals[0].proposed.command is CommandKind.REQUEUE
+    return (loop.now - died) // 1000
+
+
+def test_the_hundred_minutes_take_less_than_six_and_with_a_signal_a_minute_and_a_half() -> None:
+    """Tuist #10828: minted, the node dead, never registered; the job waited for 100 minutes."""
+    for signal, most in ((False, 360), (True, 90)):
+        loop = Loop()
+        loop.tick()
+        loop.queued()
+        assert answered_after(loop, signal) < most
