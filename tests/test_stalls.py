@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from random import Random
 from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.jobs import decode
+from pipeline.jobs import FleetNames, decode, encode, join, merge, view
 from pipeline.recovery.explain import explain_recovery
 from tests.support.stall_loop import BASE, HOUR, KEY, MINUTE, POLICY, SECOND, TICK, Loop
 from topics.models import (
@@ -463,3 +465,23 @@ def test_the_hundred_minutes_take_less_than_six_and_with_a_signal_a_minute_and_a
         loop.tick()
         loop.queued()
         assert answered_after(loop, signal) < most
+
+
+@given(STEPS, st.randoms(use_true_random=False))
+def test_what_was_told_of_stalls_may_come_in_any_order_and_often(
+    steps: list[tuple[str, Any]], chance: Random
+) -> None:
+    loop = Loop()
+    loop.tick()
+    loop.queued()
+    play(loop, steps)
+    facts = [record for record in loop.log if isinstance(record, JobFact)]
+    whole = reduce(merge, facts, None)
+    shuffled = facts + chance.choices(facts, k=len(facts))
+    chance.shuffle(shuffled)
+    assert reduce(merge, shuffled, None) == whole
+    half = len(shuffled) // 2
+    parts = [reduce(merge, part, None) for part in (shuffled[:half], shuffled[half:])]
+    assert join(parts[0], parts[1]) == whole  # type: ignore[arg-type]
+    assert whole is not None
+    assert decode(encode(whole, view(whole, FleetNames()))) == whole

@@ -126,9 +126,10 @@ def is_watched(job: Job) -> bool:
     """Whether anything was told that recovery goes by, beside the job's milestones."""
     if job.recovery is not None or job.lost_at is not None:
         return True
-    return any(
-        claim.displaced_at is not None or claim.lost_at is not None for claim in job.claims.values()
-    )
+    for claim in job.claims.values():
+        if claim.displaced_at is not None or claim.lost_at is not None:
+            return True
+    return False
 
 
 def encode(job: Job, v: View) -> bytes:

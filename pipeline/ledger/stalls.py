@@ -9,7 +9,7 @@ from pipeline import metrics
 from pipeline.effects import Output
 from pipeline.jobs import Job, View
 from pipeline.jobs.facts import Claim
-from pipeline.jobs.record import Summary
+from pipeline.jobs.record import Summary, is_watched
 from pipeline.jobs.stalls import told_rev
 from pipeline.ledger.entries import Entries
 from pipeline.ledger.pending import Pending
@@ -37,10 +37,14 @@ ACT_WITHIN_MS: Final = 30_000
 SOURCES_WITHIN_MS: Final = 60_000
 #: Jobs looked at per tick; the others wait for the next one.
 MOST_LOOKS: Final = 2_000
+#: Jobs are kept by slots of the time at which they are due.
+SLOT_MS: Final = 5_000
 #: What was just emitted is in the log within this time; until then the job is left alone.
 HOLD_MS: Final = 30_000
 
 _SOURCE: Final = "runnerstream"
+#: For which time a job without claims may be in a status, as the policy calls it.
+_PLAIN: Final = {"queued": "stale_queue_ms", "running": "running_ms"}
 
 
 def acts(tick: Tick, me: str, now: int | None) -> bool:
@@ -68,9 +72,11 @@ class Stalls:
         self._entries = entries
         self._pending = pending
         self._policies = policies
-        #: When each job is to be looked at; and the heap of it, in which old entries stay.
+        #: When each job is to be looked at; and the jobs by the slot of that time, with a heap of
+        #: the slots. Old entries stay in theirs: most jobs move on before they are due.
         self.due: dict[str, int] = {}
-        self._heap: list[tuple[int, str]] = []
+        self._slots: dict[int, list[str]] = {}
+        self._next: list[int] = []
         #: Until when a job is left alone, because what was emitted may not be in the log yet, and
         #: how much was told of its stalls then.
         self._held: dict[str, tuple[int, int]] = {}
@@ -95,11 +101,16 @@ class Stalls:
 
     def on_change(self, key: str, before: Job | None, job: Job, v: View) -> None:
         """A job is new, or is no longer as it was."""
-        if job.claims:
-            self._claiming[v.fleet] = None
         if job.runner is not None and (before is None or before.runner is None):
             self._seen_running(job, v)
-        due = next_look(job, v, self._policies.of(v.fleet))
+        policy = self._policies.of(v.fleet)
+        if not job.claims and not is_watched(job) and v.status in _PLAIN:
+            # Nearly every look at one that nobody claims: the same answer, sooner.
+            since = v.since if v.since is not None else job.first_seen
+            self._put(key, since + getattr(policy, _PLAIN[v.status]))
+            return
+        self._claiming[v.fleet] = None
+        due = next_look(job, v, policy)
         if due is None:
             self.due.pop(key, None)
             return
@@ -115,19 +126,21 @@ class Stalls:
     def on_tick(self, at: int) -> None:
         """Look at what is due, the oldest first."""
         looks = 0
-        heap, due = self._heap, self.due
-        while heap and heap[0][0] <= at and looks < MOST_LOOKS:
-            when, key = heapq.heappop(heap)
-            if due.get(key) != when:
-                continue
-            del due[key]
-            found = self._entries.look(key)
-            if found is None:
-                self._held.pop(key, None)
-                continue
-            looks += 1
-            job, v = found
-            self._act(job, v, at, judge(job, v, at, self._policies.of(v.fleet)))
+        while self._next and self._next[0] * SLOT_MS <= at and looks < MOST_LOOKS:
+            slot = self._next[0]
+            due = self._due_in(slot)
+            ripe = [(when, key) for when, key in due if when <= at]
+            for _, key in ripe[: MOST_LOOKS - looks]:
+                del self.due[key]
+                found = self._entries.look(key)
+                if found is None:
+                    self._held.pop(key, None)
+                    continue
+                looks += 1
+                job, v = found
+                self._act(job, v, at, judge(job, v, at, self._policies.of(v.fleet)))
+            if self._leave(slot):
+                break
         if len(self._held) > MOST_LOOKS:
             self._held = {key: held for key, held in self._held.items() if held[0] > at}
         self._pending.note(metrics.RECOVERY_SWEEPS, ())
@@ -153,9 +166,33 @@ class Stalls:
         self._publish(FLEETS, v.fleet, seen)
 
     def _put(self, key: str, due: int) -> None:
-        if self.due.get(key) != due:
-            self.due[key] = due
-            heapq.heappush(self._heap, (due, key))
+        if self.due.get(key) == due:
+            return
+        self.due[key] = due
+        slot = due // SLOT_MS
+        keys = self._slots.get(slot)
+        if keys is None:
+            self._slots[slot] = [key]
+            heapq.heappush(self._next, slot)
+        else:
+            keys.append(key)
+
+    def _due_in(self, slot: int) -> list[tuple[int, str]]:
+        """What is still to be looked at in a slot, the first one first."""
+        due = self.due
+        return sorted(
+            {(due[key], key) for key in self._slots[slot] if due.get(key, -1) // SLOT_MS == slot}
+        )
+
+    def _leave(self, slot: int) -> bool:
+        """Forget a slot with nothing left in it; whether there is something left."""
+        left = [key for _, key in self._due_in(slot)]
+        if left:
+            self._slots[slot] = left
+            return True
+        del self._slots[slot]
+        heapq.heappop(self._next)
+        return False
 
     def _act(self, job: Job, v: View, at: int, judged: Judgement) -> None:
         todo = judged.todo
