@@ -16,6 +16,7 @@ from tests.support.stall_loop import BASE, HOUR, KEY, MINUTE, POLICY, SECOND, TI
 from topics.models import (
     ClaimFact,
     Conclusion,
+    JobFact,
     ParentRun,
     Tick,
 )
