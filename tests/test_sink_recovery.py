@@ -238,12 +238,16 @@ def test_a_command_of_a_fleet_has_no_job(url: str, client: Client) -> None:
     assert found == [("f", "", "wake_fleet", "starved", [])]
 
 
-def test_the_parts_of_a_stall_can_be_asked_for(url: str, client: Client) -> None:
-    written(url, *everything())
-    found = client.execute(
-        "SELECT c.attempt, c.command, c.result FROM stalls FINAL ARRAY JOIN commands AS c"
-        " ORDER BY c.attempt"
-    )
+def test_who_may_only_read_sees_them_all(server: EmbeddedClickHouse) -> None:
+    schema.apply(server.url)
+    written(server.url, *everything())
+    with schema.connected(server.reader_url) as reader:
+        for table in TABLES:
+            assert reader.execute(f"SELECT count() > 0 FROM {table} FINAL") == [(1,)], table
+        found = reader.execute(
+            "SELECT c.attempt, c.command, c.result FROM stalls FINAL ARRAY JOIN commands AS c"
+            f" WHERE key = '{stuck.KEY}' ORDER BY c.attempt"
+        )
     assert found == [(1, "release_claim", Result.DONE), (2, "", Result.EXPIRED)]
 
 
