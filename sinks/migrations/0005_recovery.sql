@@ -8,7 +8,7 @@ CREATE TABLE IF NOT EXISTS stalls (
   received_at DateTime64(3, 'UTC') COMMENT 'When we first heard of the job' CODEC(Delta, ZSTD(1)),
   fleet LowCardinality(String) COMMENT 'Pool or canonical label set of the job',
   repo LowCardinality(String) COMMENT 'owner/name',
-  kind LowCardinality(String) COMMENT 'stale_claim, orphan, displaced, runner_lost, stale_queue, missed_completion',
+  kind LowCardinality(String) COMMENT 'stale_claim, orphan, displaced, runner_lost, stale_queue, missed_completion; flapping once a person was asked for',
   since DateTime64(3, 'UTC') COMMENT 'When the job entered the wrong state',
   opened_at DateTime64(3, 'UTC') COMMENT 'When that was found',
   left_at Nullable(DateTime64(3, 'UTC')) COMMENT 'When the job left the wrong state: its claim was released, it started, completed or was claimed, or the provider told how it is; NULL while it is in it',
