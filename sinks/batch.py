@@ -36,8 +36,8 @@ class Batch:
     urgent: float | None = None
     #: Broker time of the oldest record, ms.
     oldest_ms: int = LATEST_MS
-    #: The broker's id of the log that the job states are from; None when there are none.
-    log: str | None = None
+    #: The broker's ids of the logs that records of ``rows.PLACED`` topics are from, by topic.
+    logs: dict[str, str] = field(default_factory=dict)
 
     def add(self, records: Sequence[SourceRecord | Undecodable], now: float) -> None:
         """Take in records of one partition, in the order of their offsets."""

@@ -91,8 +91,8 @@ class Progress:
                 batch.reach(where, position, ownership, now)
         for where, records in fetched.items():
             if records:
-                if where.topic == rows.JOB_STATES and batch.log is None:
-                    batch.log = log_id(consumer, where.topic)
+                if where.topic in rows.PLACED and where.topic not in batch.logs:
+                    batch.logs[where.topic] = log_id(consumer, where.topic)
                 batch.add(records, now)
                 self._metrics.records.labels(where.topic).inc(len(records))
 

@@ -189,10 +189,9 @@ def _write(
             done.passed_over += 1
             log.warning("%s:%d:%d: %s", record.topic, record.partition, record.offset,
                         describe(error))  # fmt: skip
-    epoch = 0
-    if any(item.record.topic == rows.JOB_STATES for item in items):
-        epoch = writer.epoch(rows.JOB_STATES, log_id(consumer, rows.JOB_STATES))
-    made, failed = rows.build(items, epoch)
+    placed = {item.record.topic for item in items} & rows.PLACED.keys()
+    epochs = {topic: writer.epoch(topic, log_id(consumer, topic)) for topic in placed}
+    made, failed = rows.build(items, epochs)
     wanted = [each for each in made if each.table.name in tables]
     refused = writer.write(wanted, identity.token())
     done.passed_over += len(failed) + len(refused)

@@ -189,11 +189,13 @@ def absent(url: str) -> tuple[str, ...]:
         return _absent(client, [each for each in migrations() if each.version in known])
 
 
-def epoch(client: Client, topic: str, log_id: str) -> int:
+def epoch(client: Client, topic: str, log_id: str, table: str = "jobs") -> int:
     """Which life of ``topic`` the log is, from 1; noted when it was not known.
 
     The same answer for every sink, also for two that ask at once. Should the notes be lost, a log
-    that is not known comes after all that ``jobs`` knows. Raises clickhouse-driver's errors.
+    that is not known comes after all that ``table`` knows, whose ``rev`` are places.
+
+    Raises clickhouse-driver's errors.
     """
     place = {"topic": topic, "log": log_id}
     ((known, number),) = client.execute(
@@ -205,7 +207,7 @@ def epoch(client: Client, topic: str, log_id: str) -> int:
     ((latest,),) = client.execute(
         "SELECT greatest((SELECT max(epoch) FROM log_epochs WHERE topic = %(topic)s),"
         " (SELECT max(if(rev >= 0x8000000000000000,"
-        " bitAnd(bitShiftRight(rev, 48), 0x7FFF), 0)) FROM jobs))",
+        f" bitAnd(bitShiftRight(rev, 48), 0x7FFF), 0)) FROM {table}))",
         place,
     )
     client.execute(

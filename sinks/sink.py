@@ -378,8 +378,8 @@ class Sink:
     def _write(self, batch: Batch) -> None:
         """Steps 1 and 2 of the module's docstring."""
         # Which life of the log: one that was made anew counts its offsets from 0 again.
-        epoch = 0 if batch.log is None else self._writer.epoch(rows.JOB_STATES, batch.log)
-        tables, failed = rows.build(batch.items, epoch)
+        epochs = {topic: self._writer.epoch(topic, log) for topic, log in batch.logs.items()}
+        tables, failed = rows.build(batch.items, epochs)
         refused = [*batch.refused, *(Refused(record, why) for record, why in failed)]
         refused += self._writer.write(tables, batch.identity.token())
         if refused:

@@ -39,7 +39,7 @@ from clickhouse_driver.errors import Error, ServerException, TypeMismatchError
 from sinks import schema
 from sinks.columns import Row
 from sinks.metrics import RetryReason, SinkMetrics
-from sinks.rows import TableRows
+from sinks.rows import PLACED, TableRows
 from sinks.schema import database_of, with_database
 from topics.dead_letters import SourceRecord
 from topics.models import Reason, Unreadable
@@ -202,7 +202,7 @@ class Writer:
         attempt = 0
         while known is None:
             try:
-                known = schema.epoch(self._connected(), topic, log_id)
+                known = schema.epoch(self._connected(), topic, log_id, PLACED[topic])
             except Exception as error:
                 self._disconnect()
                 attempt += 1

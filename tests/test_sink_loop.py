@@ -40,6 +40,7 @@ from sinks.http import HealthServer
 from sinks.metrics import FLUSH_REASONS
 from sinks.sink import Sink
 from sinks.writer import Backoff
+from tests.support import stuck
 from tests.support.brokers import Broker, broker, kind
 from topics.envelope import Record
 from topics.models import Delivery, JobState, LifecycleEvent, Sample, Status
@@ -182,6 +183,16 @@ def test_every_topic_reaches_its_table(config: SinkConfig, producer: Any, kafka:
             id="s", source="r", occurred_at=at, received_at=at, key="all", fleet="all",
             partition=0, status=Status.QUEUED, count=3, oldest_ms=5,
         ))  # fmt: skip
+        send(producer, rows.JOB_STATES, stuck.stuck(at, "stuck"))
+        send(producer, rows.PROBES, stuck.probe(at, "stuck"))
+        send(producer, rows.COMMANDS, stuck.command(at, "stuck"))
+        send(producer, rows.COMMANDS, stuck.command(
+            at, "stuck", id="wake_fleet|stuck|1", key="stuck", job_key="", n=0,
+        ))  # fmt: skip
+        send(producer, rows.OUTCOMES, stuck.outcome(at, "stuck"))
+        send(producer, rows.FLEET_STATES, stuck.fleet_state(at, "stuck"))
+        send(producer, rows.FLEET_STATES, stuck.fleet_state(at, "forgotten"))
+        producer.send(rows.FLEET_STATES, key=b"forgotten", value=None)
         producer.send(rows.JOB_STATES, key=b"x", value=b"{not json \xff")
         producer.send(rows.WEBHOOKS, key=b"x", value=b"{not json either")
         gone = job_state("all", 0, 2)
@@ -191,12 +202,17 @@ def test_every_topic_reaches_its_table(config: SinkConfig, producer: Any, kafka:
         eventually(lambda: count(config, "jobs", "all") == 49)
         assert count(config, "job_timings", "all") == 50, "history outlives the tombstone"
         assert count(config, "gauges", "all") == 1
+        for table, number in (
+            ("stalls", 2), ("probes", 1), ("commands", 2), ("outcomes", 1), ("fleet_states", 1),
+        ):  # fmt: skip
+            eventually(lambda table=table, number=number: count(config, table, "stuck") == number)
+        assert count(config, "fleet_states", "forgotten") == 0
         kinds = query(config, "SELECT unreadable, payload FROM events_raw ORDER BY payload")
         assert kinds == [("", '{"a":1}'), ("not_json", "{not json either")]
         letters = query(config, "SELECT topic, stage, reason, record_value FROM dead_letters")
         assert letters == [(rows.JOB_STATES, "sink", "not_json", b"{not json \xff")]
         assert value_of(sink.metrics.dead_letters, "not_json") == 1
-        eventually(lambda: committed(kafka, config.group_id, rows.JOB_STATES) == 102)
+        eventually(lambda: committed(kafka, config.group_id, rows.JOB_STATES) == 103)
         eventually(lambda: set(sink.status().lag.values()) == {0})
         status = sink.status()
         assert (status.ready, status.reason) == (True, "")

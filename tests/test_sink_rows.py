@@ -333,9 +333,9 @@ def test_a_version_is_a_place_in_the_log() -> None:
 
 def test_a_topic_that_was_made_anew_comes_later() -> None:
     item = rows.decode(on(rows.JOB_STATES, job_state(), offset=1_000))
-    (before, *_), _ = rows.build([item], epoch=1)
+    (before, *_), _ = rows.build([item], {rows.JOB_STATES: 1})
     fresh = rows.decode(on(rows.JOB_STATES, job_state(), offset=0))
-    (after, *_), _ = rows.build([fresh], epoch=2)
+    (after, *_), _ = rows.build([fresh], {rows.JOB_STATES: 2})
     place = rows.JOBS.columns.index("rev")
     assert after.rows[0][place] > before.rows[0][place]
 
