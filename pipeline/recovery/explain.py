@@ -73,6 +73,31 @@ def explain_recovery(job: Job, v: View, now: int, policy: RecoveryPolicy) -> tup
     return (Section("What recovery makes of it", tuple(said)),) if said else ()
 
 
+def last_event(stall: Stall, now: int) -> tuple[str, int, str]:
+    """What happened last in a stall: a word, when (ms), and what more is to be said of it."""
+    head = stall.head
+    found: list[tuple[int, int, str, str]] = [(head.opened_at, 0, "opened", "")]
+    if stall.asked is not None:
+        found.append((stall.asked.at, 1, "asked", f"question {stall.asked.k}"))
+    if stall.answered is not None:
+        said = stall.answered
+        found.append((said.at, 2, "answered", " ".join(filter(None, (said.answer, said.detail)))))
+    if stall.proposed is not None:
+        found.append((stall.proposed.at, 3, "proposed", stall.proposed.command))
+    if stall.withheld is not None:
+        found.append((stall.withheld.at, 4, "withheld", stall.withheld.why))
+    for attempt, issued in stall.issued.items():
+        ended = stall.ended.get(attempt)
+        if ended is not None:
+            text = " ".join(filter(None, (issued.command, ended.result, ended.reason)))
+            found.append((ended.at, 6, "ended", text))
+        else:
+            word = "in flight" if now < issued.expires_at else "overdue"
+            found.append((issued.at, 5, word, issued.command))
+    at, _, word, text = max(found)
+    return word, at, text
+
+
 def _stall(n: str, stall: Stall) -> list[str]:
     head = stall.head
     late = duration(max(0, head.opened_at - head.since))
