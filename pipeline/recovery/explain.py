@@ -75,26 +75,35 @@ def explain_recovery(job: Job, v: View, now: int, policy: RecoveryPolicy) -> tup
 
 def last_event(stall: Stall, now: int) -> tuple[str, int, str]:
     """What happened last in a stall: a word, when (ms), and what more is to be said of it."""
-    head = stall.head
-    found: list[tuple[int, int, str, str]] = [(head.opened_at, 0, "opened", "")]
-    if stall.asked is not None:
-        found.append((stall.asked.at, 1, "asked", f"question {stall.asked.k}"))
-    if stall.answered is not None:
-        said = stall.answered
-        found.append((said.at, 2, "answered", " ".join(filter(None, (said.answer, said.detail)))))
-    if stall.proposed is not None:
-        found.append((stall.proposed.at, 3, "proposed", stall.proposed.command))
-    if stall.withheld is not None:
-        found.append((stall.withheld.at, 4, "withheld", stall.withheld.why))
+    # Each is told by a clock of its own: what answers something comes after it all the same.
+    found = [(stall.head.opened_at, 0, "opened", stall.head.opened_at, "")]
+
+    def add(at: int, after: int, word: str, *text: str) -> int:
+        when = max(at, after)
+        found.append((when, len(found), word, at, " ".join(filter(None, text))))
+        return when
+
+    asked, answered = stall.asked, stall.answered
+    if asked is not None:
+        add(asked.at, 0, "asked", f"question {asked.k}")
+    if answered is not None:
+        after = asked.at if asked is not None and answered.k >= asked.k else 0
+        add(answered.at, after, "answered", answered.answer, answered.detail)
+    proposed, withheld = stall.proposed, stall.withheld
+    if proposed is not None:
+        add(proposed.at, 0, "proposed", proposed.command)
+    if withheld is not None:
+        after = proposed.at if proposed is not None and withheld.k >= proposed.k else 0
+        add(withheld.at, after, "withheld", withheld.why)
     for attempt, issued in stall.issued.items():
+        mine = proposed is not None and int(attempt) >= proposed.attempt
+        word = "in flight" if now < issued.expires_at else "overdue"
+        after = proposed.at if proposed is not None and mine else 0
+        after = add(issued.at, after, word, issued.command)
         ended = stall.ended.get(attempt)
         if ended is not None:
-            text = " ".join(filter(None, (issued.command, ended.result, ended.reason)))
-            found.append((ended.at, 6, "ended", text))
-        else:
-            word = "in flight" if now < issued.expires_at else "overdue"
-            found.append((issued.at, 5, word, issued.command))
-    at, _, word, text = max(found)
+            add(ended.at, after, "ended", issued.command, ended.result, ended.reason)
+    _, _, word, at, text = max(found)
     return word, at, text
 
 
