@@ -7,25 +7,32 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 from click.testing import CliRunner, Result
 from kafka import KafkaProducer
 from markupsafe import escape
+from pydantic import SecretStr
 
 from pipeline.cli import main
+from pipeline.effects import Output
 from pipeline.faust_safe.outbox import partition_of
+from pipeline.fleet import switch
+from pipeline.ledger import Ledger
 from pipeline.local.process import free_port
 from tests.support import evidence
 from tests.support.brokers import broker
+from tests.support.house import House
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
 from topics.catalogue import COMMANDS, FLEETS, LIFECYCLE, catalogue
 from topics.keys import job_key
+from topics.recovery import Mode, Switch
 
 PARTITIONS: Final = 2
 TICK_S: Final = 0.5
@@ -279,12 +286,12 @@ def test_the_web_call_needs_the_token(world: World) -> None:
     assert len(thrown) == PARTITIONS
     assert {each["key"] for each in thrown} == {f"switch:{FLEET_OF[0]}"}
 
-    def switch() -> dict[str, Any]:
+    def shown() -> dict[str, Any]:
         found = world.seen()["switches"]
         return next((one for one in found if one["id"] == answer["id"]), {})
 
-    wait(lambda: bool(switch()) and switch()["not_heeded_by"] == [], world.seen)
-    assert switch()["who"] == "web@127.0.0.1"
+    wait(lambda: bool(shown()) and shown()["not_heeded_by"] == [], world.seen)
+    assert shown()["who"] == "web@127.0.0.1"
     assert world.post({"mode": None, "fleet": FLEET_OF[0]}, Authorization=right)[0] == 202
     assert world.worker.get("/recovery/switch")[0] == 405
 
@@ -308,3 +315,54 @@ def test_a_switch_that_may_be_misspelt_is_told(world: World) -> None:
         RUNNERSTREAM_WEB_PORT=str(free_port()),
     )  # fmt: skip
     assert nobody.exit_code == 3, nobody.output
+
+
+class Outbox:
+    """Takes records, unless it is told to fail."""
+
+    def __init__(self) -> None:
+        self.taken: list[Output] = []
+        self.error: Exception | None = None
+
+    async def publish(self, outputs: Iterable[Output]) -> object:
+        if self.error is not None:
+            raise self.error
+        self.taken += outputs
+        return {}
+
+
+def test_a_switch_counts_whatever_the_clocks_and_a_broker_that_refuses_is_told() -> None:
+    ledgers = {partition: Ledger(partition, lambda key: None) for partition in range(3)}
+    outbox = Outbox()
+    with House(ledgers) as house:
+        worker = house.worker
+        worker.outbox = outbox
+        worker.settings = worker.settings.model_copy(update={"web_token": SecretStr(TOKEN)})
+        # Thrown by somebody whose clock is a day ahead: one partition knows of it.
+        ahead = int(time.time() * 1000) + 86_400_000
+        worker.fleet_ledgers[1].apply(0, switch("old", "", Mode.LIVE, "her", "", ahead))
+
+        def throw() -> tuple[int, dict[str, Any]]:
+            body = b'{"mode": "paused", "reason": "r"}'
+            status, _, answer = house.raw(
+                b"/recovery/switch", f"Authorization: bearer {TOKEN}",
+                f"Content-Length: {len(body)}\r\n\r\n{body.decode()}", method=b"POST",
+            )  # fmt: skip
+            return status, json.loads(answer)
+
+        status, answer = throw()
+        assert status == 202
+        assert answer["at"] == ahead + 1
+        assert [each.partition for each in outbox.taken] == [0, 1, 2]
+        for each in outbox.taken[:2]:
+            assert each.partition is not None
+            thrown = Switch.model_validate_json(each.value or b"")
+            worker.fleet_ledgers[each.partition].apply(1, thrown)
+        (shown,) = house.get("/recovery")[1]["switches"]
+        assert (shown["mode"], shown["not_heeded_by"]) == ("paused", [2])
+        assert "not yet heeded by partitions 2" in house.get("/recovery?format=html")[1]
+
+        outbox.error = KafkaConnectionError("nobody is there")
+        status, answer = throw()
+        assert status == 503
+        assert "throw it again" in answer["error"]

@@ -443,7 +443,8 @@ def test_what_is_stuck_is_known_without_looking_and_to_the_next_owner(loop: Loop
     loop.claimed()
     loop.wait(POLICY.orphan_ms - TICK)
     assert not loop.ledger.stalls()
-    loop.wait(3 * TICK)
+    loop.wait(2 * TICK)
+    loop.tick()
     ((key, stall),) = loop.ledger.stalls().items()
     assert (key, stall.n, stall.kind) == (KEY, 1, "orphan")
     assert loop.ledger.next_look(KEY) is not None
@@ -472,7 +473,8 @@ def test_a_job_that_is_over_is_stuck_until_its_holder_is_told(loop: Loop) -> Non
 
 def test_who_is_forgotten_is_not_stuck(loop: Loop) -> None:
     loop.claimed()
-    loop.wait(POLICY.orphan_ms + 2 * TICK)
+    loop.wait(POLICY.orphan_ms + TICK)
+    loop.tick()
     assert loop.ledger.stalls()
     loop.tick(100 * 24 * HOUR)
     assert not loop.ledger.index

@@ -68,36 +68,24 @@ class RecoveryViews:
             "/part/recovery", _wire(query), lambda mine: self._recovery(mine, query)
         )
         now = now_ms()
+        # A worker of an earlier release knows nothing of it; that stands under `incomplete`.
+        parts = [one for one in gathered.parts if "stalls" in one]
         rows = sorted(
-            (row for one in gathered.parts for row in one["stalls"]),
+            (row for one in parts for row in one["stalls"]),
             key=lambda row: (row["since"], row["job"]),
         )
         page, more = rows[: query.limit], len(rows) > query.limit
         following = cursor(page[-1]["since"], page[-1]["job"]) if page and more else None
-        stalled: dict[str, int] = {}
-        states: dict[str, dict[str, Any]] = {}
         async with self._site.turns.turn() as turn:
-            for one in gathered.parts:
-                await turn.next()
-                states.update(one["fleets"])
-                for fleet, jobs in one["stalled"].items():
-                    stalled[fleet] = stalled.get(fleet, 0) + jobs
-            await turn.next()
-            fleets = sorted(
-                (
-                    {"fleet": name, "stalls": stalled.get(name, 0), **states.get(name, {})}
-                    for name in {*states, *stalled}
-                ),
-                key=lambda one: (-one["stalls"], one["fleet"]),
-            )
+            fleets = await _fleets(parts, turn)
         settings = self._site.worker.settings
         answer = {
             "now": now,
             "configured": settings.recovery,
             "stalls": page,
-            "matched": sum(one["matched"] for one in gathered.parts),
-            "kinds": _kinds((one["kinds"] for one in gathered.parts), now),
-            "switches": _switches((one["switches"] for one in gathered.parts), settings.partitions),
+            "matched": sum(one["matched"] for one in parts),
+            "kinds": _kinds((one["kinds"] for one in parts), now),
+            "switches": _switches((one["switches"] for one in parts), settings.partitions),
             "fleets": fleets[:FLEETS],
             "fleets_matched": len(fleets),
             "next": following,
@@ -291,6 +279,23 @@ def _row(ledger: Ledger, key: str, now: int) -> dict[str, Any] | None:
         # None: nothing further is tried.
         "next_look": ledger.next_look(key),
     }
+
+
+async def _fleets(parts: Iterable[dict[str, Any]], turn: Turn) -> list[dict[str, Any]]:
+    """Each fleet with its stalls, over all workers; those with the most first."""
+    stalled: dict[str, int] = {}
+    states: dict[str, dict[str, Any]] = {}
+    for one in parts:
+        states.update(one["fleets"])
+        for fleet, jobs in one["stalled"].items():
+            stalled[fleet] = stalled.get(fleet, 0) + jobs
+        await turn.next()
+    found = [
+        {"fleet": name, "stalls": stalled.get(name, 0), **states.get(name, {})}
+        for name in states.keys() | stalled.keys()
+    ]
+    await turn.next()
+    return sorted(found, key=lambda one: (-one["stalls"], one["fleet"]))
 
 
 def _fleet(state: dict[str, Any]) -> dict[str, Any]:
