@@ -42,6 +42,10 @@ SAMPLES_SLICE: Final = 500
 #: (fleet, live status, jobs, age of the oldest in ms or None) of each.
 JobsSource = Callable[[], Iterator[tuple[str, str, int, int | None]]]
 
+#: (kind of stall, jobs, age of the oldest in ms) of each kind and partition. A partition that is
+#: not loaded has none, and where none is loaded nothing is exported.
+StallsSource = Callable[[], Iterator[tuple[str, int, int]]]
+
 #: (fleet, breaker, mode) of each.
 LevelsSource = Callable[[], Iterator[tuple[str, BreakerState, Mode]]]
 
@@ -49,7 +53,14 @@ LevelsSource = Callable[[], Iterator[tuple[str, BreakerState, Mode]]]
 _Change = Callable[[float], object]
 #: Read from the ledgers at each scrape, instead of being changed.
 _LOOKED_UP: Final = frozenset(
-    (metrics.JOBS, metrics.OLDEST, metrics.RECOVERY_BREAKER_OPEN, metrics.RECOVERY_MODE)
+    (
+        metrics.JOBS,
+        metrics.OLDEST,
+        metrics.STALLS_OPEN,
+        metrics.STALLS_OLDEST,
+        metrics.RECOVERY_BREAKER_OPEN,
+        metrics.RECOVERY_MODE,
+    )
 )
 _CHANGES: Final = {"counter": "inc", "histogram": "observe", "gauge": "set"}
 
@@ -145,6 +156,10 @@ class Exporter:
         """Export depth and oldest age from ``source`` at each scrape."""
         self._jobs = _Jobs(self, source)
         self.registry.register(self._jobs)
+
+    def watch_stalls(self, source: StallsSource) -> None:
+        """Export open stalls and the oldest of each kind from ``source`` at each scrape."""
+        self.registry.register(_Stalls(source))
 
     def watch_fleets(self, source: LevelsSource) -> None:
         """Export what recovery may do in each fleet from ``source`` at each scrape."""
@@ -252,6 +267,24 @@ class _Jobs(Collector):
             depth.add_metric(where, count)
             ages.add_metric(where, oldest)
         return [depth, ages]
+
+
+class _Stalls(Collector):
+    """Open stalls and the oldest of each kind."""
+
+    def __init__(self, source: StallsSource) -> None:
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        seen: dict[str, tuple[int, int]] = {}
+        for kind, count, oldest in self._source():
+            jobs, known = seen.get(kind, (0, 0))
+            seen[kind] = (jobs + count, max(known, oldest))
+        opened, ages = _family(metrics.STALLS_OPEN), _family(metrics.STALLS_OLDEST)
+        for kind, (count, oldest) in seen.items():
+            opened.add_metric([kind], count)
+            ages.add_metric([kind], oldest / 1000)
+        return [opened, ages]
 
 
 class _Levels(Collector):

@@ -353,6 +353,21 @@ OLDEST: Final = Gauge[tuple[str, str]](
     "seconds",
     (_FLEET, _LIVE),
 )
+STALLS_OPEN: Final = Gauge[tuple[str]](
+    "stalls_open",
+    "Jobs in a wrong state now, in this worker's partitions. Sum over workers.",
+    "jobs",
+    (_STALL,),
+    in_advance=False,
+)
+STALLS_OLDEST: Final = Gauge[tuple[str]](
+    "stalls_oldest_seconds",
+    "For how long the job longest in a wrong state is in it, 0 when there is none. Max over "
+    "workers.",
+    "seconds",
+    (_STALL,),
+    in_advance=False,
+)
 RECOVERY_COMMANDS: Final = Counter[tuple[str]](
     "recovery_commands", "Commands issued to executors.", "commands", (_COMMAND,)
 )

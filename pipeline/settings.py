@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     web_bind: str = "127.0.0.1"
     web_port: int = Field(6066, ge=0, le=65535)
     web_host: str = "127.0.0.1"
+    #: Who knows it may throw the switches of recovery by HTTP (``POST /recovery/switch``, header
+    #: ``Authorization: Bearer``). Without it nobody may, and the command line does it.
+    web_token: SecretStr = SecretStr("")
     #: Health and metrics of the sink process. 0 picks a port.
     sink_port: int = Field(6067, ge=0, le=65535)
     #: Health and metrics of the prober process. 0 picks a port.
@@ -239,7 +242,7 @@ class Settings(BaseSettings):
         check_clickhouse_url(value.get_secret_value())
         return value
 
-    @field_validator("github_token")
+    @field_validator("github_token", "web_token")
     @classmethod
     def _token(cls, value: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[\x21-\x7e]*", value.get_secret_value()):

@@ -42,7 +42,7 @@ from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
 from topics.catalogue import JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
 from topics.models import Tick
-from topics.recovery import BreakerState, Mode
+from topics.recovery import BreakerState, Mode, StallKind
 from topics.tables import JOBS_TABLE
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ class Worker:
         app.task(self._start_outbox)
         app.task(self._clock)
         self.metrics.watch_jobs(self.live_jobs)
+        self.metrics.watch_stalls(self.open_stalls)
         self.metrics.watch_fleets(self.fleet_levels)
         mount(self)
 
@@ -276,12 +277,33 @@ class Worker:
                     since = ledger.oldest(fleet, status) if count else None
                     yield fleet, status, count, None if since is None else max(0, now - since)
 
+    def open_stalls(self) -> Iterator[tuple[str, int, int]]:
+        """(kind, jobs, age of the oldest in ms) of each kind and owned partition."""
+        now = int(time.time() * 1000)
+        for ledger in list(self.fold.ledgers.values()):
+            oldest: dict[str, int] = {}
+            counts = dict.fromkeys(StallKind, 0)
+            for stall in ledger.stalls().values():
+                kind = StallKind(stall.kind)
+                counts[kind] += 1
+                oldest[kind] = min(stall.since, oldest.get(kind, stall.since))
+            for kind, count in counts.items():
+                yield kind.value, count, max(0, now - oldest.get(kind, now))
+
+    @property
+    def fleet_ledgers(self) -> Mapping[int, FleetLedger]:
+        """By partition of ``runners.fleets``, those that are loaded."""
+        return {
+            partition: ledger
+            for fold in self.folds
+            for partition, ledger in list(fold.ledgers.items())
+            if isinstance(ledger, FleetLedger)
+        }
+
     def fleet_levels(self) -> Iterator[tuple[str, BreakerState, Mode]]:
         """(fleet, breaker, mode) over owned partitions of ``runners.fleets``."""
-        for fold in self.folds:
-            for ledger in list(fold.ledgers.values()):
-                if isinstance(ledger, FleetLedger):
-                    yield from ledger.levels()
+        for ledger in self.fleet_ledgers.values():
+            yield from ledger.levels()
 
     def run(self) -> int:
         """Run until a signal or a failure. Returns the exit code."""

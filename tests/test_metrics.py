@@ -68,6 +68,8 @@ NOTES: list[Note[Any]] = [
 ]
 LIVE_JOBS = [("a", "queued", 2, 1500), ("b", "running", 1, None), ("c", "queued", 4, 70000),
              ("d", "queued", 1, 500)]  # fmt: skip
+#: Of two partitions.
+STALLS = [("orphan", 2, 9500), ("stale_claim", 0, 0), ("orphan", 1, 20000), ("stale_claim", 0, 0)]
 #: Fleets beyond the second share a label, and the worst of them is shown.
 LEVELS = [
     ("a", BreakerState.OPEN, Mode.LIVE),
@@ -88,6 +90,7 @@ def text_of(exporter: Exporter) -> str:
 def told() -> str:
     exporter = Exporter(max_fleets=2)
     exporter.watch_jobs(lambda: iter(LIVE_JOBS))
+    exporter.watch_stalls(lambda: iter(STALLS))
     exporter.watch_fleets(lambda: iter(LEVELS))
     exporter.note(NOTES)
     exporter.done(Done("fold", 700, 0.3, 0.02, writes={}))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.jobs import FleetNames, decode, encode, join, merge, view
-from pipeline.recovery.explain import explain_recovery
+from pipeline.recovery.explain import explain_recovery, last_event
 from tests.support.stall_loop import BASE, HOUR, KEY, MINUTE, POLICY, SECOND, TICK, Loop
 from topics.models import (
     ClaimFact,
@@ -486,3 +486,68 @@ def test_what_was_told_of_stalls_may_come_in_any_order_and_often(
     assert join(parts[0], parts[1]) == whole  # type: ignore[arg-type]
     assert whole is not None
     assert decode(encode(whole, view(whole, FleetNames()))) == whole
+
+
+def test_what_is_stuck_is_known_without_looking_and_to_the_next_owner(loop: Loop) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms - TICK)
+    assert not loop.ledger.stalls()
+    loop.wait(2 * TICK)
+    loop.tick()
+    ((key, stall),) = loop.ledger.stalls().items()
+    assert (key, stall.n, stall.kind) == (KEY, 1, "orphan")
+    assert loop.ledger.next_look(KEY) is not None
+    assert dict(loop.open("another").stalls()) == {KEY: stall}
+    # It runs: what was suspected is over, though it is remembered.
+    loop.started()
+    assert loop.recovery.stalls
+    assert not loop.ledger.stalls()
+    assert not loop.open("a third").stalls()
+
+
+def test_a_job_that_is_over_is_stuck_until_its_holder_is_told(loop: Loop) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms + TICK)
+    loop.answer(loop.probes[-1], Answer.GHOST)
+    loop.tick()
+    loop.tick()
+    assert loop.status == "completed"
+    assert set(loop.ledger.stalls()) == {KEY}
+    loop.wait(MINUTE)
+    proposal = loop.proposals[-1]
+    loop.decide(proposal)
+    loop.end(proposal, Result.DONE)
+    assert not loop.ledger.stalls()
+
+
+def test_who_is_forgotten_is_not_stuck(loop: Loop) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms + TICK)
+    loop.tick()
+    assert loop.ledger.stalls()
+    loop.tick(100 * 24 * HOUR)
+    assert not loop.ledger.index
+    assert not loop.ledger.stalls()
+
+
+def test_the_last_event_is_the_last_in_the_life_of_a_stall_whatever_the_clocks(loop: Loop) -> None:
+    loop.claimed(minted=False)
+    loop.wait(POLICY.stale_claim_ms + 2 * TICK)
+    (proposal,) = loop.proposals
+
+    def last(now: int) -> tuple[str, int, str]:
+        found = loop.ledger.job(KEY)
+        assert found is not None
+        assert found[0].recovery is not None
+        return last_event(found[0].recovery.stalls["1"], now)
+
+    at = proposal.proposed.at
+    assert last(loop.now) == ("proposed", at, "release_claim")
+    # The clock of the fleet's partition is a tick behind.
+    loop.now = at - TICK
+    loop.decide(proposal)
+    assert last(at) == ("in flight", at - TICK, "release_claim")
+    assert last(at + HOUR) == ("overdue", at - TICK, "release_claim")
+    loop.now = at - 2 * TICK
+    loop.end(proposal, Result.DONE)
+    assert last(at)[::2] == ("ended", "release_claim done")

@@ -220,6 +220,8 @@ VIEWS = [
     "/windows",
     "/windows?size=60&fleet=even,linux",
     "/windows?size=3600",
+    "/recovery",
+    "/recovery?kind=orphan&fleet=even,linux",
     "/workers",
 ]
 

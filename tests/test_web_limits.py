@@ -521,6 +521,7 @@ KNOWN = {
     "/jobs/github:github.com:1": (),
     "/fleets": ("span", "limit", "cursor"),
     "/windows": ("size", "fleet", "from", "to", "limit", "cursor"),
+    "/recovery": ("kind", "fleet", "limit", "cursor"),
     "/workers": (),
     "/healthz": (),
     "/readyz": ("part",),
@@ -532,6 +533,7 @@ KNOWN = {
     "/part/totals": ("partitions",),
     "/part/fleets": ("partitions", "since"),
     "/part/windows": ("partitions", "size", "fleet", "from", "to", "limit", "cursor"),
+    "/part/recovery": ("partitions", "kind", "fleet", "limit", "cursor"),
     "/part/worker": ("partitions",),
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from topics.bridge import CREDENTIALS
 from topics.catalogue import LIFECYCLE, MAX_WEBHOOK_BYTES, WEBHOOKS
@@ -130,8 +130,10 @@ class Producer:
         key: bytes | None,
         value: bytes | None,
         headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
     ) -> None:
-        """Post raw bytes; returns as soon as they are in a batch.
+        """Post raw bytes; returns as soon as they are in a batch. ``partition``: instead of the
+        one that the key decides.
 
         Waits while more than ``max_in_flight_bytes`` are unacknowledged. Raises
         :class:`DeliveryError` for this record, or for an earlier one before this one is taken
@@ -145,12 +147,24 @@ class Producer:
             raise RuntimeError("the producer is closed")
         try:
             # In order of acceptance by kafka-python, which is what the queue relies on.
-            future = self._kafka.send(topic, value=value, key=key, headers=list(headers))
+            future = self._kafka.send(
+                topic, value=value, key=key, headers=list(headers), partition=partition
+            )
         except KafkaError as error:
             raise DeliveryError(topic, key, error) from error
         with self._lock:
             self._pending.append(_Pending(future, topic, key, size))
             self._bytes += size
+
+    def partitions_of(self, topic: str) -> int:
+        """How many partitions a topic has. Raises :class:`DeliveryError` when nobody can tell."""
+        try:
+            found = self._kafka.partitions_for(topic)
+        except KafkaError as error:
+            raise DeliveryError(topic, None, error) from error
+        if not found:
+            raise DeliveryError(topic, None, UnknownTopicOrPartitionError())
+        return len(found)
 
     @property
     def unacknowledged_bytes(self) -> int:

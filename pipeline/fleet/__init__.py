@@ -8,6 +8,15 @@ say whether a command may go, under a ``policy``; ``records`` are the words for 
 
 from pipeline.fleet.ledger import ACT_WITHIN_MS, FleetLedger
 from pipeline.fleet.policy import FleetPolicy, Policies
+from pipeline.fleet.records import everywhere, switch
 from pipeline.fleet.rows import clock_key
 
-__all__ = ["ACT_WITHIN_MS", "FleetLedger", "FleetPolicy", "Policies", "clock_key"]
+__all__ = [
+    "ACT_WITHIN_MS",
+    "FleetLedger",
+    "FleetPolicy",
+    "Policies",
+    "clock_key",
+    "everywhere",
+    "switch",
+]

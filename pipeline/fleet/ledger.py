@@ -172,6 +172,11 @@ class FleetLedger:
             breaker = fleet.breaker(self._policies.of(fleet.name))
             yield fleet.name, breaker.state(self.clock), self.mode(fleet.name)
 
+    def states(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each fleet as it is now, in the words of :class:`topics.recovery.FleetState`."""
+        for fleet in list(self.fleets.values()):
+            yield fleet.name, self._state(fleet)
+
     # -- what is said --------------------------------------------------------------------------
 
     def _on_proposal(self, proposal: Proposal) -> None:
@@ -349,22 +354,7 @@ class FleetLedger:
         """Say how the fleet is, if it is no longer as last said."""
         if not fleet.known:
             return
-        counts = self._counts.get(fleet.name)
-        if counts is None:
-            states = (state_of(each, fleet.host_gone(each)) for each in fleet.runners.values())
-            counts = self._counts[fleet.name] = dict(sorted(Counter(states).items()))
-        breaker = fleet.breaker(self._policies.of(fleet.name))
-        state = breaker.state(self.clock)
-        said: dict[str, Any] = {
-            "runners": counts,
-            "pending": len(fleet.pending),
-            "in_flight": fleet.in_flight(self.clock),
-            "issued_hour": fleet.issued_since(self.clock - HOUR_MS),
-            "breaker": state,
-            "breaker_until": breaker.opened_until if state is BreakerState.OPEN else None,
-            "mode": self.mode(fleet.name),
-            "switch": thrown(self.switches, fleet.name),
-        }
+        said = self._state(fleet)
         if self._said.get(fleet.name) == said:
             return
         self._said[fleet.name] = said
@@ -378,6 +368,24 @@ class FleetLedger:
             **said,
         )
         self._outputs.append(records.output(FLEET_STATES, record, self.partition))
+
+    def _state(self, fleet: Fleet) -> dict[str, Any]:
+        counts = self._counts.get(fleet.name)
+        if counts is None:
+            states = (state_of(each, fleet.host_gone(each)) for each in fleet.runners.values())
+            counts = self._counts[fleet.name] = dict(sorted(Counter(states).items()))
+        breaker = fleet.breaker(self._policies.of(fleet.name))
+        state = breaker.state(self.clock)
+        return {
+            "runners": counts,
+            "pending": len(fleet.pending),
+            "in_flight": fleet.in_flight(self.clock),
+            "issued_hour": fleet.issued_since(self.clock - HOUR_MS),
+            "breaker": state,
+            "breaker_until": breaker.opened_until if state is BreakerState.OPEN else None,
+            "mode": self.mode(fleet.name),
+            "switch": thrown(self.switches, fleet.name),
+        }
 
     # -- acting --------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.effects import Output
 from pipeline.fleet.runners import Displaced, Loss
 from pipeline.fleet.state import number_of, proposed_id
-from topics.catalogue import COMMANDS, JOBS
+from topics.catalogue import COMMANDS, FLEETS, JOBS
 from topics.envelope import JobKey, Record
 from topics.models import ClaimFact, JobFact
 from topics.recovery import (
@@ -23,6 +23,7 @@ from topics.recovery import (
     Decision,
     Ended,
     Ending,
+    Mode,
     Proposal,
     Result,
     RunnerSeen,
@@ -30,6 +31,7 @@ from topics.recovery import (
     Seen,
     StallFact,
     StallKind,
+    Switch,
     Why,
     command_id,
 )
@@ -38,6 +40,8 @@ SOURCE: Final = "runnerstream"
 #: An id has at most 512 characters; of a longer one the digest stands for the end.
 _MAX_ID: Final = 512
 _KEPT: Final = 440
+#: Of the name of who throws a switch.
+_WHO: Final = 256
 #: How large an attempt may be: ids of wake-ups come again after nine years.
 _ATTEMPTS: Final = 1_000_000
 
@@ -54,6 +58,25 @@ def id_of(text: str) -> str:
 def output(topic: str, record: Record, partition: int | None = None) -> Output:
     """A record as it is published under its key."""
     return Output(topic, partition, record.key.encode(), record.model_dump_json().encode())
+
+
+def switch(id_: str, fleet: str, mode: Mode | None, who: str, reason: str, at: int) -> Switch:
+    """A switch that a person throws at ``at`` (ms), for all fleets where ``fleet`` is empty.
+
+    Raises pydantic.ValidationError for a name or a reason that is too long.
+    """
+    return Switch(
+        **_envelope(id_, at, id_of(f"switch:{fleet}")),
+        fleet=fleet,
+        mode=mode,
+        who=who[:_WHO],
+        reason=reason,
+    )
+
+
+def everywhere(thrown: Switch, partitions: int) -> list[Output]:
+    """A switch as it is published: into every partition of the log, as each is heeded alone."""
+    return [output(FLEETS, thrown, partition) for partition in range(partitions)]
 
 
 def _envelope(id_: str, at: int, key: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
-from topics.recovery import Answer, Result, StallFact
+from topics.recovery import Answer, Result, StallFact, StallKind
 
 #: Stalls of a job that are kept, half of them the first and half the last.
 MAX_STALLS: Final = 64
@@ -196,7 +196,7 @@ def _stall(fact: StallFact) -> Stall:
 
 def _join(a: Stall, b: Stall) -> Stall:
     return Stall(
-        min(a.head, b.head),
+        min(a.head, b.head, key=_head_order),
         _greater(a.asked, b.asked),
         _greater(a.answered, b.answered),
         b.gone_at
@@ -209,6 +209,11 @@ def _join(a: Stall, b: Stall) -> Stall:
         _merged(a.issued, b.issued, _earlier),
         _merged(a.ended, b.ended, _stronger),
     )
+
+
+def _head_order(head: Head) -> tuple[bool, Head]:
+    # What is told of a job that is left to a person says why that is, and not what it was.
+    return head.kind == StallKind.FLAPPING, head
 
 
 def _greater(a: Any, b: Any) -> Any:

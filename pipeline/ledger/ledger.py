@@ -48,7 +48,7 @@ from pipeline.ledger.index import Index, Known
 from pipeline.ledger.limits import MAX_FLEETS, Retention, heard_until
 from pipeline.ledger.pending import Pending
 from pipeline.ledger.runs import Runs
-from pipeline.ledger.stalls import Stalls, acts
+from pipeline.ledger.stalls import OpenStall, Stalls, acts
 from pipeline.ledger.windows import Windows
 from pipeline.recovery import Policies
 from pipeline.windows import Contribution, Pane, PaneKey, WindowPolicy, contributions
@@ -386,6 +386,7 @@ class Ledger:
             if known is None:
                 continue
             self._entries.forget(key)
+            self._stalls.forget(key)
             pending.gone[key] = None
             pending.outputs.append(Output(JOB_STATES, self.partition, key.encode(), None))
             pending.note(metrics.EXPIRED_JOBS, (known.status,))
@@ -419,6 +420,14 @@ class Ledger:
     def oldest(self, fleet: str, status: str) -> int | None:
         """Since when the job longest in this status is in it; ``None`` when there is none."""
         return self._index.oldest(fleet, status)
+
+    def stalls(self) -> Mapping[str, OpenStall]:
+        """The stall of each job that is in one."""
+        return self._stalls.open
+
+    def next_look(self, key: str) -> int | None:
+        """When recovery looks at a job next; ``None``: when something new is known of it."""
+        return self._stalls.due.get(key)
 
     def stored(self, key: str) -> bytes | None:
         """The bytes of a job or run in the table; ``None`` when there is none."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 from typing import Any, Final
 
+from msgspec import Struct
+
 from pipeline import metrics
 from pipeline.effects import Output
 from pipeline.jobs import Job, View
@@ -13,7 +15,7 @@ from pipeline.jobs.record import Summary, is_watched
 from pipeline.jobs.stalls import told_rev
 from pipeline.ledger.entries import Entries
 from pipeline.ledger.pending import Pending
-from pipeline.recovery import Ask, Judgement, Policies, Propose, Tell, judge, next_look
+from pipeline.recovery import Ask, Judgement, Policies, Propose, Tell, judge, next_look, open_stall
 from topics.catalogue import FLEETS, JOBS, PROBES
 from topics.models import Clock, Conclusion, JobFact, Milestone, Tick
 from topics.recovery import (
@@ -62,6 +64,14 @@ def acts(tick: Tick, me: str, now: int | None) -> bool:
     return fresh and tick.sources_to is not None and at - tick.sources_to <= SOURCES_WITHIN_MS
 
 
+class OpenStall(Struct, frozen=True, gc=False):
+    """The stall a job is in: its number, its kind, and since when (ms)."""
+
+    n: int
+    kind: str
+    since: int
+
+
 class Stalls:
     """The deadlines of a partition's jobs: a tick costs what is due, not what is alive."""
 
@@ -80,6 +90,8 @@ class Stalls:
         #: Until when a job is left alone, because what was emitted may not be in the log yet, and
         #: how much was told of its stalls then.
         self._held: dict[str, tuple[int, int]] = {}
+        #: The jobs that are in a stall.
+        self.open: dict[str, OpenStall] = {}
         #: Fleets in which jobs are claimed: only there a runner can be taken from a job.
         self._claiming: dict[str, None] = {}
 
@@ -87,6 +99,9 @@ class Stalls:
         """A job of the table. What its summary does not tell is found out by a look."""
         if known.watched:
             self._put(key, 0)
+            found = self._entries.look(key)
+            if found is not None:
+                self._mark(*found)
             return
         policy = self._policies.of(known.fleet)
         since = known.since if known.since is not None else known.received_at
@@ -109,7 +124,10 @@ class Stalls:
             since = v.since if v.since is not None else job.first_seen
             self._put(key, since + getattr(policy, _PLAIN[v.status]))
             return
-        self._claiming[v.fleet] = None
+        if job.claims:
+            self._claiming[v.fleet] = None
+        if job.recovery is not None:
+            self._mark(job, v)
         due = next_look(job, v, policy)
         if due is None:
             self.due.pop(key, None)
@@ -122,6 +140,10 @@ class Stalls:
             else:
                 due = max(due, until)
         self._put(key, due)
+
+    def forget(self, key: str) -> None:
+        """The job has expired."""
+        self.open.pop(key, None)
 
     def on_tick(self, at: int) -> None:
         """Look at what is due, the oldest first."""
@@ -164,6 +186,15 @@ class Stalls:
             job_key=job.key,
         )
         self._publish(FLEETS, v.fleet, seen)
+
+    def _mark(self, job: Job, v: View) -> None:
+        """Know whether the job is in a stall."""
+        found = open_stall(job, v, self._policies.of(v.fleet))
+        if found is None:
+            self.open.pop(job.key, None)
+            return
+        n, stall = found
+        self.open[job.key] = OpenStall(n, stall.head.kind, stall.head.since)
 
     def _put(self, key: str, due: int) -> None:
         if self.due.get(key) == due:

@@ -4,7 +4,7 @@ Rules over (a job's facts, the time of a tick, a policy): nothing, a question, o
 is proposed is decided by the fleet (:mod:`pipeline.fleet`); here nothing is commanded.
 """
 
-from pipeline.recovery.judge import Ask, Judgement, Propose, Tell, judge, next_look
+from pipeline.recovery.judge import Ask, Judgement, Propose, Tell, judge, next_look, open_stall
 from pipeline.recovery.policy import Policies, RecoveryPolicy
 from pipeline.recovery.rules import Suspect, suspect
 
@@ -18,5 +18,6 @@ __all__ = [
     "Tell",
     "judge",
     "next_look",
+    "open_stall",
     "suspect",
 ]

@@ -73,6 +73,40 @@ def explain_recovery(job: Job, v: View, now: int, policy: RecoveryPolicy) -> tup
     return (Section("What recovery makes of it", tuple(said)),) if said else ()
 
 
+def last_event(stall: Stall, now: int) -> tuple[str, int, str]:
+    """What happened last in a stall: a word, when (ms), and what more is to be said of it."""
+    # Each is told by a clock of its own: what answers something comes after it all the same.
+    found = [(stall.head.opened_at, 0, "opened", stall.head.opened_at, "")]
+
+    def add(at: int, after: int, word: str, *text: str) -> int:
+        when = max(at, after)
+        found.append((when, len(found), word, at, " ".join(filter(None, text))))
+        return when
+
+    asked, answered = stall.asked, stall.answered
+    if asked is not None:
+        add(asked.at, 0, "asked", f"question {asked.k}")
+    if answered is not None:
+        after = asked.at if asked is not None and answered.k >= asked.k else 0
+        add(answered.at, after, "answered", answered.answer, answered.detail)
+    proposed, withheld = stall.proposed, stall.withheld
+    if proposed is not None:
+        add(proposed.at, 0, "proposed", proposed.command)
+    if withheld is not None:
+        after = proposed.at if proposed is not None and withheld.k >= proposed.k else 0
+        add(withheld.at, after, "withheld", withheld.why)
+    for attempt, issued in stall.issued.items():
+        mine = proposed is not None and int(attempt) >= proposed.attempt
+        word = "in flight" if now < issued.expires_at else "overdue"
+        after = proposed.at if proposed is not None and mine else 0
+        after = add(issued.at, after, word, issued.command)
+        ended = stall.ended.get(attempt)
+        if ended is not None:
+            add(ended.at, after, "ended", issued.command, ended.result, ended.reason)
+    _, _, word, at, text = max(found)
+    return word, at, text
+
+
 def _stall(n: str, stall: Stall) -> list[str]:
     head = stall.head
     late = duration(max(0, head.opened_at - head.since))

@@ -95,6 +95,20 @@ def judge(job: Job, v: View, at: int, policy: RecoveryPolicy) -> Judgement:
     return _proceed(job, found, n, stall, at, policy)
 
 
+def open_stall(job: Job, v: View, policy: RecoveryPolicy) -> tuple[int, Stall] | None:
+    """The number and the state of the stall the job is in; None when it is in none.
+
+    A completed job is in one while whoever held it is still to be told.
+    """
+    last = latest(job.recovery)
+    if last is None:
+        return None
+    if v.status == "completed":
+        return last if _cleared(job, 0, policy).again is not None else None
+    found = suspect(job, v, policy)
+    return last if found is not None and _stall_of(job, found)[1] is not None else None
+
+
 def _proceed(
     job: Job, found: Suspect, n: int, stall: Stall, at: int, policy: RecoveryPolicy
 ) -> Judgement:

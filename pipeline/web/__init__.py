@@ -2,8 +2,8 @@
 
 ``part`` is what this worker knows itself, ``group`` asks the others. ``watch`` asks broker and
 ClickHouse, ``health`` knows from it whether the answers can be trusted. ``jobs``, ``fleets``,
-``windows`` and ``views`` make JSON and HTML of it all, with what ``site`` and ``answers`` hold for
-them. Views only read.
+``windows``, ``recovery`` and ``views`` make JSON and HTML of it all, with what ``site`` and
+``answers`` hold for them. Views only read; the switch of recovery is put into the log.
 """
 
 from pipeline.web.views import mount

@@ -6,10 +6,12 @@ Each port is what one kind of question needs: :class:`JobReader` what a worker k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
+from pipeline.effects import Output
 from pipeline.exporter import Exporter
+from pipeline.fleet import FleetLedger
 from pipeline.holes import Holes
 from pipeline.ledger import Ledger
 from pipeline.reached import Reached
@@ -22,6 +24,23 @@ class JobReader(Protocol):
     @property
     def ledgers(self) -> Mapping[int, Ledger]:
         """By partition of ``runners.jobs``. One may be missing while tables are read back."""
+        ...
+
+
+class FleetReader(JobReader, Protocol):
+    """And the fleets of those partitions, which one worker owns together with the jobs'."""
+
+    @property
+    def fleet_ledgers(self) -> Mapping[int, FleetLedger]:
+        """By partition of ``runners.fleets``. One may be missing while tables are read back."""
+        ...
+
+
+class Publisher(Protocol):
+    """Writes records to topics."""
+
+    async def publish(self, outputs: Iterable[Output]) -> object:
+        """Return when all are durable. Raises aiokafka.errors.KafkaError."""
         ...
 
 
@@ -129,8 +148,13 @@ class Readiness(Protocol):
         ...
 
 
-class Console(JobReader, Membership, Readiness, Protocol):
+class Console(FleetReader, Membership, Readiness, Protocol):
     """All of it: what the views together need of their worker."""
+
+    @property
+    def outbox(self) -> Publisher:
+        """How what a person commands is put into the log."""
+        ...
 
     @property
     def app(self) -> Any:

@@ -12,6 +12,8 @@ for, and what they do not say stands under ``incomplete``.
 ``/jobs/{key}``           one job: facts, timeline, where each timing comes from
 ``/fleets``               per fleet: jobs by state, the oldest, p50/p95/p99; ``span`` in seconds
 ``/windows``              tumbling windows, newest first: ``fleet``, ``size``, ``from``, ``to`` (ms)
+``/recovery``             what is stuck, oldest first, and what recovery may do: ``kind``,
+                          ``fleet``; ``POST /recovery/switch`` throws its switches
 ``/workers``              who owns what, and how far behind
 ``/healthz``              200 while the event loop turns and the work goes on
 ``/readyz``               200 when the answers can be trusted; else 503 with the reasons
@@ -42,6 +44,7 @@ from pipeline.web.jobs import JobViews
 from pipeline.web.part import STATUSES
 from pipeline.web.ports import Console
 from pipeline.web.query import Query, refuse
+from pipeline.web.recovery import RecoveryViews
 from pipeline.web.server import GuardedWeb
 from pipeline.web.site import Handler, Site, placed
 from pipeline.web.windows import WindowViews
@@ -68,7 +71,7 @@ class Views:
 
     def register(self, app: web.Application) -> None:
         """Routes and hooks. Faust starts its web server before recovery, so health answers then."""
-        for each in (JobViews, FleetViews, WindowViews):
+        for each in (JobViews, FleetViews, WindowViews, RecoveryViews):
             each(self.site).register(app)
         get = app.router.add_get
         view, peer = placed(self.site.views), placed(self.site.parts)
@@ -103,7 +106,7 @@ class Views:
             "program": "runnerstream",
             "version": version(),
             "now": now,
-            "views": ["/jobs", "/fleets", "/windows", "/workers"],
+            "views": ["/jobs", "/fleets", "/windows", "/recovery", "/workers"],
             "health": ["/healthz", "/readyz", "/metrics"],
             "states": {
                 status: {"jobs": depth[status], "oldest_ms": age(now, oldest.get(status))}
@@ -226,7 +229,7 @@ class Views:
                 {"title": error.reason},
                 error.status,
             )
-            for name in ("Allow", "Retry-After"):
+            for name in ("Allow", "Retry-After", "WWW-Authenticate"):
                 if name in error.headers:
                     response.headers[name] = error.headers[name]
             return response

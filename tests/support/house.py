@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from pipeline.exporter import Exporter
+from pipeline.fleet import FleetLedger
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
 from pipeline.local.process import LOOPBACK, free_port
@@ -55,6 +56,7 @@ def fake_worker(
         holes=Holes(metrics.missed),
         sources=Reached(),
         ledgers=dict(ledgers),
+        fleet_ledgers={partition: FleetLedger(partition) for partition in ledgers},
         owned=lambda: sorted(ledgers),
         settled=True,
         started_at=time.time(),
