@@ -50,7 +50,7 @@ def test_a_worker_knows_its_fleets_also_after_it_was_killed(kafka: Broker, tmp_p
         post(kafka, seen("idle", now, RunnerState.IDLE))
         worker.wait_ready()
         worker.wait(
-            lambda: worker.metric('runnerstream_recovery_mode{fleet="f0",mode="live"}') == 1.0,
+            lambda: worker.metric('runnerstream_recovery_mode{fleet="f0",mode="dry_run"}') == 1.0,
             30,
             "show the mode of its fleet",
         )

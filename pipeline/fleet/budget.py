@@ -79,6 +79,8 @@ def _cooling(fleet: Fleet, job_key: str, policy: FleetPolicy, clock: int) -> boo
     if not job_key:
         return False  # the fleet's own has its cool-down before it is asked for
     return any(
-        fleet.flies(each, clock) or each.occurred_at > clock - policy.cool_down_ms
+        fleet.flies(each, clock)
+        # What was refused has done nothing that would need time.
+        or (each.occurred_at > clock - policy.cool_down_ms and not fleet.was_refused(each))
         for each in fleet.issued_for(job_key)
     )

@@ -104,6 +104,11 @@ class Fleet:
         """Whether a command may still be done by somebody."""
         return command.command_id not in self.endings and clock < (command.expires_at or 0)
 
+    def was_refused(self, command: Decision) -> bool:
+        """Whether the job had moved on, so that the command did nothing."""
+        ending = self.endings.get(command.command_id)
+        return ending is not None and ending.result is Result.REFUSED
+
     def in_flight(self, clock: int) -> int:
         """Commands that may still be done by somebody."""
         return sum(1 for each in self.issued.values() if self.flies(each, clock))

@@ -272,8 +272,12 @@ def _free_at(job: Job, kind: StallKind | None, policy: RecoveryPolicy) -> int | 
     for stall in recovery.stalls.values():
         for attempt, command in stall.issued.items():
             person |= command.command == CommandKind.QUARANTINE
-            last = max(last, command.at)
             ended = stall.ended.get(attempt)
+            if ended is not None and ended.result == Result.REFUSED:
+                # It did nothing: only what moved on is given time to settle.
+                free = max(free, ended.at + policy.propose_again_ms)
+                continue
+            last = max(last, command.at)
             # In flight until it has ended, or cannot be done any more.
             free = max(free, command.expires_at + _GRACE_MS if ended is None else ended.at)
     if not last or kind is None:

@@ -370,10 +370,15 @@ class World:
             if each.fleet == command.fleet and each.occurred_at > at - HOUR
         ]
         assert len(hour) < POLICY.per_hour
+        refused = {
+            each.command_id
+            for each in self.log
+            if isinstance(each, Ending) and each.result is Result.REFUSED
+        }
         for each in others.values():
             if each.job_key == command.job_key:
                 assert each.id in ended or each.expires_at <= at
-                assert each.occurred_at <= at - POLICY.cool_down_ms
+                assert each.id in refused or each.occurred_at <= at - POLICY.cool_down_ms
 
 
 def _mode(log: list[Any], fleet: str) -> Mode:
