@@ -68,6 +68,7 @@ LIGHT = (
     "tests.support.chaos",
     "tests.support.fleet_world",
     "tests.support.stall_loop",
+    "tests.support.stall_world",
     "tests.support.toy_fold",
 )
 
