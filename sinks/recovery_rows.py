@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from sinks.columns import Column, Columns, Row, Table
+from topics import stranded
 from topics.models import JobState
 from topics.recovery import (
     Answer,
     BreakerState,
     FleetState,
     Mode,
-    StallKind,
     StallState,
     Thrown,
 )
@@ -39,43 +39,21 @@ class _Spell(NamedTuple):
 
 
 def left_at(state: JobState, stall: StallState) -> int | None:
-    """When the job left the wrong state; None while it is in it. Never before it entered it.
-
-    A claim's stall ends when the claim is released or the job starts (a stale claim's also when a
-    runner is made for it), one of the queue when anybody claims it, and one of a running job when
-    the provider has told how it is. All of them end with the job.
-    """
+    """When the job left the wrong state; None while it is in it."""
     _, since, kind, claim, _ = stall.head
-    ends = [state.completed_at]
-    if kind is StallKind.MISSED_COMPLETION:
-        answered = stall.answered
-        if answered is not None and answered[2] is not Answer.UNKNOWN:
-            ends.append(answered[1])
-        # It has started by definition.
-        return _first(since, ends)
-    # A job whose runner was lost while it ran had started before; so had one told of late.
-    if state.started_at is not None and (
-        kind is not StallKind.RUNNER_LOST or state.started_at > since
-    ):
-        ends.append(state.started_at)
-    if kind is StallKind.STALE_QUEUE:
-        # One that was released before is no claim of this spell.
-        ends += [
-            each.claimed_at if each.claimed_at is not None else each.minted_at
-            for each in state.claims.values()
-            if each.released_at is None or each.released_at > since
-        ]
-    elif (held := state.claims.get(claim)) is not None:
-        ends.append(held.released_at)
-        if kind is StallKind.STALE_CLAIM:
-            ends.append(held.minted_at)
-    return _first(since, ends)
-
-
-def _first(since: int, ends: Iterable[int | None]) -> int | None:
-    """The earliest of the ends that are known. Clocks differ: none is before ``since``."""
-    known = [max(since, each) for each in ends if each is not None]
-    return min(known, default=None)
+    answered = stall.answered
+    told = answered is not None and answered[2] is not Answer.UNKNOWN
+    return stranded.left_at(
+        kind,
+        since,
+        claim,
+        state.claims,
+        started_at=state.started_at,
+        completed_at=state.completed_at,
+        lost_at=state.lost_at,
+        found_at=state.found_at,
+        told_at=answered[1] if answered is not None and told else None,
+    )
 
 
 def _stranded_ms(spell: _Spell) -> int | None:

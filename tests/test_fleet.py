@@ -347,6 +347,24 @@ def test_a_runner_that_falls_silent_is_lost() -> None:
     assert (record.runner, record.state) == ("r", GONE)
 
 
+def test_a_runner_that_is_seen_again_with_its_job_was_not_lost() -> None:
+    bench = Bench()
+    bench.tell(seen("r", BASE - 1, CLAIMED, held=1, claim="h"), seen("r", BASE))
+    (lost,) = facts(bench.tell(seen("r", BASE + 1, GONE)))
+    # Late news of when it lived change nothing, and who comes back without the job is no help.
+    assert not facts(bench.tell(seen("r", BASE + 1)))
+    (found,) = facts(bench.tell(seen("r", BASE + 2)))
+    assert (found.key, found.cause) == (job(1), "runner.found")
+    assert found.claim
+    assert lost.claim
+    assert (found.claim.handle, found.claim.found_at) == ("h", BASE + 2)
+    assert not facts(bench.tell(seen("r", BASE + 3)))
+    (again,) = facts(bench.tell(seen("r", BASE + 4, GONE)))
+    assert again.claim
+    assert again.claim.lost_at == BASE + 4
+    assert not facts(bench.tell(seen("r", BASE + 5, IDLE)))
+
+
 def test_a_fleet_that_is_silent_as_a_whole_is_blind_not_dead() -> None:
     bench = Bench()
     bench.tell(seen("r", BASE - 1, BUSY, held=1), seen("r", BASE), seen("other", BASE))
@@ -408,6 +426,7 @@ def test_a_fleet_with_idle_runners_and_old_jobs_is_woken_once_a_cool_down() -> N
     assert command.since == BASE - 301 * SECOND
     assert (decided.command_id, decided.job_key) == (command.id, "")
     assert not facts(outputs)
+    assert [each[:2] for each in bench.ledger.starving()] == [("f0", 5)]
     for ms in range(10, 300, 10):
         at = BASE + ms * SECOND
         assert not commands(bench.tell(*_starving(at), tick(at)))

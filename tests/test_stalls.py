@@ -247,6 +247,7 @@ def test_one_command_in_flight_then_a_cool_down_then_a_person(loop: Loop) -> Non
     assert commands[-1] is CommandKind.QUARANTINE
     assert len(commands) <= POLICY.most_attempts + 1
     before = len(loop.proposals)
+    assert {stall.kind for stall in loop.ledger.stalls().values()} == {StallKind.FLAPPING}
     loop.wait(6 * HOUR)
     assert len(loop.proposals) == before
 
@@ -296,7 +297,7 @@ STEPS: Final = st.lists(
         st.tuples(st.just("answer"), st.sampled_from(Answer)),
         st.tuples(st.just("decide"), st.sampled_from([None, None, Why.PAUSED, Why.BUDGET_TICK])),
         st.tuples(st.just("end"), st.sampled_from(Result)),
-        st.tuples(st.sampled_from(["foreign", "behind", "lost", "displaced"]), st.just(0)),
+        st.tuples(st.sampled_from(["foreign", "behind", "lost", "found", "displaced"]), st.just(0)),
         st.tuples(st.just("crash"), st.booleans()),
     ),
     max_size=60,
@@ -324,6 +325,8 @@ def play(loop: Loop, steps: list[tuple[str, Any]]) -> list[Proposal]:
             loop.say(claim=ClaimFact(handle=f"h{arg}", released_at=loop.now))
         elif what == "lost":
             loop.say(claim=ClaimFact(handle="h0", lost_at=loop.now), lost_at=loop.now)
+        elif what == "found":
+            loop.say(claim=ClaimFact(handle="h0", found_at=loop.now), found_at=loop.now)
         elif what == "displaced":
             loop.say(claim=ClaimFact(handle="h1", displaced_at=loop.now))
         elif what == "tick":
@@ -508,6 +511,7 @@ def test_what_is_stuck_is_known_without_looking_and_to_the_next_owner(loop: Loop
 def test_a_job_that_is_over_is_stuck_until_its_holder_is_told(loop: Loop) -> None:
     loop.claimed()
     loop.wait(POLICY.orphan_ms + TICK)
+    loop.say(run=ParentRun(attempt=1, completed_at=loop.now, conclusion=Conclusion.FAILURE))
     loop.answer(loop.probes[-1], Answer.GHOST)
     loop.tick()
     loop.tick()

@@ -65,6 +65,7 @@ HEAVY = (
 )
 #: Of these, what is pure.
 LIGHT = (
+    "tests.support.both_folds",
     "tests.support.chaos",
     "tests.support.fleet_world",
     "tests.support.stall_loop",

@@ -40,7 +40,7 @@ from topics.envelope import (
     StepName,
     Word,
 )
-from topics.recovery import FleetsRecord, Recovery, StallFact
+from topics.recovery import FleetsRecord, Recovery, StallFact, StallKind
 
 
 class Milestone(StrEnum):
@@ -301,8 +301,10 @@ class ClaimFact(BaseModel):
     released_at: Millis | None = None
     #: Its runner was observed to execute another job.
     displaced_at: Millis | None = None
-    #: Its runner, or the runner's host, is gone.
+    #: Its runner, or the runner's host, is gone; it was seen alive with the job after all. Of both
+    #: the latest counts.
     lost_at: Millis | None = None
+    found_at: Millis | None = None
     runner: Word = ""
     reason: Word = ""
 
@@ -338,8 +340,9 @@ class JobFact(Record):
     claim: ClaimFact | None = None
     run: ParentRun | None = None
     steps: Annotated[tuple[Step, ...], Field(max_length=MAX_STEPS)] = ()
-    #: The runner observed to execute it is gone since.
+    #: The runner observed to execute it is gone since; was seen alive with it after all.
     lost_at: Millis | None = None
+    found_at: Millis | None = None
     #: What was asked and done about the job. Such a fact says nothing else.
     stall: StallFact | None = None
 
@@ -409,6 +412,7 @@ class ClaimState(BaseModel):
     released_at: int | None = None
     displaced_at: int | None = None
     lost_at: int | None = None
+    found_at: int | None = None
     runner: str = ""
     reason: str = ""
 
@@ -460,6 +464,7 @@ class JobState(Record):
     facts: tuple[int, ...] = ()
     causes: tuple[str, ...] = ()
     lost_at: int | None = None
+    found_at: int | None = None
     recovery: Recovery | None = None
     #: Whether something was told that recovery goes by, beside the milestones.
     watched: bool = False
@@ -506,6 +511,8 @@ class Window(Record):
     families: dict[Family, WindowFamily] = {}
     #: Completed jobs by conclusion, keyed by completion time.
     conclusions: dict[Conclusion, int] = {}
+    #: For how long jobs lay in a wrong state, by its kind, keyed by when they left it.
+    stranded: dict[StallKind, WindowFamily] = {}
 
 
 class Sample(Record):

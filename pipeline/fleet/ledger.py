@@ -21,7 +21,7 @@ from pipeline.effects import Effects, Note, Output
 from pipeline.fleet import records, rows
 from pipeline.fleet.budget import mode_of, thrown, why_not
 from pipeline.fleet.policy import HOUR_MS, MINUTE_MS, Policies
-from pipeline.fleet.runners import displaced, is_silent, loss, merge, state_of
+from pipeline.fleet.runners import displaced, is_back, is_silent, loss, merge, state_of
 from pipeline.fleet.state import (
     FRESH_MS,
     Fleet,
@@ -172,6 +172,13 @@ class FleetLedger:
             breaker = fleet.breaker(self._policies.of(fleet.name))
             yield fleet.name, breaker.state(self.clock), self.mode(fleet.name)
 
+    def starving(self) -> Iterator[tuple[str, int, int]]:
+        """Fleets whose jobs wait while they have idle runners: how many jobs, and since when."""
+        for fleet in list(self.fleets.values()):
+            found = self._starving(fleet)
+            if found is not None:
+                yield fleet.name, found[0], found[1]
+
     def states(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each fleet as it is now, in the words of :class:`topics.recovery.FleetState`."""
         for fleet in list(self.fleets.values()):
@@ -256,6 +263,8 @@ class FleetLedger:
         now_lost, is_displaced = loss(after, fleet.host_gone(after)), displaced(after)
         if now_lost is not None and now_lost != lost:
             self._tell(records.lost_fact(name, now_lost))
+        if lost is not None and is_back(after, fleet.host_gone(after), lost):
+            self._tell(records.found_fact(name, lost, after.seen))
         if is_displaced is not None and is_displaced != was_displaced:
             self._tell(records.displaced_fact(name, is_displaced))
 
@@ -408,9 +417,8 @@ class FleetLedger:
             if is_silent(runner, self.clock, after):
                 gone = state_of(runner, fleet.host_gone(runner)) is RunnerState.GONE
                 if not gone:
-                    said = records.silent(fleet.name, name, runner.seen, after)
-                    self._record(said)
-                    self._on_runner(said)
+                    # Known when it is read, as by a rebuild: nothing is done about it here.
+                    self._record(records.silent(fleet.name, name, runner.seen, after))
 
     def _dispose_all(self) -> None:
         """Decide what waits, over all fleets: what is stuck for longest comes first."""
@@ -446,19 +454,11 @@ class FleetLedger:
     def _wake(self, fleet: Fleet) -> None:
         """Wake a fleet that has idle runners and jobs that wait: once a cool-down."""
         policy, at = self._policies.of(fleet.name), self.clock
-        queued = [each for each in fleet.depth.values() if each.queued]
-        since = min((each.since for each in queued if each.since is not None), default=at)
-        if at - since <= policy.wake_after_ms:
-            return
-        idle = [
-            (runner.seen, name)
-            for name, runner in fleet.runners.items()
-            if at - runner.seen <= IDLE_MS
-            and state_of(runner, fleet.host_gone(runner)) is RunnerState.IDLE
-        ]
+        found = self._starving(fleet)
         cool = at - policy.wake_after_ms
-        if not idle or any(each.occurred_at > cool for each in fleet.issued_for("")):
+        if found is None or any(each.occurred_at > cool for each in fleet.issued_for("")):
             return
+        waiting, since, idle = found
         why = why_not(fleet, "", policy, self.mode(fleet.name), at, self._in_tick)
         woken = records.wake_id(fleet.name, at, policy.wake_after_ms)
         expires_at = at + policy.command_ttl_ms
@@ -468,13 +468,27 @@ class FleetLedger:
         self._record(decided)
         self._on_decision(decided)
         if why is None or why is Why.DRY_RUN:
-            waiting = sum(each.queued for each in queued)
             seen, name = max(idle)
             evidence = (
                 Seen(what=f"{waiting} jobs queued, the oldest since then", at=since),
                 Seen(what=f"{len(idle)} idle runners, {name} last seen", at=seen, clock="runner"),
             )
             self._outputs.append(records.wake_command(decided, expires_at, evidence))
+
+    def _starving(self, fleet: Fleet) -> tuple[int, int, list[tuple[int, str]]] | None:
+        """Jobs that wait, since when, and the idle runners; None unless there are both."""
+        at = self.clock
+        queued = [each for each in fleet.depth.values() if each.queued]
+        since = min((each.since for each in queued if each.since is not None), default=at)
+        if at - since <= self._policies.of(fleet.name).wake_after_ms:
+            return None
+        idle = [
+            (runner.seen, name)
+            for name, runner in list(fleet.runners.items())
+            if at - runner.seen <= IDLE_MS
+            and state_of(runner, fleet.host_gone(runner)) is RunnerState.IDLE
+        ]
+        return (sum(each.queued for each in queued), since, idle) if idle else None
 
     def _was_told(self, fleet: Fleet, decided: Decision) -> bool:
         """Whether this is withheld, and was for this reason before."""

@@ -291,6 +291,22 @@ def displaced_fact(runner: str, what: Displaced) -> Output | None:
     )
 
 
+def found_fact(runner: str, what: Loss, at: int) -> Output | None:
+    """Tell a job that its lost runner was seen with it again at ``at`` (ms); None as above."""
+    if not is_job_key(what.job) or not (what.claim or what.busy):
+        return None
+    claim = ClaimFact(handle=what.claim, runner=runner, found_at=at) if what.claim else None
+    return output(
+        JOBS,
+        JobFact(
+            **_envelope(f"found:{what.job}:{runner}:{at}", at, what.job),
+            cause="runner.found",
+            claim=claim,
+            found_at=at if what.busy else None,
+        ),
+    )
+
+
 def lost_fact(runner: str, what: Loss) -> Output | None:
     """Tell a job that its runner is gone; None when nobody has such a key or it held nothing."""
     if not is_job_key(what.job) or not (what.claim or what.busy):

@@ -137,6 +137,16 @@ def loss(runner: Runner | None, host_gone: int | None) -> Loss | None:
     return Loss(job.job, job.claim, job.state == RunnerState.BUSY, at)
 
 
+def is_back(runner: Runner, host_gone: int | None, was: Loss) -> bool:
+    """Whether it was seen alive after it was lost, and still holds the job it was lost with."""
+    held = held_job(runner)
+    return (
+        held is not None
+        and gone_since(runner, host_gone) is None
+        and (held.job, held.claim) == (was.job, was.claim)
+    )
+
+
 def displaced(runner: Runner | None) -> Displaced | None:
     """The job it was made for, when it was since seen to execute others and never that one."""
     if runner is None or runner.held is None:

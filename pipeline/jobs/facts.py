@@ -16,11 +16,12 @@ first_seen the earliest time of arrival
 last_seen  the latest day on which anything happened
 times      per milestone and clock the earliest time
 marks      set union (the moments the provider called it queued or waiting)
-claims     per claim handle: earliest claimed, minted, released; greatest runner, reason
+claims     per claim handle: earliest claimed, minted, released, displaced; latest lost, found;
+           greatest runner, reason
 attributes ids: the greater. Labels: the longer set. All other text, per field: the one that
            was said last (a repository can be renamed while its job runs); what the provider
            says beats what a dispatcher says of the same, and known beats blank
-runner     the one observed; known beats blank, of two the greater
+runner     the one observed; known beats blank, of two the greater; latest lost, found
 ending     the earliest completed conclusion; a real conclusion beats ``unknown``
 run        earliest started and completed of the parent run's attempt
 steps      per number: greatest name, earliest started and completed, a real conclusion
@@ -74,9 +75,15 @@ class Claim(Struct, frozen=True, omit_defaults=True, gc=False):
     released_at: int | None = None
     runner: str = ""
     reason: str = ""
-    #: Its runner executes another job; its runner is gone.
+    #: Its runner executes another job; its runner is gone; it was seen alive with the job again.
     displaced_at: int | None = None
     lost_at: int | None = None
+    found_at: int | None = None
+
+    @property
+    def lost(self) -> int | None:
+        """Since when its runner is gone, in ms; None while it lives."""
+        return _lost(self.lost_at, self.found_at)
 
 
 class Ending(Struct, frozen=True, order=True, array_like=True, gc=False):
@@ -141,9 +148,10 @@ class Job(
     causes: tuple[str, ...] = ()
     #: By number.
     steps: tuple[Step, ...] = ()
-    #: The runner observed to execute it is gone since.
+    #: The runner observed to execute it is gone since; was seen alive with it again.
     lost_at: int | None = None
     recovery: Recovery | None = None
+    found_at: int | None = None
 
     @property
     def rev(self) -> int:
@@ -151,6 +159,11 @@ class Job(
         known = len(self.facts)
         rev = known if known < MAX_FACTS else _rev_of_a_flood(self)
         return rev if self.recovery is None else rev + told_rev(self.recovery)
+
+    @property
+    def lost(self) -> int | None:
+        """Since when the runner observed to execute it is gone, in ms; None while it lives."""
+        return _lost(self.lost_at, self.found_at)
 
     @property
     def completed(self) -> bool:
@@ -223,9 +236,8 @@ def merge(job: Job | None, fact: JobFact) -> Job:
     steps = job.steps
     if fact.steps:
         steps = _join_steps(steps, _steps(fact.steps))
-    lost_at = job.lost_at
-    if fact.lost_at is not None:
-        lost_at = _earliest(lost_at, fact.lost_at)
+    lost_at = job.lost_at if fact.lost_at is None else _latest(job.lost_at, fact.lost_at)
+    found_at = job.found_at if fact.found_at is None else _latest(job.found_at, fact.found_at)
     joined = Job(
         job.key,
         facts,
@@ -242,6 +254,7 @@ def merge(job: Job | None, fact: JobFact) -> Job:
         steps,
         lost_at,
         job.recovery,
+        found_at,
     )
     # With a new fact it is another Job; only then is nothing to be compared.
     return job if facts is job.facts and joined == job else joined
@@ -279,8 +292,9 @@ def join(a: Job | None, b: Job) -> Job:
         run,
         causes,
         steps,
-        _earliest(a.lost_at, b.lost_at),
+        _latest(a.lost_at, b.lost_at),
         join_recovery(a.recovery, b.recovery) if a.recovery or b.recovery else None,
+        _latest(a.found_at, b.found_at),
     )
     return a if joined == a else joined
 
@@ -315,6 +329,7 @@ def _alone(fact: JobFact, seen: int) -> Job:
         causes=(fact.cause,),
         steps=_join_steps((), _steps(fact.steps)),
         lost_at=fact.lost_at,
+        found_at=fact.found_at,
     )
 
 
@@ -342,6 +357,7 @@ def _claim(fact: ClaimFact) -> Claim:
         fact.reason,
         fact.displaced_at,
         fact.lost_at,
+        fact.found_at,
     )
 
 
@@ -371,6 +387,16 @@ def _earliest(a: int | None, b: int | None) -> int | None:
     if a is None:
         return b
     return a if b is None or a <= b else b
+
+
+def _latest(a: int | None, b: int | None) -> int | None:
+    if a is None:
+        return b
+    return a if b is None or a >= b else b
+
+
+def _lost(lost_at: int | None, found_at: int | None) -> int | None:
+    return None if lost_at is None or (found_at is not None and found_at >= lost_at) else lost_at
 
 
 def _conclusion(a: str | None, b: str | None) -> str | None:
@@ -499,7 +525,8 @@ def _join_claim(a: Claim, b: Claim) -> Claim:
         max(a.runner, b.runner),
         max(a.reason, b.reason),
         _earliest(a.displaced_at, b.displaced_at),
-        _earliest(a.lost_at, b.lost_at),
+        _latest(a.lost_at, b.lost_at),
+        _latest(a.found_at, b.found_at),
     )
 
 

@@ -69,6 +69,7 @@ class StateRecord(Struct, omit_defaults=True, gc=False):
     recovery: Recovery | None = None
     #: Whether its next look by recovery depends on more than its status and since when.
     watched: bool = False
+    found_at: int | None = None
 
 
 def state_record(job: Job, v: View) -> StateRecord:
@@ -119,6 +120,7 @@ def state_record(job: Job, v: View) -> StateRecord:
         job.lost_at,
         job.recovery,
         is_watched(job),
+        job.found_at,
     )
 
 

@@ -15,7 +15,17 @@ from pipeline.jobs.record import Summary, is_watched
 from pipeline.jobs.stalls import told_rev
 from pipeline.ledger.entries import Entries
 from pipeline.ledger.pending import Pending
-from pipeline.recovery import Ask, Judgement, Policies, Propose, Tell, judge, next_look, open_stall
+from pipeline.recovery import (
+    Ask,
+    Judgement,
+    Policies,
+    Propose,
+    Tell,
+    is_left,
+    judge,
+    next_look,
+    open_stall,
+)
 from topics.catalogue import FLEETS, JOBS, PROBES
 from topics.models import Clock, Conclusion, JobFact, Milestone, Tick
 from topics.recovery import (
@@ -65,7 +75,10 @@ def acts(tick: Tick, me: str, now: int | None) -> bool:
 
 
 class OpenStall(Struct, frozen=True, gc=False):
-    """The stall a job is in: its number, its kind, and since when (ms)."""
+    """The stall a job is in: its number, its kind, and since when (ms).
+
+    One of a job that is left to a person is flapping, whatever it began as.
+    """
 
     n: int
     kind: str
@@ -194,7 +207,8 @@ class Stalls:
             self.open.pop(job.key, None)
             return
         n, stall = found
-        self.open[job.key] = OpenStall(n, stall.head.kind, stall.head.since)
+        kind = StallKind.FLAPPING.value if is_left(job) else stall.head.kind
+        self.open[job.key] = OpenStall(n, kind, stall.head.since)
 
     def _put(self, key: str, due: int) -> None:
         if self.due.get(key) == due:
@@ -357,7 +371,7 @@ def evidence(job: Job, v: View, propose: Propose) -> tuple[Seen, ...]:
             ("claimed", claim.claimed_at),
             ("minted", claim.minted_at),
             ("its runner executes another job", claim.displaced_at),
-            ("its runner is gone", claim.lost_at),
+            ("its runner is gone", claim.lost),
         )
         seen += [Seen(what=what, at=at, clock="runner") for what, at in told if at is not None]
     answered = propose.answered

@@ -4,7 +4,16 @@ Rules over (a job's facts, the time of a tick, a policy): nothing, a question, o
 is proposed is decided by the fleet (:mod:`pipeline.fleet`); here nothing is commanded.
 """
 
-from pipeline.recovery.judge import Ask, Judgement, Propose, Tell, judge, next_look, open_stall
+from pipeline.recovery.judge import (
+    Ask,
+    Judgement,
+    Propose,
+    Tell,
+    is_left,
+    judge,
+    next_look,
+    open_stall,
+)
 from pipeline.recovery.policy import Policies, RecoveryPolicy
 from pipeline.recovery.rules import Suspect, suspect
 
@@ -16,6 +25,7 @@ __all__ = [
     "RecoveryPolicy",
     "Suspect",
     "Tell",
+    "is_left",
     "judge",
     "next_look",
     "open_stall",

@@ -21,6 +21,8 @@ from topics.recovery import Answer, CommandKind, Result, StallKind
 
 #: After the end of a command's time the fleet says that it expired; then we do.
 _GRACE_MS: Final = 30_000
+#: How a run ended comes to the job through the run's own log: for so long it is waited for.
+_RUN_MS: Final = 60_000
 
 
 class Ask(Struct, frozen=True, gc=False):
@@ -84,7 +86,7 @@ def judge(job: Job, v: View, at: int, policy: RecoveryPolicy) -> Judgement:
             return Judgement(Ask(n, 1, found, at), at + policy.ask_ms)
         stall = Stall(_head(found, at))
     if stall.answered is not None and stall.answered.answer in (Answer.GHOST, Answer.GONE):
-        told = _over(n, stall, at, policy)
+        told = _over(job, n, stall, at, policy)
         if told is not None:
             return told
     free = _free_at(job, found.kind, policy)
@@ -93,6 +95,11 @@ def judge(job: Job, v: View, at: int, policy: RecoveryPolicy) -> Judgement:
     if at < free:
         return Judgement(None, free)
     return _proceed(job, found, n, stall, at, policy)
+
+
+def is_left(job: Job) -> bool:
+    """Whether the job was left to a person: nothing further is tried."""
+    return any(issued.command == CommandKind.QUARANTINE for issued in _issued(job))
 
 
 def open_stall(job: Job, v: View, policy: RecoveryPolicy) -> tuple[int, Stall] | None:
@@ -156,7 +163,7 @@ def _head(found: Suspect, at: int) -> Head:
     return Head(at, found.since, found.kind.value, found.claim)
 
 
-def _over(n: int, stall: Stall, at: int, policy: RecoveryPolicy) -> Judgement | None:
+def _over(job: Job, n: int, stall: Stall, at: int, policy: RecoveryPolicy) -> Judgement | None:
     """Tell the job that it is over, when that is proven."""
     answered = stall.answered
     assert answered is not None
@@ -164,6 +171,8 @@ def _over(n: int, stall: Stall, at: int, policy: RecoveryPolicy) -> Judgement | 
         first = stall.gone_at if stall.gone_at is not None else answered.at
         if answered.at - first < policy.gone_ms:
             return None
+    elif (job.run is None or job.run.conclusion is None) and at < answered.at + _RUN_MS:
+        return Judgement(None, answered.at + _RUN_MS)
     if at < answered.at:
         return Judgement(None, answered.at)
     return Judgement(Tell(n, answered.answer, answered.at), at + policy.propose_again_ms)

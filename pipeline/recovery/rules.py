@@ -10,7 +10,8 @@ applies. What each came from (see also the table in docs/how-it-works.md):
   is open (#12673: a run that failed at start-up leaves a job queued for ever).
 * ``displaced``: its runner executes another job (#12640). Asked about all the same: in a swap the
   job may be running on the other's runner, and the event is on its way.
-* ``runner_lost``: the runner or its host is gone (#12395): evidence shortens the wait.
+* ``runner_lost``: the runner or its host is gone (#12395): evidence shortens the wait. One that
+  is seen with the job again is not lost (#11988: reappearing resets).
 * ``stale_queue``: queued for an hour (#11455, jobs shown as queued for 28 days).
 * ``missed_completion``: running for long; a lost webhook leaves it so for ever.
 """
@@ -63,15 +64,15 @@ def suspect(job: Job, v: View, policy: RecoveryPolicy) -> Suspect | None:
         entered = max((since, *released(job)))
         return Suspect(StallKind.STALE_QUEUE, entered, entered + policy.stale_queue_ms)
     if v.status == "running":
-        if job.lost_at is not None:
-            return Suspect(StallKind.RUNNER_LOST, job.lost_at, job.lost_at)
+        if (lost := job.lost) is not None:
+            return Suspect(StallKind.RUNNER_LOST, lost, lost)
         return Suspect(StallKind.MISSED_COMPLETION, since, since + policy.running_ms)
     return None
 
 
 def _claimed(handle: str, claim: Claim, status: str, since: int, policy: RecoveryPolicy) -> Suspect:
-    if claim.lost_at is not None:
-        return Suspect(StallKind.RUNNER_LOST, claim.lost_at, claim.lost_at, handle)
+    if (lost := claim.lost) is not None:
+        return Suspect(StallKind.RUNNER_LOST, lost, lost, handle)
     if claim.displaced_at is not None:
         at = claim.displaced_at
         return Suspect(StallKind.DISPLACED, at, at + policy.displaced_ms, handle)

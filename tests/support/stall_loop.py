@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from pipeline.effects import Effects
@@ -58,6 +59,8 @@ class Loop:
         self.me = ""
         self.probes: list[Probe] = []
         self.proposals: list[Proposal] = []
+        #: How often something was counted, by metric and labels.
+        self.noted: Counter[tuple[str, ...]] = Counter()
         self.ledger = self.open()
 
     def open(self, me: str = "me") -> Ledger:
@@ -77,6 +80,8 @@ class Loop:
             self.ledger.apply(offset, self.log[offset], self.now)
         end = len(self.log)
         effects = self.ledger.flush()
+        for note in effects.notes:
+            self.noted[note.metric.name, *note.labels] += 1
         for output in effects.outputs:
             assert output.value is not None or output.topic != JOBS
             if output.topic == JOBS and output.value is not None:
@@ -94,6 +99,14 @@ class Loop:
             self.ledger.written()
             self.read = end
         return effects
+
+    def rebuilt(self) -> Loop:
+        """One that has folded the same log from its beginning, and published nothing."""
+        again = Loop(self.policies.default)
+        again.log, again.now = list(self.log), self.now
+        again.open("a new one")
+        again.fold()
+        return again
 
     def tick(self, ms: int = TICK, **more: Any) -> None:
         """Time passes, and the owner's clock says so."""
