@@ -119,9 +119,23 @@ RUN_BUCKETS: Final = (
     1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400,
     172800, 432000,
 )  # fmt: skip
+#: 5 s to 2 d: with a signal from its host a job is freed within a minute; without anything it is
+#: closed after a day.
+STRANDED_BUCKETS: Final = (
+    5, 15, 30, 60, 90, 120, 300, 360, 600, 1800, 3600, 5400, 7200, 14400, 43200, 86400, 172800,
+)  # fmt: skip
 LAG_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 14400, 86400, 259200)
 BATCH_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_RECORDS: Final = (1, 5, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10000)
+
+#: The kinds of stall that a job lies in until it is freed. Of a missed completion nobody knows
+#: since when; the others are no states of a job.
+STRANDING: Final = tuple(
+    kind.value
+    for kind in StallKind
+    if kind not in (StallKind.MISSED_COMPLETION, StallKind.STARVED, StallKind.FLAPPING)
+)
+_FAMILY_NAMES: Final = tuple(family.value for family in Family)
 
 #: Why a completed job lacks a timing.
 MISSING_REASONS: Final = (
@@ -131,12 +145,19 @@ MISSING_REASONS: Final = (
 
 _FLEET = Label("fleet", Source.FLEET)
 _EVENT = Label("event", Source.EVENT)
-_FAMILY = Label("family", tuple(family.value for family in Family))
+#: What stranded time is called among the families of timings.
+STRANDED: Final = "stranded"
+_FAMILY = Label("family", _FAMILY_NAMES)
+_MEASURED = Label("family", (*_FAMILY_NAMES, STRANDED))
 _ROLE = Label("role", Source.ROLE)
 _STAGE = Label("stage", ("normalise", "fold", "fleets"))
 _STATUS = Label("status", tuple(status.value for status in Status))
 _LIVE = Label("status", tuple(s.value for s in Status if s is not Status.COMPLETED))
 _STALL = Label("stall", tuple(kind.value for kind in StallKind))
+#: A look at a job opens one of these; about most of them the provider is asked.
+_OPENING: Final = (*STRANDING, StallKind.MISSED_COMPLETION.value)
+_OPENED = Label("stall", _OPENING)
+_ASKED = Label("stall", tuple(kind for kind in _OPENING if kind != StallKind.STALE_CLAIM.value))
 _COMMAND = Label("command", tuple(kind.value for kind in CommandKind))
 _TOPIC = Label("topic", (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, JOBS_TOPIC, FLEETS_TOPIC))
 _MODE = Label("mode", tuple(mode.value for mode in Mode))
@@ -211,7 +232,7 @@ REVISED_TIMINGS: Final = Counter[tuple[str]](
     "timings_revised",
     "Timings that a later fact changed after they were observed.",
     "timings",
-    (_FAMILY,),
+    (_MEASURED,),
 )
 MISSING_TIMINGS: Final = Counter[tuple[str, str]](
     "timings_missing",
@@ -229,7 +250,7 @@ LATE_SAMPLES: Final = Counter[tuple[str]](
     "late_samples",
     "Samples that came after their window had closed. They are in ClickHouse.",
     "samples",
-    (Label("family", (*(family.value for family in Family), "conclusion")),),
+    (Label("family", (*_FAMILY_NAMES, STRANDED, "conclusion")),),
 )
 DUPLICATE_FACTS: Final = Counter[tuple[()]](
     "duplicate_facts", "Facts that were known already.", "facts"
@@ -312,10 +333,10 @@ CONSUMER_LAG: Final = Gauge[tuple[str]](
     in_advance=False,
 )
 STALLS_OPENED: Final = Counter[tuple[str]](
-    "stalls_opened", "Jobs found in what may be a wrong state.", "stalls", (_STALL,)
+    "stalls_opened", "Jobs found in what may be a wrong state.", "stalls", (_OPENED,)
 )
 RECOVERY_PROBES: Final = Counter[tuple[str]](
-    "recovery_probes", "Questions to providers about jobs.", "probes", (_STALL,)
+    "recovery_probes", "Questions to providers about jobs.", "probes", (_ASKED,)
 )
 RECOVERY_PROPOSALS: Final = Counter[tuple[str]](
     "recovery_proposals", "Commands proposed to fleets.", "proposals", (_COMMAND,)
@@ -325,6 +346,13 @@ RECOVERY_CLOSED: Final = Counter[tuple[str]](
     "Jobs recorded as over because their run is, or their provider does not know them.",
     "jobs",
     (Label("answer", ("ghost", "gone")),),
+)
+STRANDED_SECONDS: Final = Histogram[tuple[str]](
+    "stranded_seconds",
+    "How long jobs lay in a wrong state, once they had left it.",
+    "seconds",
+    (Label("stall", STRANDING),),
+    buckets=STRANDED_BUCKETS,
 )
 RECOVERY_SWEEPS: Final = Counter[tuple[()]](
     "recovery_sweeps",
@@ -355,7 +383,8 @@ OLDEST: Final = Gauge[tuple[str, str]](
 )
 STALLS_OPEN: Final = Gauge[tuple[str]](
     "stalls_open",
-    "Jobs in a wrong state now, in this worker's partitions. Sum over workers.",
+    "Jobs in a wrong state now, in this worker's partitions; flapping: left to a person; starved: "
+    "waiting while their fleet has idle runners. Sum over workers.",
     "jobs",
     (_STALL,),
     in_advance=False,

@@ -25,7 +25,7 @@ from msgspec.json import decode as parsed
 from pipeline.fold_spec import FoldSpec
 from pipeline.jobs import FleetNames, Job, decode, encode, join, view
 from pipeline.ledger import FACT_AHEAD_MS, OTHER_FLEET, Ledger, Retention
-from pipeline.windows import SIZES_S, Pane, Sketch, pane_start, start_of
+from pipeline.windows import SIZES_S, STRANDED, Pane, Sketch, pane_start, start_of
 from topics.catalogue import JOB_STATES, WINDOWS
 from topics.envelope import LATEST_MS
 from topics.models import JobFact, Unreadable
@@ -169,6 +169,7 @@ class _Window(Struct):
     received_at: int
     families: dict[str, _Said] = {}
     conclusions: dict[str, int] = {}
+    stranded: dict[str, _Said] = {}
 
 
 _window: Final = Decoder(_Window)
@@ -184,7 +185,10 @@ def cells(records: Iterable[bytes]) -> dict[str, Any]:
             Pane(
                 families={
                     family: Sketch(each.count, each.sum_ms, each.zeros, each.bins)
-                    for family, each in said.families.items()
+                    for family, each in (
+                        *said.families.items(),
+                        *((f"{STRANDED}{kind}", each) for kind, each in said.stranded.items()),
+                    )
                 },
                 conclusions=said.conclusions,
             )
@@ -266,6 +270,10 @@ class _Scratch:
             minutes.update(
                 pane_start(at) for clocks in record.times.values() for at in clocks.values()
             )
+            # Stranded time ends when a claim does.
+            claim = record.claim
+            ends = (claim.claimed_at, claim.minted_at, claim.released_at) if claim else ()
+            minutes.update(pane_start(at) for at in ends if at is not None)
         self._ledger.apply(offset, record, written)
         if self.told_from == LATEST_MS and self._ledger.clock:
             # The clocks of producers are not ours: theirs may have been ahead.

@@ -289,6 +289,9 @@ class Worker:
                 oldest[kind] = min(stall.since, oldest.get(kind, stall.since))
             for kind, count in counts.items():
                 yield kind.value, count, max(0, now - oldest.get(kind, now))
+        for fleets in list(self.fleet_ledgers.values()):
+            for _, waiting, since in fleets.starving():
+                yield StallKind.STARVED.value, waiting, max(0, now - since)
 
     @property
     def fleet_ledgers(self) -> Mapping[int, FleetLedger]:

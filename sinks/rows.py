@@ -57,7 +57,6 @@ from topics.models import (
     WINDOW,
     DeadLetter,
     Delivery,
-    Family,
     JobState,
     LifecycleEvent,
     Reason,
@@ -318,14 +317,14 @@ _WINDOW: Final = Columns(
 
 class _Family(NamedTuple):
     window: Window
-    family: Family
+    family: str
     of: WindowFamily
 
 
 WINDOWS_TABLE: Final = Table(
     "windows",
     Columns(
-        Column("family", "family.value"),
+        Column("family"),
         Column("occurred_at", "window.occurred_at"),
         Column("count", "of.count"),
         Column("sum_ms", "of.sum_ms"),
@@ -366,7 +365,9 @@ def _window(record: SourceRecord) -> Item:
 
 def _window_rows(window: Window, record: SourceRecord, epoch: int) -> Iterable[tuple[Table, Row]]:
     shared = _WINDOW.values(window)
-    for family, value in window.families.items():
+    named = [(family.value, value) for family, value in window.families.items()]
+    named += [(f"stranded.{kind.value}", value) for kind, value in window.stranded.items()]
+    for family, value in named:
         yield WINDOWS_TABLE, WINDOWS_TABLE.row(_Family(window, family, value), shared)
     if window.conclusions:
         yield WINDOW_CONCLUSIONS, WINDOW_CONCLUSIONS.row(window)

@@ -60,6 +60,7 @@ NOTES: list[Note[Any]] = [
     Note(metrics.RECOVERY_PROBES, ("orphan",), 2.0),
     Note(metrics.RECOVERY_PROPOSALS, ("requeue",)),
     Note(metrics.RECOVERY_CLOSED, ("gone",)),
+    Note(metrics.STRANDED_SECONDS, ("orphan",), 312.0),
     Note(metrics.RECOVERY_SWEEPS, (), 3.0),
     Note(metrics.RECOVERY_COMMANDS, ("requeue",), 3.0),
     Note(metrics.RECOVERY_WITHHELD, ("cooling",)),

@@ -33,6 +33,7 @@ from topics.models import (
     Window,
     WindowFamily,
 )
+from topics.recovery import StallKind
 
 T0 = 1_790_000_000_000
 
@@ -350,11 +351,12 @@ def test_a_window_makes_a_row_per_family() -> None:
             Family.RUN: WindowFamily(count=0, sum_ms=0, max_ms=0),
         },
         conclusions={Conclusion.SUCCESS: 2},
+        stranded={StallKind.ORPHAN: WindowFamily(count=1, sum_ms=60, max_ms=60, bins={200: 1})},
     )  # fmt: skip
     older = window.model_copy(update={"rev": 11, "closed": False})
     tables = built(on(rows.WINDOWS, window), on(rows.WINDOWS, older))
     assert [(row["family"], row["count"], row["rev"]) for row in tables["windows"]] == [
-        ("queue", 3, 12), ("run", 0, 12),
+        ("queue", 3, 12), ("run", 0, 12), ("stranded.orphan", 1, 12),
     ]  # fmt: skip
     assert tables["windows"][0]["bins"] == bins
     assert tables["window_conclusions"][0]["conclusions"] == {"success": 2}

@@ -35,7 +35,7 @@ contributions = st.lists(
         Contribution,
         at=st.just(T0),
         fleet=st.just("f"),
-        name=st.sampled_from(["queue", "run"]),
+        name=st.sampled_from(["queue", "run", "stranded.orphan", "stranded.stale_queue"]),
         ms=durations,
     )
     | st.builds(
@@ -159,7 +159,8 @@ def test_a_window_record_follows_the_contract(said: list[Contribution]) -> None:
     window = WINDOW.validate_json(msgspec.json.encode(record))
     assert window.id == f"f|300|{T0}|3@9"
     counted = {family.value: values for family, values in window.families.items()}
-    for name in ("queue", "run"):
+    counted |= {f"stranded.{kind.value}": values for kind, values in window.stranded.items()}
+    for name in ("queue", "run", "stranded.orphan", "stranded.stale_queue"):
         values = [each.ms for each in said if each.name == name and each.ms is not None]
         if values:
             assert (counted[name].count, counted[name].sum_ms) == (len(values), sum(values))

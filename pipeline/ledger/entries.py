@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from pipeline.effects import Effects, Output
 from pipeline.jobs import FleetNames, Job, View, decode, view
 from pipeline.ledger.index import Known
-from pipeline.windows import Contribution, contributions
+from pipeline.windows import Contribution, contributions, stranded
 from topics.catalogue import JOB_STATES
 from topics.models import Status
 from topics.tables import JOBS_TABLE
@@ -60,7 +60,10 @@ class Entries:
             job = self._decode(key)
             if job is not None:
                 seen = self._view(key, job)
-                entry = Entry(job, seen.since, contributions(seen), reached_by(seen))
+                adds = contributions(seen)
+                if job.recovery is not None:
+                    adds |= stranded(job, seen)
+                entry = Entry(job, seen.since, adds, reached_by(seen))
                 self.decoded[key] = entry
         return entry
 

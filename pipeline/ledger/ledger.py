@@ -51,7 +51,7 @@ from pipeline.ledger.runs import Runs
 from pipeline.ledger.stalls import OpenStall, Stalls, acts
 from pipeline.ledger.windows import Windows
 from pipeline.recovery import Policies
-from pipeline.windows import Contribution, Pane, PaneKey, WindowPolicy, contributions
+from pipeline.windows import Contribution, Pane, PaneKey, WindowPolicy, contributions, stranded
 from topics.catalogue import JOB_STATES
 from topics.envelope import EARLIEST_MS, LATEST_MS
 from topics.models import JobFact, RunFact, RunLink, Tick
@@ -269,6 +269,8 @@ class Ledger:
             before, job = change.before, change.job
             after = view(job, fleets)
             added = contributions(after)
+            if job.recovery is not None:
+                added |= stranded(job, after)
             reached = reached_by(after)
             if before is None:
                 adds, known = _MISSING, 0

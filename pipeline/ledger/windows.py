@@ -14,6 +14,7 @@ from pipeline.ledger.limits import OTHER_FLEET
 from pipeline.ledger.pending import Pending
 from pipeline.windows import (
     SIZES_S,
+    STRANDED,
     Contribution,
     Pane,
     PaneKey,
@@ -125,17 +126,20 @@ class Windows:
         if pane is not None and offset <= pane.fence:
             return  # counted before the crash this is a replay of
         if around is None and self.policy.closes_at(start, SIZES_S[0]) <= clock:
-            self._pending.note(
-                metrics.LATE_SAMPLES, (c.name if c.ms is not None else "conclusion",)
-            )
+            what = _family(c.name) if c.ms is not None else "conclusion"
+            self._pending.note(metrics.LATE_SAMPLES, (what,))
             return
         if around is None:
             around = self._open[pane_key] = self._dirty(pane, pane_key[0], start)
         if c.ms is not None:
-            if weight > 0:
-                self._pending.notes.append(Note(metrics.TIMINGS[c.name], (c.fleet,), c.ms / 1000))
+            timing = metrics.TIMINGS.get(c.name)
+            if weight < 0:
+                self._pending.note(metrics.REVISED_TIMINGS, (_family(c.name),))
+            elif timing is not None:
+                self._pending.notes.append(Note(timing, (c.fleet,), c.ms / 1000))
             else:
-                self._pending.note(metrics.REVISED_TIMINGS, (c.name,))
+                kind = c.name.removeprefix(STRANDED)
+                self._pending.notes.append(Note(metrics.STRANDED_SECONDS, (kind,), c.ms / 1000))
             bin_ = bin_of(c.ms)
             for each in around:
                 each.put(c.name, c.ms, bin_, weight)
@@ -254,6 +258,11 @@ class Windows:
             writes.append((pane_key_bytes(self._partition, pane_key), None))
         self._dirty_panes.clear()
         self._gone_panes.clear()
+
+
+def _family(name: str) -> str:
+    """A family as a label: stranded time of all kinds is one."""
+    return metrics.STRANDED if name.startswith(STRANDED) else name
 
 
 def _order(c: Contribution) -> tuple[int, str, str, int]:

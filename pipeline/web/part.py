@@ -28,7 +28,7 @@ from pipeline.recovery.explain import explain_recovery
 from pipeline.text import version
 from pipeline.web.ports import Console, JobReader
 from pipeline.web.turns import Turn
-from pipeline.windows import SIZES_S, Pane, Sketch, start_of
+from pipeline.windows import SIZES_S, Pane, Sketch, by_kind, start_of
 from topics.keys import parse_job_key
 from topics.models import Status
 
@@ -563,21 +563,28 @@ def pane_of(data: dict[str, Any]) -> Pane:
 
 
 def summary(pane: Pane) -> dict[str, Any]:
-    """What people want of a pane: per family count, mean, quantiles, largest; conclusions."""
+    """What people want of a pane: per family count, mean, quantiles, largest; conclusions; and the
+    same of stranded time, per kind of stall."""
+    families, stranded = by_kind(pane.families)
     return {
-        "families": {
-            family: {
-                "count": sketch.count,
-                "sum_ms": sketch.sum_ms,
-                "mean_ms": sketch.sum_ms / sketch.count,
-                "p50_ms": sketch.quantile(0.5),
-                "p95_ms": sketch.quantile(0.95),
-                "p99_ms": sketch.quantile(0.99),
-                "max_ms": sketch.max_ms,
-            }
-            for family, sketch in sorted(pane.families.items())
-            # Samples that a later fact moved elsewhere leave an empty place behind.
-            if sketch.count > 0
-        },
+        "families": _measured(families),
         "conclusions": {name: n for name, n in sorted(pane.conclusions.items()) if n > 0},
+        "stranded": _measured(stranded),
+    }
+
+
+def _measured(sketches: dict[str, Sketch]) -> dict[str, Any]:
+    return {
+        name: {
+            "count": sketch.count,
+            "sum_ms": sketch.sum_ms,
+            "mean_ms": sketch.sum_ms / sketch.count,
+            "p50_ms": sketch.quantile(0.5),
+            "p95_ms": sketch.quantile(0.95),
+            "p99_ms": sketch.quantile(0.99),
+            "max_ms": sketch.max_ms,
+        }
+        for name, sketch in sorted(sketches.items())
+        # Samples that a later fact moved elsewhere leave an empty place behind.
+        if sketch.count > 0
     }

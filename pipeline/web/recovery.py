@@ -231,6 +231,10 @@ async def recovery(
                 await turn.next()
             if query.fleet in (None, name):
                 fleets[name] = _fleet(state)
+        for name, waiting, since in theirs.starving():
+            if query.fleet in (None, name):
+                count = kinds.setdefault(StallKind.STARVED.value, [0, since])
+                count[:] = count[0] + waiting, min(count[1], since)
         switches += ([partition, _switch(each)] for each in list(theirs.switches.values()))
     rows = []
     now = now_ms()

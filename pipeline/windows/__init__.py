@@ -2,10 +2,12 @@
 
 from pipeline.windows.panes import (
     SIZES_S,
+    STRANDED,
     Contribution,
     Pane,
     PaneKey,
     WindowPolicy,
+    by_kind,
     contributions,
     decode_pane,
     encode_pane,
@@ -13,18 +15,21 @@ from pipeline.windows.panes import (
     pane_key_of,
     pane_start,
     start_of,
+    stranded,
     window_record,
 )
 from pipeline.windows.sketch import Sketch, bin_of
 
 __all__ = [
     "SIZES_S",
+    "STRANDED",
     "Contribution",
     "Pane",
     "PaneKey",
     "Sketch",
     "WindowPolicy",
     "bin_of",
+    "by_kind",
     "contributions",
     "decode_pane",
     "encode_pane",
@@ -32,5 +37,6 @@ __all__ = [
     "pane_key_of",
     "pane_start",
     "start_of",
+    "stranded",
     "window_record",
 ]

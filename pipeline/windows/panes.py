@@ -15,18 +15,24 @@ dropped here; it still reaches ClickHouse in the job's own row.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.json import Decoder, Encoder, decode, encode
 
-from pipeline.jobs import View
+from pipeline.jobs import Job, View
 from pipeline.windows.sketch import Sketch, bin_of
 from topics.envelope import VERSION
+from topics.recovery import StallKind
+from topics.stranded import left_at
 from topics.tables import PANE_S
 
 SIZES_S: Final = (60, 300, 3600)
+
+#: What the families of stranded time begin with: each kind of stall has its own.
+STRANDED: Final = "stranded."
 
 #: A pane's fleet and its start, Unix milliseconds.
 PaneKey = tuple[str, int]
@@ -57,7 +63,8 @@ class Contribution(Struct, frozen=True, gc=False):
 
     at: int
     fleet: str
-    #: A Family value, or a Conclusion value when ``ms`` is None.
+    #: A Family value or a kind of stall behind :data:`STRANDED`; a Conclusion value when ``ms``
+    #: is None.
     name: str
     ms: int | None
 
@@ -84,6 +91,33 @@ def contributions(v: View) -> frozenset[Contribution]:
 
 
 _NONE: Final[frozenset[Contribution]] = frozenset()
+
+
+def stranded(job: Job, v: View) -> frozenset[Contribution]:
+    """What a job's stalls add to windows: how long each lasted, when the job had left it.
+
+    A completion that was missed is none of them: it says how long the job ran.
+    """
+    if job.recovery is None or v.at.copied:
+        return _NONE
+    at, out = v.at, []
+    for stall in job.recovery.stalls.values():
+        kind, since = StallKind(stall.head.kind), stall.head.since
+        if kind is StallKind.MISSED_COMPLETION:
+            continue
+        left = left_at(
+            kind,
+            since,
+            stall.head.claim,
+            job.claims,
+            started_at=at.started.ms if at.started else None,
+            completed_at=at.completed.ms if at.completed else None,
+            lost_at=job.lost_at,
+            found_at=job.found_at,
+        )
+        if left is not None:
+            out.append(Contribution(left, v.fleet, f"{STRANDED}{kind.value}", left - since))
+    return frozenset(out)
 
 
 def start_of(at: int, size_s: int) -> int:
@@ -182,6 +216,17 @@ _encoder: Final = Encoder()
 _decoder: Final = Decoder(Pane)
 
 
+def by_kind(families: Mapping[str, Sketch]) -> tuple[dict[str, Sketch], dict[str, Sketch]]:
+    """A pane's families: the timings, and stranded time by kind of stall."""
+    timings, stranded = {}, {}
+    for name, sketch in families.items():
+        if name.startswith(STRANDED):
+            stranded[name.removeprefix(STRANDED)] = sketch
+        else:
+            timings[name] = sketch
+    return timings, stranded
+
+
 def encode_pane(pane: Pane) -> bytes:
     """The pane as a table value. Never empty."""
     return _encoder.encode(pane)
@@ -205,6 +250,7 @@ def window_record(
 ) -> dict[str, Any]:
     """The :class:`topics.models.Window` record of a window as a plain dict."""
     key = f"{fleet}|{size_s}|{start}|{partition}"
+    families, stranded = by_kind(pane.families)
     return {
         "id": f"{key}@{rev}",
         "kind": "window",
@@ -219,17 +265,20 @@ def window_record(
         "start": start,
         "closed": closed,
         "rev": rev,
-        "families": {
-            family: {
-                "count": s.count,
-                "sum_ms": s.sum_ms,
-                "max_ms": s.max_ms,
-                "zeros": s.zeros,
-                "bins": s.bins,
-            }
-            for family, s in pane.families.items()
-        },
+        "families": {family: _values(s) for family, s in families.items()},
         "conclusions": pane.conclusions,
+        # Only where there is some: no record grows for jobs that were never stuck.
+        **({"stranded": {k: _values(s) for k, s in stranded.items()}} if stranded else {}),
+    }
+
+
+def _values(s: Sketch) -> dict[str, Any]:
+    return {
+        "count": s.count,
+        "sum_ms": s.sum_ms,
+        "max_ms": s.max_ms,
+        "zeros": s.zeros,
+        "bins": s.bins,
     }
 
 
