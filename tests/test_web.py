@@ -222,6 +222,8 @@ VIEWS = [
     "/windows?size=3600",
     "/recovery",
     "/recovery?kind=orphan&fleet=even,linux",
+    "/runners",
+    "/runners?state=idle,busy&fleet=even,linux",
     "/workers",
 ]
 

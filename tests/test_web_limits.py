@@ -522,6 +522,7 @@ KNOWN = {
     "/fleets": ("span", "limit", "cursor"),
     "/windows": ("size", "fleet", "from", "to", "limit", "cursor"),
     "/recovery": ("kind", "fleet", "limit", "cursor"),
+    "/runners": ("fleet", "state", "limit", "cursor"),
     "/workers": (),
     "/healthz": (),
     "/readyz": ("part",),
@@ -534,6 +535,7 @@ KNOWN = {
     "/part/fleets": ("partitions", "since"),
     "/part/windows": ("partitions", "size", "fleet", "from", "to", "limit", "cursor"),
     "/part/recovery": ("partitions", "kind", "fleet", "limit", "cursor"),
+    "/part/runners": ("partitions", "fleet", "state", "limit", "cursor"),
     "/part/worker": ("partitions",),
 }  # fmt: skip
 

@@ -11,6 +11,8 @@ for, and what they do not say stands under ``incomplete``.
                           seconds in the state)
 ``/jobs/{key}``           one job: facts, timeline, where each timing comes from
 ``/fleets``               per fleet: jobs by state, the oldest, p50/p95/p99; ``span`` in seconds
+``/runners``              runners by fleet and name, what they hold, when they were last seen:
+                          ``fleet``, ``state``
 ``/windows``              tumbling windows, newest first: ``fleet``, ``size``, ``from``, ``to`` (ms)
 ``/recovery``             what is stuck, oldest first, and what recovery may do: ``kind``,
                           ``fleet``; ``POST /recovery/switch`` throws its switches
@@ -45,6 +47,7 @@ from pipeline.web.part import STATUSES
 from pipeline.web.ports import Console
 from pipeline.web.query import Query, refuse
 from pipeline.web.recovery import RecoveryViews
+from pipeline.web.runners import RunnerViews
 from pipeline.web.server import GuardedWeb
 from pipeline.web.site import Handler, Site, placed
 from pipeline.web.windows import WindowViews
@@ -71,7 +74,7 @@ class Views:
 
     def register(self, app: web.Application) -> None:
         """Routes and hooks. Faust starts its web server before recovery, so health answers then."""
-        for each in (JobViews, FleetViews, WindowViews, RecoveryViews):
+        for each in (JobViews, FleetViews, RunnerViews, WindowViews, RecoveryViews):
             each(self.site).register(app)
         get = app.router.add_get
         view, peer = placed(self.site.views), placed(self.site.parts)
@@ -106,7 +109,7 @@ class Views:
             "program": "runnerstream",
             "version": version(),
             "now": now,
-            "views": ["/jobs", "/fleets", "/windows", "/recovery", "/workers"],
+            "views": ["/jobs", "/fleets", "/runners", "/windows", "/recovery", "/workers"],
             "health": ["/healthz", "/readyz", "/metrics"],
             "states": {
                 status: {"jobs": depth[status], "oldest_ms": age(now, oldest.get(status))}
