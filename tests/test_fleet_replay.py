@@ -92,7 +92,7 @@ def _work(world: World) -> None:
         world.write()
 
 
-def _after(ops: list[tuple[str, int]]) -> World:
+def after(ops: list[tuple[str, int]]) -> World:
     world = World()
     for name, x in ops:
         OPS[name](world, x)
@@ -111,7 +111,7 @@ def test_any_interleaving_keeps_the_rules_and_a_replay_says_the_same(
     ops: list[tuple[str, int]],
 ) -> None:
     """The judge of the world asserts at every command; here is what a rebuild must show."""
-    world = _after(ops)
+    world = after(ops)
     rebuilt = World()
     rebuilt.now, rebuilt.log = world.now, list(world.log)
     rebuilt.ledger.me = "a new one"
@@ -188,7 +188,7 @@ def test_the_interleavings_reach_commands_crashes_and_every_reason() -> None:
     names = [*OPS, *["propose", "work"] * 6]
     issued, reasons, died = 0, set(), 0
     for _ in range(60):
-        world = _after([(rng.choice(names), rng.randrange(8)) for _ in range(150)])
+        world = after([(rng.choice(names), rng.randrange(8)) for _ in range(150)])
         issued += len(commands(world.durable.published))
         died += world.life - 1
         reasons |= {getattr(each, "withheld", None) for each in world.log}

@@ -21,6 +21,7 @@ from topics.models import (
     Tick,
 )
 from topics.recovery import (
+    MOVED_ON,
     Answer,
     CommandKind,
     Fence,
@@ -521,6 +522,32 @@ def test_a_job_that_is_over_is_stuck_until_its_holder_is_told(loop: Loop) -> Non
     proposal = loop.proposals[-1]
     loop.decide(proposal)
     loop.end(proposal, Result.DONE)
+    assert not loop.ledger.stalls()
+
+
+@pytest.mark.parametrize(("reason", "again"), [(MOVED_ON, True), ("claim_changed", False)])
+def test_its_holder_is_told_again_when_news_overtook_the_command(
+    loop: Loop, reason: str, again: bool
+) -> None:
+    loop.claimed()
+    loop.wait(POLICY.orphan_ms + TICK)
+    loop.answer(loop.probes[-1], Answer.GHOST)
+    loop.wait(MINUTE)
+    for _ in range(4):
+        proposal = loop.proposals[-1]
+        loop.decide(proposal)
+        # What is known of the run comes after the answer, from another partition.
+        loop.say(run=ParentRun(attempt=1, completed_at=loop.now + len(loop.log)))
+        loop.end(proposal, Result.REFUSED, reason)
+        assert set(loop.ledger.stalls()) == ({KEY} if again else set())
+        loop.wait(2 * POLICY.propose_again_most_ms)
+        assert (loop.proposals[-1] is not proposal) is again
+        if not again:
+            return
+        assert loop.proposals[-1].proposed.command is CommandKind.RELEASE_CLAIM
+        assert loop.proposals[-1].fence.rev > proposal.fence.rev
+    loop.decide(loop.proposals[-1])
+    loop.end(loop.proposals[-1], Result.DONE)
     assert not loop.ledger.stalls()
 
 

@@ -61,6 +61,7 @@ HEAVY = (
     "pipeline.local",
     "socket",
     "subprocess",
+    "tests.soak",
     "tests.support",
 )
 #: Of these, what is pure.

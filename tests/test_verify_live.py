@@ -25,8 +25,10 @@ from tests.support.worker import ROOT, WorkerProcess
 from tests.test_cli import run
 from topics.apply import apply
 from topics.catalogue import JOB_STATES, JOBS, WINDOWS, catalogue
+from topics.tables import FLEETS_TABLE
 
 PARTITIONS = 4
+TABLE = FLEETS_TABLE.changelog("runnerstream")
 SETTINGS = {"partitions": str(PARTITIONS), "lateness": str(10 * 86_400)}
 
 
@@ -83,7 +85,9 @@ def test_what_a_worker_serves_is_what_the_log_says(kafka: Broker, worker: Worker
     states, windows = found["compared"]["job states"], found["compared"]["windows"]
     assert states["folded"] == states["served"] > 250
     assert windows["folded"] == windows["served"] > 50
-    assert states["in_part"] == windows["in_part"] == 0
+    fleets = found["compared"]["fleets"]
+    assert fleets["folded"] == fleets["served"] > 50
+    assert states["in_part"] == windows["in_part"] == fleets["in_part"] == 0
     shown = run("verify", kafka=kafka.bootstrap, **SETTINGS)
     assert shown.exit_code == 0
     assert "no difference" in shown.output
@@ -113,10 +117,11 @@ def test_it_leaves_nothing_behind(kafka: Broker, worker: WorkerProcess) -> None:
 def test_what_is_changed_or_missing_is_found_and_named(
     kafka: Broker, worker: WorkerProcess
 ) -> None:
-    states, windows = places(kafka.bootstrap, JOB_STATES), places(kafka.bootstrap, WINDOWS)
+    states, windows, fleets = (places(kafka.bootstrap, t) for t in (JOB_STATES, WINDOWS, TABLE))
     # What is completed changes no more, and neither does a window that holds nothing of it now.
     changed, missing = [k for k, (_, v) in states.items() if b'"status":"completed"' in v][:2]
     window = next(k for k, (_, v) in windows.items() if b'"run":{' in v)
+    runner = next(k for k in fleets if k.startswith(b'["runners"'))
 
     def count(record: Any) -> None:
         record["families"]["run"]["count"] += 1
@@ -125,8 +130,9 @@ def test_what_is_changed_or_missing_is_found_and_named(
         (JOB_STATES, changed): told(states[changed][1], lambda r: r.update(status="running")),
         (JOB_STATES, missing): None,
         (WINDOWS, window): told(windows[window][1], count),
+        (TABLE, runner): told(fleets[runner][1], lambda r: r.update(seen=7)),
     }
-    true = {JOB_STATES: states, WINDOWS: windows}
+    true = {JOB_STATES: states, WINDOWS: windows, TABLE: fleets}
     try:
         for (topic, key), value in tampered.items():
             put(kafka.bootstrap, topic, true[topic][key][0], key, value)
@@ -137,11 +143,12 @@ def test_what_is_changed_or_missing_is_found_and_named(
             ("job states", changed.decode(), "status"),
             ("job states", missing.decode(), ""),
             ("windows", window.decode(), "families.run.count"),
+            ("fleets", runner.decode(), "seen"),
         }
         assert found["compared"]["job states"]["different"] == 2
         shown = run("verify", "--limit", "1", kafka=kafka.bootstrap, **SETTINGS)
         assert shown.exit_code == 1
-        assert "3 keys differ in all" in shown.output
+        assert "4 keys differ in all" in shown.output
         assert shown.output.count("the log says") == 1
     finally:
         for topic, key in tampered:

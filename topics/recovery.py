@@ -80,6 +80,10 @@ class Result(StrEnum):
     EXPIRED = "expired"
 
 
+#: Why a command is refused of whose job more is known than when it was judged.
+MOVED_ON: Final = "moved_on"
+
+
 class Why(StrEnum):
     """Why a command was withheld."""
 

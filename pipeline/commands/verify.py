@@ -19,11 +19,13 @@ from pipeline.commands.connections import broker_failure, kafka_admin, kafka_opt
 from pipeline.commands.context import Context
 from pipeline.commands.failure import FAILED, UNREACHABLE, Failure
 from pipeline.commands.output import cell, print_json, print_table, say, to_json
-from pipeline.folds import fleet_names, jobs, retention
+from pipeline.folds import fleet_names, fleets, jobs, retention
 from pipeline.settings import Settings
 from pipeline.verify import Difference, Refold, Result, Rules, Served, Tally
+from pipeline.verify_fleets import RefoldFleets
 from sinks.consumer import make_consumer, position_of
-from topics.catalogue import JOB_STATES, JOBS, WINDOWS
+from topics.catalogue import FLEETS, JOB_STATES, JOBS, WINDOWS
+from topics.tables import FLEETS_TABLE
 
 #: How long the broker may be silent before we say that it does not answer. Seconds.
 _SILENCE_S: Final = 15.0
@@ -45,7 +47,7 @@ Progress = Callable[[str], None]
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.pass_obj
 def verify(context: Context, wanted: tuple[int, ...], limit: int, as_json: bool) -> None:
-    """Fold the retained log again and compare job states and windows with what is served.
+    """Fold the retained log again and compare job states, windows and fleets with what is served.
 
     Reads only: writes nothing, commits nothing, joins no group. Give it the settings of the
     workers. Partitions are folded one after the other, each in memory.
@@ -57,14 +59,13 @@ def verify(context: Context, wanted: tuple[int, ...], limit: int, as_json: bool)
     unreadable = 0
     with _progress() as progress, closing(_verified(context.settings, wanted, limit, progress)) as \
             all_of_them:  # fmt: skip
-        for partition, log, result in all_of_them:
+        for partition, log, results in all_of_them:
             partitions.append({"partition": partition, **log})
-            if result is None:
-                continue
-            for what, tally in result.tallies.items():
-                tallies.setdefault(what, Tally()).add(tally)
-            found += result.differences[: limit - len(found)]
-            unreadable += result.unreadable
+            for result in results:
+                for what, tally in result.tallies.items():
+                    tallies.setdefault(what, Tally()).add(tally)
+                found += result.differences[: limit - len(found)]
+                unreadable += result.unreadable
     different = sum(tally.different for tally in tallies.values())
     equal = not different and any(tally.folded for tally in tallies.values())
     if as_json:
@@ -109,17 +110,22 @@ def _tell(
     different = sum(tally.different for tally in tallies.values())
     if different:
         say(f"{different:,} {'key differs' if different == 1 else 'keys differ'} in all\n")
-    records = sum(each["records"] for each in partitions)
-    say(f"{records:,} records of {JOBS} folded, of {len(partitions)} partitions")
+    of_fleets = [{"partition": each["partition"], **each["fleets"]} for each in partitions]
+    logs = {JOBS: partitions, FLEETS: of_fleets}
+    counts = [f"{sum(e['records'] for e in each):,} records of {log}" for log, each in logs.items()]
+    say(f"{' and '.join(counts)} folded, of {len(partitions)} partitions")
     if unreadable:
         say(f"{unreadable:,} of them cannot be read; the worker has passed over them as well")
-    cut = [str(each["partition"]) for each in partitions if each["from"]]
-    if cut:
-        say(f"the log no longer has its beginning in partitions {', '.join(cut)}: what lies before "
-            "it cannot be checked (in part)")  # fmt: skip
-    never = [str(each["partition"]) for each in partitions if each["committed"] is None]
-    if never:
-        say(f"no worker has committed anything of partitions {', '.join(never)}: not compared")
+    for log, each_log in logs.items():
+        of = "" if log == JOBS else f" of {log}"
+        cut = [str(each["partition"]) for each in each_log if each["from"]]
+        if cut:
+            say(f"the log no longer has its beginning in partitions {', '.join(cut)}{of}: what "
+                "lies before it cannot be checked (in part)")  # fmt: skip
+        never = [str(each["partition"]) for each in each_log if each["committed"] is None]
+        if never:
+            say(f"no worker has committed anything of partitions {', '.join(never)}{of}: "
+                "not compared")  # fmt: skip
     say("no difference" if equal else "different" if different else "nothing was compared")
 
 
@@ -248,77 +254,119 @@ class _Readers:
 
 def _verified(
     settings: Settings, wanted: tuple[int, ...], limit: int, progress: Progress
-) -> Generator[tuple[int, dict[str, Any], Result | None]]:
-    """Each partition, what of its log was folded, and what came of it."""
+) -> Generator[tuple[int, dict[str, Any], list[Result]]]:
+    """Each partition, what of its logs was folded, and what came of it."""
+    table = FLEETS_TABLE.changelog(settings.app_id)
     with kafka_admin(settings) as admin, ExitStack() as stack:
         try:
             readers = _Readers(settings, admin, stack)
             partitions = readers.partitions(JOBS)
-            for topic in (JOB_STATES, WINDOWS):
+            for topic in (JOB_STATES, WINDOWS, FLEETS, table):
                 readers.partitions(topic)
             unknown = sorted(set(wanted) - set(partitions))
             if unknown:
                 raise click.UsageError(f"{JOBS} has no partition {unknown[0]}")
             for partition in wanted or partitions:
-                yield partition, *_partition(readers, settings, partition, limit, progress)
+                told, result = _jobs(readers, settings, partition, limit, progress)
+                told["fleets"], other = _fleets(readers, settings, partition, limit, progress)
+                yield partition, told, [each for each in (result, other) if each is not None]
         except KafkaError as error:
             raise broker_failure(settings, error) from None
 
 
-def _partition(
+Folded = tuple[dict[str, Any], Result | None]
+
+
+def _jobs(
     readers: _Readers, settings: Settings, partition: int, limit: int, progress: Progress
-) -> tuple[dict[str, Any], Result | None]:
+) -> Folded:
     log = TopicPartition(JOBS, partition)
     begin, committed = readers.begin(log), readers.folded(log)
-    told: dict[str, Any] = {"from": begin, "committed": committed, "records": 0}
     if committed is None:
-        # An empty partition has been folded by whoever looked at it.
-        if readers.end(log) == begin == 0:
-            told["committed"] = 0
-        return told, None
+        return _never(readers, log, begin), None
     served = _served(readers, partition, progress)
+    fold = Refold(rules(settings), partition, whole=begin == 0, now=int(time.time() * 1000))
+    _fold(readers, log, fold, lambda: fold.judge(served), committed, progress)
+    result = fold.result(limit)
+    return {"from": begin, "committed": committed, "records": result.records}, result
+
+
+def _fleets(
+    readers: _Readers, settings: Settings, partition: int, limit: int, progress: Progress
+) -> Folded:
+    log = TopicPartition(FLEETS, partition)
+    begin, committed = readers.begin(log), readers.folded(log)
+    if committed is None:
+        return _never(readers, log, begin), None
+    table = TopicPartition(FLEETS_TABLE.changelog(settings.app_id), partition)
+    rows, _ = _latest(readers, table, readers.high(table), progress)
+    now = int(time.time() * 1000)
+    fold = RefoldFleets(fleets(settings), partition, whole=begin == 0, now=now)
+    _fold(readers, log, fold, lambda: fold.judge(rows), committed, progress)
+    result = fold.result(limit)
+    return {"from": begin, "committed": committed, "records": result.records}, result
+
+
+def _never(readers: _Readers, log: TopicPartition, begin: int) -> dict[str, Any]:
+    """What is told of a partition of which nothing was ever committed."""
+    # An empty partition has been folded by whoever looked at it.
+    empty = readers.end(log) == begin == 0
+    return {"from": begin, "committed": 0 if empty else None, "records": 0}
+
+
+def _fold(
+    readers: _Readers,
+    log: TopicPartition,
+    fold: Refold | RefoldFleets,
+    judge: Callable[[], None],
+    committed: int,
+    progress: Progress,
+) -> None:
+    """Fold a partition, and judge it where the worker has committed."""
     # All that is served by now came of records before this.
     end = readers.end(log)
-    fold = Refold(rules(settings), partition, whole=begin == 0, now=int(time.time() * 1000))
     judged = False
     for record in readers.read(log, end):
         if record.offset < committed:
             fold.take(record.offset, record.value, record.timestamp)
         else:
             if not judged:
-                fold.judge(served)
+                judge()
                 judged = True
             if not fold.pending:
                 break
             fold.go_on(record.offset, record.value, record.timestamp)
         if fold.records % _SIGN == 0:
-            progress(f"partition {partition}: offset {record.offset:,} of {end:,}")
+            progress(f"partition {log.partition}: {log.topic} {record.offset:,} of {end:,}")
     if not judged:
-        fold.judge(served)
-    result = fold.result(limit)
-    return {**told, "records": result.records}, result
+        judge()
 
 
 def _served(readers: _Readers, partition: int, progress: Progress) -> Served:
     """What is served now, transactions whose end is under way included."""
-    states: dict[bytes, bytes] = {}
-    windows: dict[bytes, bytes] = {}
-    places = {TopicPartition(JOB_STATES, partition): states,
-              TopicPartition(WINDOWS, partition): windows}  # fmt: skip
+    states, windows = (TopicPartition(topic, partition) for topic in (JOB_STATES, WINDOWS))
     # Before either is read, so that both tell of all that is committed.
-    ends = {where: readers.high(where) for where in places}
-    since = 0
-    for where, latest in places.items():
-        trimmed = latest is windows and readers.begin(where) > 0
-        for number, record in enumerate(readers.read(where, ends[where])):
-            if trimmed and not since:
-                since = record.timestamp
-            if record.key is None:
-                continue
-            if record.value is None:
-                latest.pop(record.key, None)
-            else:
-                latest[record.key] = record.value
-            if number % _SIGN == 0:
-                progress(f"partition {partition}: {where.topic}, {number:,} records")
-    return Served(states, windows, since)
+    ends = {where: readers.high(where) for where in (states, windows)}
+    trimmed = readers.begin(windows) > 0
+    of_states, _ = _latest(readers, states, ends[states], progress)
+    of_windows, first = _latest(readers, windows, ends[windows], progress)
+    return Served(of_states, of_windows, first if trimmed else 0)
+
+
+def _latest(
+    readers: _Readers, where: TopicPartition, end: int, progress: Progress
+) -> tuple[dict[bytes, bytes], int]:
+    """The latest value of each key, and when the first record was written (ms)."""
+    latest: dict[bytes, bytes] = {}
+    first = 0
+    for number, record in enumerate(readers.read(where, end)):
+        first = first or record.timestamp
+        if record.key is None:
+            continue
+        if record.value is None:
+            latest.pop(record.key, None)
+        else:
+            latest[record.key] = record.value
+        if number % _SIGN == 0:
+            progress(f"partition {where.partition}: {where.topic}, {number:,} records")
+    return latest, first

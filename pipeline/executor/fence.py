@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from pipeline.executor.calls import Caller, Unreached
 from topics.models import Status
-from topics.recovery import Command, CommandKind
+from topics.recovery import MOVED_ON, Command, CommandKind
 
 #: Most bytes of a worker's answer about one job.
 _ANSWER_BYTES = 8 << 20
@@ -60,7 +60,7 @@ def judge(command: Command, state: State) -> Ruling:
     if fence.claim and fence.claim not in state.live:
         return Ruling(refused="claim_changed")
     if state.facts != fence.rev:
-        return Ruling(refused="moved_on")
+        return Ruling(refused=MOVED_ON)
     return Ruling(state)
 
 

@@ -17,7 +17,7 @@ from pipeline.jobs.stalls import Answered, Head, Issued, Stall, latest
 from pipeline.jobs.status import View
 from pipeline.recovery.policy import RecoveryPolicy
 from pipeline.recovery.rules import ASKED, Suspect, after_the_end, released, remedy, suspect
-from topics.recovery import Answer, CommandKind, Result, StallKind
+from topics.recovery import MOVED_ON, Answer, CommandKind, Result, StallKind
 
 #: After the end of a command's time the fleet says that it expired; then we do.
 _GRACE_MS: Final = 30_000
@@ -184,7 +184,7 @@ def _cleared(job: Job, at: int, policy: RecoveryPolicy) -> Judgement:
     assert last is not None
     n, stall = last
     command = after_the_end(job, stall)
-    if command is None or len(stall.issued) >= 3 or _settled(stall):
+    if command is None or _settled(stall):
         return _NOTHING
     free = _free_at(job, None, policy)
     when = max(_proposed_again(stall, policy), 0 if free is None else free)
@@ -203,8 +203,20 @@ def _cleared(job: Job, at: int, policy: RecoveryPolicy) -> Judgement:
 
 
 def _settled(stall: Stall) -> bool:
-    """Whether a command of the stall was done, or will never be."""
-    return any(ended.result in ("done", "refused", "cannot") for ended in stall.ended.values())
+    """Whether a command of the stall was done, will never be, or was tried often enough.
+
+    One that news overtook did nothing, and what it was for is still to be done: the run of a ghost
+    is told a moment after the answer, and the command of a job judged in between is refused.
+    """
+    overtaken = {
+        attempt
+        for attempt, ended in stall.ended.items()
+        if (ended.result, ended.reason) == (Result.REFUSED, MOVED_ON)
+    }
+    final = (Result.DONE, Result.REFUSED, Result.CANNOT)
+    return len(stall.issued.keys() - overtaken) >= 3 or any(
+        ended.result in final and attempt not in overtaken for attempt, ended in stall.ended.items()
+    )
 
 
 def _answer_now(job: Job, stall: Stall, at: int, policy: RecoveryPolicy) -> Answered | None:

@@ -187,7 +187,7 @@ class Loop:
             ),
         )  # fmt: skip
 
-    def end(self, proposal: Proposal, result: Result) -> None:
+    def end(self, proposal: Proposal, result: Result, reason: str = "") -> None:
         """What the executor made of the command."""
         said = proposal.proposed
         outcome = Outcome(
@@ -195,7 +195,7 @@ class Loop:
             received_at=self.now, key=proposal.job_key, command_id=f"{proposal.id}",
             command=said.command, fleet=proposal.key, job_key=proposal.job_key,
             attempt=said.attempt, n=proposal.n, stall=proposal.stall, since=proposal.since,
-            opened_at=proposal.opened_at, fence=proposal.fence, result=result,
+            opened_at=proposal.opened_at, fence=proposal.fence, result=result, reason=reason,
         )  # fmt: skip
         self.log += job_facts(outcome)
         self.fold()
