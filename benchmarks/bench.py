@@ -31,6 +31,8 @@ class Options:
     latency_seconds: float
     rate: int
     rounds: int
+    runners: int
+    ticks: int
     kind: Kind
 
 
