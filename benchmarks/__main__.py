@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import insert, latency, machine, memory, report, throughput, tick
+from benchmarks import insert, latency, machine, memory, report, stall, throughput, tick
 from benchmarks.bench import Options, say
 from tests.support import brokers
 
@@ -21,6 +21,7 @@ PARTS: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "memory": memory.measure,
     "latency": latency.measure,
     "tick": tick.measure,
+    "stall": stall.measure,
 }
 
 
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         rounds=given.rounds,
         runners=given.runners,
         ticks=given.ticks,
+        stall_seconds=given.stall_seconds,
+        tick_seconds=given.tick_seconds,
         kind=kind,
     )
     if kind == "embedded":
@@ -87,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rate", type=_positive, default=1_000, help="events offered per second")
     parser.add_argument("--rounds", type=_positive, default=3, help="floor and worker, how often")
+    parser.add_argument("--stall-seconds", type=float, default=60.0, help="how long jobs get stuck")
+    parser.add_argument(
+        "--tick-seconds", type=float, default=5.0, help="the worker's tick in the stall part"
+    )
     parser.add_argument("--json", type=Path, help="file for the whole result", metavar="FILE")
     parser.add_argument(
         "--parts", type=_parts, default=list(PARTS), help=f"some of {','.join(PARTS)}"

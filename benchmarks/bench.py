@@ -33,6 +33,8 @@ class Options:
     rounds: int
     runners: int
     ticks: int
+    stall_seconds: float
+    tick_seconds: float
     kind: Kind
 
 
