@@ -25,7 +25,7 @@ COVERAGE = --cov=topics --cov=pipeline --cov=sinks --cov-report=term:skip-covere
 # The tests that need neither a server nor a process. tests/test_tidy.py keeps the list true.
 UNIT = both_folds cases explain fleet fleet_replay folds github_payloads invariants jobs_properties keys \
 	ledger metrics origins policies providers quirks reading replay rooms settings simulate sink_rows stall_world \
-	stalls stranded tidy verify verify_fleets windows
+	stalls stranded ticks tidy verify verify_fleets windows
 
 .PHONY: help demo unit test nightly hooks lint format bench docs constraints clean FORCE
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import insert, latency, machine, memory, report, throughput
+from benchmarks import insert, latency, machine, memory, report, stall, throughput, tick
 from benchmarks.bench import Options, say
 from tests.support import brokers
 
@@ -20,6 +20,8 @@ PARTS: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "insert": insert.measure,
     "memory": memory.measure,
     "latency": latency.measure,
+    "tick": tick.measure,
+    "stall": stall.measure,
 }
 
 
@@ -35,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         latency_seconds=given.latency_seconds,
         rate=given.rate,
         rounds=given.rounds,
+        runners=given.runners,
+        ticks=given.ticks,
+        stall_seconds=given.stall_seconds,
+        tick_seconds=given.tick_seconds,
         kind=kind,
     )
     if kind == "embedded":
@@ -70,13 +76,24 @@ def _parser() -> argparse.ArgumentParser:
         "--facts", type=_positive, default=200_000, help="facts preloaded per round"
     )
     parser.add_argument(
-        "--jobs-live", type=_positive, default=200_000, help="live jobs in the memory part"
+        "--jobs-live",
+        type=_positive,
+        default=200_000,
+        help="live jobs in the memory part, and in the one partition of the tick part",
     )
+    parser.add_argument(
+        "--runners", type=_positive, default=20_000, help="runners in the tick part"
+    )
+    parser.add_argument("--ticks", type=_positive, default=100, help="ticks timed in each case")
     parser.add_argument(
         "--latency-seconds", type=float, default=30.0, help="how long events are offered"
     )
     parser.add_argument("--rate", type=_positive, default=1_000, help="events offered per second")
     parser.add_argument("--rounds", type=_positive, default=3, help="floor and worker, how often")
+    parser.add_argument("--stall-seconds", type=float, default=60.0, help="how long jobs get stuck")
+    parser.add_argument(
+        "--tick-seconds", type=float, default=5.0, help="the worker's tick in the stall part"
+    )
     parser.add_argument("--json", type=Path, help="file for the whole result", metavar="FILE")
     parser.add_argument(
         "--parts", type=_parts, default=list(PARTS), help=f"some of {','.join(PARTS)}"

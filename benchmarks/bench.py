@@ -31,6 +31,10 @@ class Options:
     latency_seconds: float
     rate: int
     rounds: int
+    runners: int
+    ticks: int
+    stall_seconds: float
+    tick_seconds: float
     kind: Kind
 
 

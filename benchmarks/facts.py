@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
@@ -15,7 +15,7 @@ from pipeline.effects import Output
 from pipeline.faust_safe import Outbox
 from pipeline.faust_safe.outbox import partition_of
 from pipeline.ledger import Ledger
-from pipeline.simulate import NO_FAULTS, Faults, Simulation
+from pipeline.simulate import NO_FAULTS, Faults, Mix, Simulation
 from topics.catalogue import JOB_STATES, JOBS, WEBHOOKS
 from topics.models import JOBS_RECORD, JobFact, RunFact, RunLink
 from topics.reading import read
@@ -70,13 +70,29 @@ def arriving(number: int) -> list[Record]:
     return records
 
 
-def live(jobs: int, templates: int = 2_000) -> Iterator[Record]:
-    """Facts of ``jobs`` live jobs: two thirds queued, one third running, with their runs.
+#: How far live jobs have come: two thirds are queued, one third runs.
+QUEUED_AND_RUNNING: Final = ("running", "queued", "queued")
 
-    A small simulation gives the first facts of each of its jobs; the rest are copies of these
-    under other job and run ids, which is twenty times as fast as simulating them.
+
+def live(
+    jobs: int,
+    templates: int = 2_000,
+    *,
+    reached: Sequence[str] = QUEUED_AND_RUNNING,
+    start_ms: int | None = None,
+    mix: Mix | None = None,
+) -> Iterator[Record]:
+    """Facts of ``jobs`` live jobs that were queued within one hour, with their runs.
+
+    ``reached`` is how far they have come, one after the other and again from the beginning:
+    ``queued``, ``claimed``, ``minted`` or ``running``. The hour begins at ``start_ms``, unless told
+    otherwise two hours ago. A small simulation gives the first facts of each of its jobs; the rest
+    are copies of these under other job and run ids, which is twenty times as fast as simulating
+    them.
     """
-    facts = list(_living(min(jobs, templates)))
+    if start_ms is None:
+        start_ms = int(time.time() * 1000) - 2 * 3_600_000
+    facts = list(_living(min(jobs, templates), reached, start_ms, mix))
     known = sum(1 for key in {fact.key for fact, _ in facts} if ":run/" not in key)
     made = copy = 0
     while made < jobs:
@@ -92,14 +108,17 @@ def live(jobs: int, templates: int = 2_000) -> Iterator[Record]:
         assert copy * known <= jobs + known
 
 
-def _living(jobs: int) -> Iterator[tuple[Fact, int]]:
-    """(fact, run) of at least ``jobs`` jobs, run by run, cut before anything ends."""
+def _living(
+    jobs: int, reached: Sequence[str], start_ms: int, mix: Mix | None
+) -> Iterator[tuple[Fact, int]]:
+    """(fact, run) of at least ``jobs`` jobs, run by run, cut where they are said to be."""
     simulation = Simulation(
         SEED + 1,
         int(jobs * 1.4),
-        start_ms=int(time.time() * 1000) - 2 * 3_600_000,
+        start_ms=start_ms,
         duration_s=3_600,
         faults=NO_FAULTS,
+        mix=mix,
         remember=False,
     )
     by_job: dict[str, list[JobFact]] = {}
@@ -125,16 +144,31 @@ def _living(jobs: int) -> Iterator[tuple[Fact, int]]:
         for key in keys:
             number += 1
             yield links[key], run
-            for n, said_ in enumerate(by_job[key]):
-                if "completed" in said_.times or said_.run is not None:
-                    break
-                if said_.claim is not None and said_.claim.released_at is not None:
-                    break
-                if n and number % 3:
+            most = _STAGES[reached[number % len(reached)]]
+            for said_ in by_job[key]:
+                if _stage(said_) > most:
                     break
                 yield said_, run
         if number >= jobs:
             return
+
+
+_STAGES: Final = {"queued": 0, "claimed": 1, "minted": 2, "running": 3}
+
+
+def _stage(fact: JobFact) -> int:
+    """How far a job has come of which this is told: beyond the last stage it is no longer alive,
+    or not alive without doubt."""
+    claim = fact.claim
+    if "completed" in fact.times or fact.run is not None:
+        return 4
+    if claim is not None and claim.released_at is not None:
+        return 4
+    if "started" in fact.times or fact.runner is not None:
+        return 3
+    if claim is not None:
+        return 2 if claim.minted_at is not None else 1
+    return 0 if fact.cause == "workflow_job.queued" else 3
 
 
 #: Job and run ids have ten or eleven digits, times have thirteen, the rest is hexadecimal.

@@ -110,7 +110,7 @@ class Watch(threading.Thread):
 def measure(options: Options) -> dict[str, Any]:
     """Offer events at a steady rate to a worker and a sink, and watch ClickHouse."""
     number = int(options.rate * (options.latency_seconds + WARM_UP_S))
-    records = _records(number)
+    sendings = records(number)
     with (
         stage(options.kind) as place,
         EmbeddedClickHouse(place.directory / "clickhouse") as server,
@@ -130,13 +130,13 @@ def measure(options: Options) -> dict[str, Any]:
             sink.start(wait=False)
             fold.process.wait_ready()
             say(f"latency: offering {options.rate:,} events/s for {options.latency_seconds:.0f} s")
-            return _offer(place, options, records, server.url, (fold.process, sink))
+            return _offer(place, options, sendings, server.url, (fold.process, sink))
         finally:
             sink.stop()
             fold.process.stop()
 
 
-def _records(number: int) -> list[Sending]:
+def records(number: int) -> list[Sending]:
     """Webhooks and lifecycle events of a fleet whose jobs take seconds, in sending order."""
     simulation = Simulation(
         20_260_102,
@@ -147,12 +147,12 @@ def _records(number: int) -> list[Sending]:
         tempo=LIVE,
         remember=False,
     )
-    records: list[Sending] = []
+    found: list[Sending] = []
     for record in simulation.records():
-        records.append(record)
-        if len(records) == number:
+        found.append(record)
+        if len(found) == number:
             break
-    return records
+    return found
 
 
 def _offer(

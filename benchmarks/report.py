@@ -8,6 +8,8 @@ from typing import Any, Final
 #: What the project promises itself; see benchmarks/README.md.
 WANTED_RATIO: Final = 0.4
 WANTED_P99_S: Final = 3.0
+WANTED_TICK_MS: Final = 200
+WANTED_STALL_TICKS: Final = 2
 
 FLOOR: Final = (
     "floor: bare aiokafka consumer and idempotent producer, same parse; the same two records per "
@@ -86,6 +88,56 @@ def _rows(parts: dict[str, Any]) -> Iterator[Row]:
         )
         yield "worker per event", _us(found["fold_cpu_us_per_event"]), "normalise and fold"
         yield "sink per event", _us(found["sink_cpu_us_per_event"]), ""
+    if found := parts.get("tick"):
+        yield from _ticks(found)
+    if found := parts.get("stall"):
+        yield from _stalls(found)
+
+
+def _ticks(found: dict[str, Any]) -> Iterator[Row]:
+    jobs, fleets = found["jobs"], found["fleets"]
+    live = f"{jobs['live']:,} live jobs in one partition; wanted {WANTED_TICK_MS}"
+    forgotten = f"{jobs['retention']['forgotten']:,} jobs and runs of one day are due at once"
+    yield _tick("tick, nothing due", jobs["nothing"], live)
+    usual, burst = (f"{jobs[each]['looked']['p50']:,.0f} jobs asked about" for each in _DUE)
+    yield _tick("tick, an hour for each job", jobs["usual"], usual)
+    yield _tick("tick, all due", jobs["burst"], burst)
+    yield _tick("tick, jobs expire", jobs["retention"], forgotten)
+    runners = f"{fleets['runners']:,} runners of {fleets['fleets']} fleets in one partition"
+    yield _tick("fleets' tick", fleets["quiet"], runners)
+    yield _tick("fleets' tick, runners beat", fleets["beating"], "each twice a minute")
+    waiting = f"and {fleets['proposed']['waiting']:,} proposals in two minutes"
+    yield _tick("fleets' tick, jobs propose", fleets["proposed"], waiting)
+
+
+def _stalls(found: dict[str, Any]) -> Iterator[Row]:
+    tick_ms = found["tick_s"] * 1000
+
+    def row(name: str, took: dict[str, float] | None, note: str) -> Row:
+        if took is None:
+            return name, "none", note
+        ticks = ", ".join(f"{each} {took[each] / tick_ms:.2f}" for each in took)
+        return name, f"{took['p99']:,.0f} ms p99", f"in ticks: {ticks}; {note}"
+
+    yield (
+        "stuck jobs commanded",
+        f"{found['commanded']} of {found['stuck']}",
+        f"at {found['offered_per_second']:,.0f} events/s; {found['questions']} questions; "
+        f"a tick is {found['tick_s']:g} s",
+    )
+    yield row("found to command", found["found_ms"], f"wanted {WANTED_STALL_TICKS} at p99")
+    yield row("stall to command", found["took_ms"], "from when the rule applies")
+    for kind, each in found["by_kind"].items():
+        yield row(f"- {kind}", each["took_ms"], "")
+
+
+_DUE: Final = ("usual", "burst")
+
+
+def _tick(name: str, case: dict[str, Any], note: str) -> Row:
+    cpu, wall = case["cpu_ms"], case["wall_ms"]
+    figure = f"{cpu['p50']:,.1f} ms CPU"
+    return name, figure, f"p99 {cpu['p99']:,.1f}, wall p99 {wall['p99']:,.1f}; {note}"
 
 
 def _us(value: float) -> str:

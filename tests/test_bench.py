@@ -41,6 +41,33 @@ def test_a_tiny_run_writes_sane_figures(tmp_path: Path) -> None:
     assert "worker / floor" in done.stdout
 
 
+def test_a_tiny_tick_part_times_what_is_due(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--parts", "tick", "--jobs-live", "400",
+         "--runners", "200", "--ticks", "3", "--json", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    part = json.loads(out.read_text())["parts"]["tick"]
+    jobs, fleets = part["jobs"], part["fleets"]
+    assert jobs["live"] >= 400
+    assert set(jobs["by_status"]) >= {"queued", "claimed", "starting", "running"}
+    assert jobs["nothing"]["looked"]["max"] == 0
+    assert jobs["burst"]["looked"]["max"] > jobs["usual"]["looked"]["max"]
+    assert jobs["retention"]["forgotten"] >= jobs["live"]
+    assert fleets["proposed"]["outputs"]["max"] > fleets["quiet"]["outputs"]["p50"]
+    cases = [jobs[name] for name in ("nothing", "usual", "burst", "retention")]
+    for case in (*cases, fleets["quiet"], fleets["beating"], fleets["proposed"]):
+        assert case["ticks"] == 3
+        assert 0 < case["cpu_ms"]["p50"] <= case["cpu_ms"]["max"]
+    assert "tick, all due" in done.stdout
+
+
 def test_wrong_parts_are_refused() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--parts", "speed"],

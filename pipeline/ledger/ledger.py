@@ -45,7 +45,7 @@ from pipeline.jobs.facts import DAY_MS, MAX_FACTS
 from pipeline.ledger.depth import Depth
 from pipeline.ledger.entries import COMPLETED, STATUSES_OF, Entries, Entry, reached_by
 from pipeline.ledger.index import Index, Known
-from pipeline.ledger.limits import MAX_FLEETS, Retention, heard_until
+from pipeline.ledger.limits import MAX_FLEETS, MOST_FORGOTTEN, Retention, heard_until
 from pipeline.ledger.pending import Pending
 from pipeline.ledger.runs import Runs
 from pipeline.ledger.stalls import OpenStall, Stalls, acts
@@ -376,17 +376,21 @@ class Ledger:
             self._depth.tell_fleets(at)
 
     def _expire(self) -> None:
-        """Forget the jobs and runs that are due."""
+        """Forget the jobs and runs that are due; of very many the others at the next ticks."""
         pending = self._pending
-        while self._expiry and self._expiry[0][0] <= self.clock:
+        # Only what is forgotten counts, so that a ledger that was loaded forgets the same.
+        left = MOST_FORGOTTEN
+        while left and self._expiry and self._expiry[0][0] <= self.clock:
             _, key = heapq.heappop(self._expiry)
             if key in self._runs:
                 if self._runs.expire(key, self.clock):
+                    left -= 1
                     pending.gone[key] = None
                 continue
             known = self._index.expire(key, self.clock)
             if known is None:
                 continue
+            left -= 1
             self._entries.forget(key)
             self._stalls.forget(key)
             pending.gone[key] = None

@@ -13,6 +13,9 @@ from topics.models import JobFact
 MAX_FLEETS: Final = 200
 OTHER_FLEET: Final = "other"
 
+#: Jobs and runs that a tick forgets, some 5 us each: those of a whole day are due at once.
+MOST_FORGOTTEN: Final = 5_000
+
 
 @dataclass(frozen=True, slots=True)
 class Retention:

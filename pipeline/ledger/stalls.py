@@ -47,8 +47,8 @@ from topics.recovery import (
 ACT_WITHIN_MS: Final = 30_000
 #: Nor one sent while what producers had posted this long ago was not yet in the log.
 SOURCES_WITHIN_MS: Final = 60_000
-#: Jobs looked at per tick; the others wait for the next one.
-MOST_LOOKS: Final = 2_000
+#: Jobs looked at per tick, some 40 us each with the question; the others wait for the next one.
+MOST_LOOKS: Final = 1_000
 #: Jobs are kept by slots of the time at which they are due.
 SLOT_MS: Final = 5_000
 #: What was just emitted is in the log within this time; until then the job is left alone.
@@ -100,6 +100,8 @@ class Stalls:
         self.due: dict[str, int] = {}
         self._slots: dict[int, list[str]] = {}
         self._next: list[int] = []
+        #: Heap of the (time, job) of the slots that have come: of many only some are looked at.
+        self._ripe: list[tuple[int, str]] = []
         #: Until when a job is left alone, because what was emitted may not be in the log yet, and
         #: how much was told of its stalls then.
         self._held: dict[str, tuple[int, int]] = {}
@@ -160,22 +162,20 @@ class Stalls:
 
     def on_tick(self, at: int) -> None:
         """Look at what is due, the oldest first."""
+        self._ripen(at)
         looks = 0
-        while self._next and self._next[0] * SLOT_MS <= at and looks < MOST_LOOKS:
-            slot = self._next[0]
-            due = self._due_in(slot)
-            ripe = [(when, key) for when, key in due if when <= at]
-            for _, key in ripe[: MOST_LOOKS - looks]:
-                del self.due[key]
-                found = self._entries.look(key)
-                if found is None:
-                    self._held.pop(key, None)
-                    continue
-                looks += 1
-                job, v = found
-                self._act(job, v, at, judge(job, v, at, self._policies.of(v.fleet)))
-            if self._leave(slot):
-                break
+        while self._ripe and self._ripe[0][0] <= at and looks < MOST_LOOKS:
+            when, key = heapq.heappop(self._ripe)
+            if self.due.get(key) != when:
+                continue
+            del self.due[key]
+            found = self._entries.look(key)
+            if found is None:
+                self._held.pop(key, None)
+                continue
+            looks += 1
+            job, v = found
+            self._act(job, v, at, judge(job, v, at, self._policies.of(v.fleet)))
         if len(self._held) > MOST_LOOKS:
             self._held = {key: held for key, held in self._held.items() if held[0] > at}
         self._pending.note(metrics.RECOVERY_SWEEPS, ())
@@ -222,22 +222,22 @@ class Stalls:
         else:
             keys.append(key)
 
-    def _due_in(self, slot: int) -> list[tuple[int, str]]:
-        """What is still to be looked at in a slot, the first one first."""
-        due = self.due
-        return sorted(
-            {(due[key], key) for key in self._slots[slot] if due.get(key, -1) // SLOT_MS == slot}
-        )
-
-    def _leave(self, slot: int) -> bool:
-        """Forget a slot with nothing left in it; whether there is something left."""
-        left = [key for _, key in self._due_in(slot)]
-        if left:
-            self._slots[slot] = left
-            return True
-        del self._slots[slot]
-        heapq.heappop(self._next)
-        return False
+    def _ripen(self, at: int) -> None:
+        """Take what is still to be looked at from the slots that have come."""
+        due, ripe = self.due, self._ripe
+        found: list[tuple[int, str]] = []
+        while self._next and self._next[0] * SLOT_MS <= at:
+            slot = heapq.heappop(self._next)
+            for key in self._slots.pop(slot):
+                when = due.get(key, -1)
+                if when // SLOT_MS == slot:
+                    found.append((when, key))
+        if len(found) > len(ripe) // 8:
+            ripe += found
+            heapq.heapify(ripe)
+        else:
+            for each in found:
+                heapq.heappush(ripe, each)
 
     def _act(self, job: Job, v: View, at: int, judged: Judgement) -> None:
         todo = judged.todo
