@@ -23,7 +23,7 @@ PIP = "$(BIN)/python" -m pip --quiet --disable-pip-version-check
 COVERAGE = --cov=topics --cov=pipeline --cov=sinks --cov-report=term:skip-covered \
 	$(if $(ARGS),,--cov-fail-under=60)
 # The tests that need neither a server nor a process. tests/test_tidy.py keeps the list true.
-UNIT = cases explain fleet fleet_replay folds github_payloads invariants jobs_properties keys ledger metrics origins policies providers quirks reading \
+UNIT = cases explain fleet fleet_replay folds github_payloads invariants jobs_properties keys ledger metrics origins policies prober_desk providers quirks reading \
 	replay rooms settings simulate sink_rows stall_world stalls tidy verify windows
 
 .PHONY: help demo unit test nightly hooks lint format bench docs constraints clean FORCE

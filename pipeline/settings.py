@@ -114,8 +114,8 @@ class Settings(BaseSettings):
 
     # -- asking GitHub -------------------------------------------------------------------------
     #: How the prober asks GitHub about jobs that may be stuck: a token that may read Actions.
-    #: Without it and without an App it asks nobody, and recovery acts on nothing that needs an
-    #: answer.
+    #: Without it and without an App it does not ask GitHub, and recovery acts on nothing of its
+    #: jobs that needs an answer.
     github_token: SecretStr = SecretStr("")
     #: Instead of a token: the id of a GitHub App that may read Actions.
     github_app_id: str = Field("", pattern=r"^[A-Za-z0-9.]*$")
@@ -126,7 +126,18 @@ class Settings(BaseSettings):
     github_host: str = Field("github.com", pattern=r"^[A-Za-z0-9.-]+(:[0-9]{1,5})?$")
     #: Where its API is, when that is elsewhere than the host has it: a proxy's URL.
     github_api_url: str = ""
-    #: Requests to GitHub in any minute: in all with a token, of each account with an App.
+    # -- asking Gitea and GitLab ---------------------------------------------------------------
+    #: Gitea's own URL, 1.25 or later, without ``/api/v1``. Its jobs' keys have its host:
+    #: ``gitea:git.example.com:4567``. Jobs of other hosts are not asked about.
+    gitea_url: str = ""
+    #: A token that may read the repositories whose jobs are asked about.
+    gitea_token: SecretStr = SecretStr("")
+    #: GitLab's own URL, without ``/api/v4``. Its jobs' keys have its host:
+    #: ``gitlab:gitlab.com:4567``. Jobs of other hosts are not asked about.
+    gitlab_url: str = ""
+    #: A token that may read the API (``read_api``) of the projects whose jobs are asked about.
+    gitlab_token: SecretStr = SecretStr("")
+    #: Requests to a provider in any minute: in all with a token, of each account with a GitHub App.
     probes_per_minute: int = Field(100, ge=3)
 
     # -- worker --------------------------------------------------------------------------------
@@ -242,19 +253,21 @@ class Settings(BaseSettings):
         check_clickhouse_url(value.get_secret_value())
         return value
 
-    @field_validator("github_token", "web_token")
+    @field_validator("github_token", "gitea_token", "gitlab_token", "web_token")
     @classmethod
     def _token(cls, value: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[\x21-\x7e]*", value.get_secret_value()):
             raise ValueError("holds a space, a line end or a character that no token has")
         return value
 
-    @field_validator("github_api_url")
+    @field_validator("github_api_url", "gitea_url", "gitlab_url")
     @classmethod
-    def _api_url(cls, value: str) -> str:
+    def _api_url(cls, value: str, info: ValidationInfo) -> str:
         if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
             raise ValueError("is no URL of an API: write http(s)://host/path, without user, "
                              "query or fragment")  # fmt: skip
+        if re.search(r"/api/v[0-9]+/*$", value) and info.field_name != "github_api_url":
+            raise ValueError("ends like an API's: write the URL of the site itself")
         return value
 
     @field_validator("data_dir")
@@ -280,6 +293,13 @@ class Settings(BaseSettings):
         if self.github_app_id and self.github_token.get_secret_value():
             raise ValueError("github_token and github_app_id are both set: the prober asks with "
                              "one of them")  # fmt: skip
+        for name in ("gitea", "gitlab"):
+            if bool(getattr(self, f"{name}_url")) != bool(
+                getattr(self, f"{name}_token").get_secret_value()
+            ):
+                upper = f"{PREFIX}{name.upper()}"
+                raise ValueError(f"{name}_url and {name}_token are set together or not at all "
+                                 f"({upper}_URL, {upper}_TOKEN)")  # fmt: skip
         self.ssl_context()  # so that a wrong file is told now, by its name
         return self
 

@@ -67,6 +67,7 @@ HEAVY = (
 LIGHT = (
     "tests.support.chaos",
     "tests.support.fleet_world",
+    "tests.support.probes",
     "tests.support.stall_loop",
     "tests.support.stall_world",
     "tests.support.toy_fold",

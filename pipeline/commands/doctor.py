@@ -444,6 +444,9 @@ def _beside(settings: Settings, role: Role) -> Iterator[Finding]:
         told = f"{base} is ready"
         if "partitions" in status:
             told += f", works on {status['partitions']} partitions"
+        for what in ("asks", "asks_not"):
+            if status.get(what):
+                told += f"; {status[what]}"
         yield Finding(name, "ok", told)
     else:
         reason = str(status.get("reason"))

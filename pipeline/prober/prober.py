@@ -33,7 +33,7 @@ from pipeline.prober.desk import Desk, Question, Taken
 from pipeline.prober.metrics import ProberMetrics
 from pipeline.prober.offsets import Offsets, Partition, Place
 from pipeline.prober.post import Post, answer_of
-from pipeline.providers.api import Client, Detail, Said
+from pipeline.providers.api import Client, Detail, Said, place_of
 from sinks.consumer import Undecodable, learn_topics, make_consumer, position_of
 from sinks.health import BrokerOutage
 from sinks.membership import Membership, consumer_options
@@ -41,7 +41,6 @@ from sinks.writer import Abandoned, Backoff, describe
 from topics.catalogue import PROBES
 from topics.dead_letters import dead_letter
 from topics.envelope import EARLIEST_MS
-from topics.keys import parse_job_key
 from topics.models import DeadLetter, Reason, Unreadable
 from topics.reading import read, unreadable
 from topics.recovery import PROBE, Answer, Probe
@@ -91,8 +90,10 @@ class ProberStatus:
     #: Why it is not ready, as a sentence; empty when it is.
     reason: str
     alive: bool
-    #: Whom it asks, and as whom; or why nobody.
+    #: Whom it asks, and as whom; empty for nobody.
     asks: str
+    #: Whom it does not ask, and why.
+    asks_not: str
     partitions: int
     waiting: int
     flights: int
@@ -106,7 +107,8 @@ class Prober:
 
     Args:
         config: how it runs.
-        clients: by provider; ``otherwise`` stands for the others.
+        clients: by where jobs live (:func:`pipeline.providers.api.place_of`); ``otherwise``
+            stands for all else.
         metrics: counts; one of its own when None.
     """
 
@@ -186,8 +188,8 @@ class Prober:
             reason=reason,
             alive=now - self._turned < _ALIVE_S
             and not (self._members.hopeless(now) and self._preparing is None),
-            asks="; ".join(client.about for client in self._clients.values())
-            or self._otherwise.about,
+            asks="; ".join(client.about for client in self._clients.values()),
+            asks_not=self._otherwise.about,
             partitions=len(self._members.owned.partitions()),
             waiting=self._desk.questions,
             flights=self._desk.flights,
@@ -433,15 +435,16 @@ class Prober:
         return [*self._clients.values(), self._otherwise]
 
     def _client(self, probe: Probe) -> Client:
-        return self._clients.get(parse_job_key(probe.key)[0], self._otherwise)
+        return self._clients.get(place_of(probe.key), self._otherwise)
 
     def _lane(self, probe: Probe) -> str:
-        """Whose budget it takes from: the provider, and what its client says."""
-        return f"{parse_job_key(probe.key)[0]}:{self._client(probe).lane(probe)}"
+        """Whose budget it takes from: where the job lives, and what the client says."""
+        return f"{place_of(probe.key)}/{self._client(probe).lane(probe)}"
 
     def _opens(self, lane: str, flights: int) -> float:
-        provider, _, of = lane.partition(":")
-        return self._clients.get(provider, self._otherwise).opens(of, flights)
+        # A host is canonical here, so it holds no slash.
+        place, _, of = lane.partition("/")
+        return self._clients.get(place, self._otherwise).opens(of, flights)
 
     def _remaining(self) -> int | None:
         known = (client.remaining() for client in self._all())
