@@ -348,6 +348,39 @@ def test_a_broker_that_hangs_loses_no_answer(truth: Truth) -> None:
         until(lambda: uncommitted(truth) == 0)
 
 
+def test_what_waits_survives_a_rebalance_that_takes_nothing_away(truth: Truth) -> None:
+    """All partitions are revoked for a moment, and the client reads on behind what it had read."""
+    probes = [probe(truth.knows(job, "in_progress")) for job in range(651, 681)]
+    gate = threading.Event()
+
+    class Gated(GitHubApi):
+        def opens(self, lane: str, flights: int) -> float:
+            return super().opens(lane, flights) if gate.is_set() else 1.0
+
+    def gated() -> dict[str, Client]:
+        return {"github:github.com": Gated("github.com", "s3", base=truth.api.url)}
+
+    truth.post(*probes)
+    with probing(truth, gated()) as first:
+        until(lambda: first.status().waiting == len(probes))
+        # A member that does not call holds up the others' joining.
+        idle = KafkaConsumer(bootstrap_servers=truth.kafka.bootstrap, group_id=GROUP,
+                             max_poll_interval_ms=3_000, session_timeout_ms=6_000,
+                             enable_auto_commit=False)  # fmt: skip
+        idle.subscribe([PROBES])
+        until(lambda: idle.poll(timeout_ms=100) or idle.assignment())
+        until(lambda: 0 < first.status().partitions < PARTITIONS)
+        with probing(truth, gated()) as second:
+            until(lambda: first.status().partitions == 0)
+            until(lambda: first.status().partitions + second.status().partitions == PARTITIONS)
+        idle.close(autocommit=False)
+        until(lambda: first.status().partitions == PARTITIONS)
+        gate.set()
+        assert len(truth.answers(*probes)) == len(probes)
+        until(lambda: uncommitted(truth) == 0)
+    assert len(truth.api.asked("/jobs/6")) == len(probes), "and each was asked once"
+
+
 # --- as a process ---------------------------------------------------------------------------------
 
 

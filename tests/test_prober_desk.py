@@ -127,6 +127,10 @@ def test_what_is_committed_never_passes_what_is_unfinished(
     assert offsets.due() == {}
     offsets.forget_commits()
     assert offsets.due()
+    due = offsets.due()
+    offsets.committed(due)
+    assert offsets.keep([where]) == set()
+    assert offsets.due() == due, "what is unfinished is so after a rebalance"
     assert offsets.keep([]) == {where}
     offsets.finish(Place(where, 0))
     assert offsets.due() == {}
