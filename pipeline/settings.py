@@ -140,6 +140,21 @@ class Settings(BaseSettings):
     #: Requests to a provider in any minute: in all with a token, of each account with a GitHub App.
     probes_per_minute: int = Field(100, ge=3)
 
+    # -- executing commands --------------------------------------------------------------------
+    #: In which way the role ``executor`` does what recovery commands, as ``runnerstream executor
+    #: --via`` describes them. Without it a worker starts no executor.
+    executor_via: Literal["", "print", "hook", "redeliver", "github"] = ""
+    #: Where ``hook`` and ``redeliver`` post.
+    executor_to: str = ""
+    #: File of the secret that they sign with.
+    executor_secret_file: str = ""
+    #: What ``github`` may do, each named, comma-separated. It acts on jobs of ``github_host``.
+    executor_allow: str = ""
+    #: File of its token, which is read anew for each call.
+    executor_token_file: str = ""
+    #: The commands that it takes, comma-separated; empty: all.
+    executor_only: str = ""
+
     # -- worker --------------------------------------------------------------------------------
     #: Where the worker listens, and the URL under which other workers reach it. Port 0 picks one.
     web_bind: str = "127.0.0.1"
@@ -152,6 +167,8 @@ class Settings(BaseSettings):
     sink_port: int = Field(6067, ge=0, le=65535)
     #: Health and metrics of the prober process. 0 picks a port.
     prober_port: int = Field(6068, ge=0, le=65535)
+    #: Health and metrics of the executor process. 0 picks a port.
+    executor_port: int = Field(6069, ge=0, le=65535)
     #: ``memory`` replays the changelog at start; ``rocksdb`` keeps it on disk.
     store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Field(default_factory=default_data_dir)
@@ -227,7 +244,7 @@ class Settings(BaseSettings):
             raise ValueError("has an empty secret, with which anybody could sign")
         return value
 
-    @field_validator("web_port", "sink_port", "prober_port", mode="before")
+    @field_validator("web_port", "sink_port", "prober_port", "executor_port", mode="before")
     @classmethod
     def _port(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and _SERVICE_URL.match(value):
@@ -260,13 +277,13 @@ class Settings(BaseSettings):
             raise ValueError("holds a space, a line end or a character that no token has")
         return value
 
-    @field_validator("github_api_url", "gitea_url", "gitlab_url")
+    @field_validator("github_api_url", "gitea_url", "gitlab_url", "executor_to")
     @classmethod
     def _api_url(cls, value: str, info: ValidationInfo) -> str:
         if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
             raise ValueError("is no URL of an API: write http(s)://host/path, without user, "
                              "query or fragment")  # fmt: skip
-        if re.search(r"/api/v[0-9]+/*$", value) and info.field_name != "github_api_url":
+        if re.search(r"/api/v[0-9]+/*$", value) and str(info.field_name)[:4] in ("gite", "gitl"):
             raise ValueError("ends like an API's: write the URL of the site itself")
         return value
 

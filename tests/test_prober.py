@@ -300,6 +300,8 @@ def test_three_providers_are_asked_at_once_and_none_holds_up_another(truth: Trut
         evidence = [each for each in evidence if each.key in told and each.cause == "api.job"]
         assert {each.key for each in evidence} == told.keys()
         assert len(gitea.requests) == len(gitlab.requests) == 3
+    with probing(truth):
+        assert len(truth.answers(*closed)) == len(closed), "nothing is left to those that follow"
 
 
 def test_a_fault_of_ours_is_an_unknown_answer(truth: Truth) -> None:
