@@ -51,7 +51,7 @@ SETTINGS_SAID: Final = {
     "min_insync_replicas": "Copies that must have a record before it counts. 2 in production.",
     "session_timeout": "A dead worker's partitions move after this.",
     "rebalance_timeout": "How long the others may take to join when the group changes.",
-    "web_bind": "Address on which the worker, and the health of sink and prober, listen.",
+    "web_bind": "Address on which the worker, and the health of the other roles, listen.",
     "web_port": "Port of the worker's pages.",
     "web_host": "Host under which other workers reach this one.",
     "data_dir": "Where the state on disk and Faust's bookkeeping go.",
@@ -331,7 +331,7 @@ def part_settings() -> str:
             # All digits: `6.048e+06` is no number that anybody would set.
             whole = isinstance(default, float) and default.is_integer()
             shown = f"`{int(default)}`" if whole else f"`{default}`"
-        choices = get_args(field.annotation)
+        choices = [each for each in get_args(field.annotation) if each != ""]
         if choices and all(isinstance(each, str) for each in choices):
             text = f"One of {', '.join(f'`{each}`' for each in choices)}. {text}"
         rows.append((f"`RUNNERSTREAM_{name.upper()}`", shown, text))

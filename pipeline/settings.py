@@ -114,8 +114,8 @@ class Settings(BaseSettings):
 
     # -- asking GitHub -------------------------------------------------------------------------
     #: How the prober asks GitHub about jobs that may be stuck: a token that may read Actions.
-    #: Without it and without an App it asks nobody, and recovery acts on nothing that needs an
-    #: answer.
+    #: Without it and without an App it does not ask GitHub, and recovery acts on nothing of its
+    #: jobs that needs an answer.
     github_token: SecretStr = SecretStr("")
     #: Instead of a token: the id of a GitHub App that may read Actions.
     github_app_id: str = Field("", pattern=r"^[A-Za-z0-9.]*$")
@@ -126,8 +126,34 @@ class Settings(BaseSettings):
     github_host: str = Field("github.com", pattern=r"^[A-Za-z0-9.-]+(:[0-9]{1,5})?$")
     #: Where its API is, when that is elsewhere than the host has it: a proxy's URL.
     github_api_url: str = ""
-    #: Requests to GitHub in any minute: in all with a token, of each account with an App.
+    # -- asking Gitea and GitLab ---------------------------------------------------------------
+    #: Gitea's own URL, 1.25 or later, without ``/api/v1``. Its jobs' keys have its host:
+    #: ``gitea:git.example.com:4567``. Jobs of other hosts are not asked about.
+    gitea_url: str = ""
+    #: A token that may read the repositories whose jobs are asked about.
+    gitea_token: SecretStr = SecretStr("")
+    #: GitLab's own URL, without ``/api/v4``. Its jobs' keys have its host:
+    #: ``gitlab:gitlab.com:4567``. Jobs of other hosts are not asked about.
+    gitlab_url: str = ""
+    #: A token that may read the API (``read_api``) of the projects whose jobs are asked about.
+    gitlab_token: SecretStr = SecretStr("")
+    #: Requests to a provider in any minute: in all with a token, of each account with a GitHub App.
     probes_per_minute: int = Field(100, ge=3)
+
+    # -- executing commands --------------------------------------------------------------------
+    #: In which way the role ``executor`` does what recovery commands, as ``runnerstream executor
+    #: --via`` describes them. Without it a worker starts no executor.
+    executor_via: Literal["", "print", "hook", "redeliver", "github"] = ""
+    #: Where ``hook`` and ``redeliver`` post.
+    executor_to: str = ""
+    #: File of the secret that they sign with.
+    executor_secret_file: str = ""
+    #: What ``github`` may do, each named, comma-separated. It acts on jobs of ``github_host``.
+    executor_allow: str = ""
+    #: File of its token, which is read anew for each call.
+    executor_token_file: str = ""
+    #: The commands that it takes, comma-separated; empty: all.
+    executor_only: str = ""
 
     # -- worker --------------------------------------------------------------------------------
     #: Where the worker listens, and the URL under which other workers reach it. Port 0 picks one.
@@ -141,6 +167,8 @@ class Settings(BaseSettings):
     sink_port: int = Field(6067, ge=0, le=65535)
     #: Health and metrics of the prober process. 0 picks a port.
     prober_port: int = Field(6068, ge=0, le=65535)
+    #: Health and metrics of the executor process. 0 picks a port.
+    executor_port: int = Field(6069, ge=0, le=65535)
     #: ``memory`` replays the changelog at start; ``rocksdb`` keeps it on disk.
     store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Field(default_factory=default_data_dir)
@@ -216,7 +244,7 @@ class Settings(BaseSettings):
             raise ValueError("has an empty secret, with which anybody could sign")
         return value
 
-    @field_validator("web_port", "sink_port", "prober_port", mode="before")
+    @field_validator("web_port", "sink_port", "prober_port", "executor_port", mode="before")
     @classmethod
     def _port(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and _SERVICE_URL.match(value):
@@ -242,19 +270,21 @@ class Settings(BaseSettings):
         check_clickhouse_url(value.get_secret_value())
         return value
 
-    @field_validator("github_token", "web_token")
+    @field_validator("github_token", "gitea_token", "gitlab_token", "web_token")
     @classmethod
     def _token(cls, value: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[\x21-\x7e]*", value.get_secret_value()):
             raise ValueError("holds a space, a line end or a character that no token has")
         return value
 
-    @field_validator("github_api_url")
+    @field_validator("github_api_url", "gitea_url", "gitlab_url", "executor_to")
     @classmethod
-    def _api_url(cls, value: str) -> str:
+    def _api_url(cls, value: str, info: ValidationInfo) -> str:
         if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
             raise ValueError("is no URL of an API: write http(s)://host/path, without user, "
                              "query or fragment")  # fmt: skip
+        if re.search(r"/api/v[0-9]+/*$", value) and str(info.field_name)[:4] in ("gite", "gitl"):
+            raise ValueError("ends like an API's: write the URL of the site itself")
         return value
 
     @field_validator("data_dir")
@@ -280,6 +310,13 @@ class Settings(BaseSettings):
         if self.github_app_id and self.github_token.get_secret_value():
             raise ValueError("github_token and github_app_id are both set: the prober asks with "
                              "one of them")  # fmt: skip
+        for name in ("gitea", "gitlab"):
+            if bool(getattr(self, f"{name}_url")) != bool(
+                getattr(self, f"{name}_token").get_secret_value()
+            ):
+                upper = f"{PREFIX}{name.upper()}"
+                raise ValueError(f"{name}_url and {name}_token are set together or not at all "
+                                 f"({upper}_URL, {upper}_TOKEN)")  # fmt: skip
         self.ssl_context()  # so that a wrong file is told now, by its name
         return self
 

@@ -92,12 +92,16 @@ class Ownership(ConsumerRebalanceListener):  # type: ignore[misc]
     def __init__(self) -> None:
         self.joined = False
         self.rebalances = 0
+        #: How many rebalances there were, and what was ours after the latest: at once, for who
+        #: looks from another thread.
+        self.handed_out: tuple[int, frozenset[TopicPartition]] = (0, frozenset())
         self._since: dict[TopicPartition, int] = {}
 
     def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         """These are ours from now on."""
         self.rebalances += 1
         self._since = {**self._since, **dict.fromkeys(assigned, self.rebalances)}
+        self.handed_out = (self.rebalances, frozenset(self._since))
         self.joined = True
         log.info("assigned %d partitions", len(assigned))
 

@@ -27,6 +27,7 @@ from pipeline.executor.outcomes import started
 from tests.support.brokers import Broker, broker, kind
 from tests.support.executors import PARTITIONS, Bed, command, eventually, metric, now
 from tests.support.receivers import Answer, FakeWorker, Got, Receiver, answer
+from tests.support.worker import WorkerProcess, free_port
 from topics.apply import apply
 from topics.catalogue import COMMANDS, DEAD_LETTERS, OUTCOMES, catalogue
 from topics.models import DEAD_LETTER, Delivery
@@ -463,3 +464,48 @@ def test_the_first_delivery_is_sent_once_more_byte_for_byte(bed: Bed, worker: Fa
         assert each.headers["content-type"] == "application/json; charset=utf-8"
         assert each.headers["user-agent"] == "GitHub-Hookshot/runnerstream"
         assert "authorization" not in each.headers
+
+
+# --- as a role of a worker ------------------------------------------------------------------
+
+
+def test_beside_another_role_it_executes_once_and_says_how_it_does(
+    running: Broker, tmp_path: Path
+) -> None:
+    bed = Bed(running.bootstrap, "doing-executor-hook")
+    asked = command()
+    port, secret = free_port(), tmp_path / "secret"
+    secret.write_bytes(SECRET)
+    with FakeWorker() as fold, Receiver(lambda got: answer(204)) as receiver:
+        fold.know(asked.key)
+        worker = WorkerProcess(
+            running.bootstrap, app_id="doing", executor_via="hook", executor_to=receiver.url,
+            executor_secret_file=secret, executor_port=port, partitions=PARTITIONS,
+            # Whom its fence asks is known from this option only.
+            command=["-m", "pipeline.cli", "worker", "--role", "executor,prober",
+                     "--web-port", fold.url.rpartition(":")[2]],
+        )  # fmt: skip
+        worker._given["prober_port"] = str(worker.port)
+        child = WorkerProcess(running.bootstrap)
+        child.port = port
+        with worker:
+
+            def ready() -> bool:
+                try:
+                    return bool(child.get("/readyz")[1]["ready"])
+                except OSError:
+                    return False
+
+            eventually(ready)
+            bed.post(asked)
+            eventually(lambda: bed.said(asked)[1:])
+            status = child.get("/readyz")[1]
+            assert status["deployment"]["group"] == bed.group
+            assert (status["via"], status["lag"] in (0, 1, None)) == ("hook", True)
+            told = child.get("/metrics", accept="text/plain")[1]
+            assert 'executor_commands_total{command="requeue",result="done"} 1.0' in told
+            assert worker.stop() == 0
+        with pytest.raises(OSError, match="refused"):
+            child.get("/healthz")
+    assert bed.said(asked) == ["started", "done"]
+    assert [got.headers["idempotency-key"] for got in receiver.got] == [asked.id]

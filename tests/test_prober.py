@@ -1,4 +1,4 @@
-"""The prober: which question is next, what is posted in which order, and that nothing is lost."""
+"""The prober over a broker: what is posted in which order, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -13,197 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from pipeline.prober.desk import Desk, Taken
 from pipeline.prober.metrics import ProberMetrics
-from pipeline.prober.offsets import Offsets, Partition, Place
 from pipeline.prober.prober import Prober, ProberConfig
 from pipeline.providers import budget
 from pipeline.providers.api import Client, Said, Unsupported
 from pipeline.providers.github_api import GitHubApi
-from pipeline.roles.prober import clients_of
+from pipeline.roles.prober import clients_of, unasked
 from pipeline.roles.role import RoleFailed
 from pipeline.settings import load
 from pipeline.simulate.api import ApiJob, ApiRun, FakeGitHub, Mood
+from pipeline.simulate.peer_apis import FakeGitea, FakeGitLab
 from sinks.http import HealthServer
 from tests.support.brokers import Broker, broker
+from tests.support.probes import probe
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
 from topics.catalogue import DEAD_LETTERS, JOBS, PROBES, catalogue
 from topics.models import JOBS_RECORD
-from topics.recovery import Answer, Fence, Probe, StallKind
+from topics.recovery import Answer, Probe
 
 PARTITIONS = 3
 APP_ID = "probing"
 GROUP = f"{APP_ID}-prober"
 T0 = 1_790_000_000_000
-
-
-def probe(job: int, **differs: Any) -> Probe:
-    now = int(time.time() * 1000)
-    key = f"github:github.com:{job}"
-    told: dict[str, Any] = {
-        "id": f"probe|{key}|1|{differs.get('k', 1)}", "source": "runnerstream", "key": key,
-        "occurred_at": now, "received_at": now, "fleet": "linux", "n": 1, "k": 1,
-        "stall": StallKind.ORPHAN, "since": now - 400_000, "opened_at": now - 1_000,
-        "fence": Fence(claim="lease-1", rev=3), "expires_at": now + 600_000,
-        "repo": "octo/repo", "run_id": job * 10, "attempt": 1,
-    }  # fmt: skip
-    return Probe(**{**told, **differs})
-
-
-def at(offset: int, partition: int = 0) -> Place:
-    return Place(Partition(PROBES, partition), offset)
-
-
-def always(lane: str, flights: int) -> float:
-    return 0.0
-
-
-def asked(desk: Desk) -> list[int]:
-    """The jobs in the order in which they are asked, one after the other."""
-    found = []
-    while (question := desk.next(always)) is not None:
-        found.append(int(question.key.rpartition(":")[2]))
-        desk.done(question)
-    return found
-
-
-# --- the desk -------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(0, 50), max_size=60))
-def test_the_oldest_is_asked_first_and_each_once(ages: list[int]) -> None:
-    desk = Desk(lambda probe: "", 1)
-    for job, age in enumerate(ages, 1):
-        desk.take(probe(job, since=T0 + age), at(job), T0)
-    order = asked(desk)
-    assert sorted(order) == list(range(1, len(ages) + 1))
-    assert [ages[job - 1] for job in order] == sorted(ages)
-
-
-def test_what_is_asked_twice_is_one_question_and_frees_both_places() -> None:
-    desk = Desk(lambda probe: "", 8)
-    desk.take(probe(1, since=T0 + 9), at(1), T0)
-    desk.take(probe(2, since=T0 + 5), at(2), T0)
-    desk.take(probe(1, since=T0, k=2), at(3), T0)
-    question = desk.next(always)
-    assert question is not None
-    assert (question.key, len(question.probes)) == ("github:github.com:1", 2), "by its oldest"
-    assert desk.done(question) == [at(1), at(3)]
-    assert desk.take(probe(1, k=2), at(4), T0) is Taken.KNOWN
-    assert asked(desk) == [2]
-
-
-def test_what_is_asked_while_it_is_in_flight_waits_for_its_own_flight() -> None:
-    desk = Desk(lambda probe: "", 8)
-    desk.take(probe(1), at(1), T0)
-    first = desk.next(always)
-    assert first is not None
-    desk.take(probe(1, k=2), at(2), T0)
-    desk.take(probe(1), at(3), T0)  # the same again, read a second time
-    assert desk.next(always) is None
-    assert desk.done(first) == [at(1), at(3)]
-    second = desk.next(always)
-    assert second is not None
-    assert [each.k for each in second.probes.values()] == [2]
-
-
-def test_what_was_asked_in_vain_is_asked_again_with_what_came_meanwhile() -> None:
-    desk = Desk(lambda probe: "", 8)
-    desk.take(probe(1), at(1), T0)
-    question = desk.next(always)
-    assert question is not None
-    desk.take(probe(1, k=2), at(2), T0)
-    desk.again(question)
-    again = desk.next(always)
-    assert again is not None
-    assert (again.tries, len(again.probes)) == (1, 2)
-    assert desk.next(always) is None
-    assert desk.done(again) == [at(1), at(2)]
-
-
-def test_a_lane_that_is_closed_does_not_hold_up_the_others() -> None:
-    desk = Desk(lambda probe: probe.repo.partition("/")[0], 8)
-    for job, repo in ((1, "shut/a"), (2, "open/a"), (3, "shut/b"), (4, "open/b")):
-        desk.take(probe(job, repo=repo, since=T0 + job), at(job), T0)
-    opens = {"shut": 60.0, "open": 0.0}
-    order = [desk.next(lambda lane, flights: opens[lane]) for _ in range(3)]
-    assert [each and each.key[-1] for each in order] == ["2", "4", None]
-    # Flights of a lane are told to whoever decides.
-    assert desk.next(lambda lane, flights: 0.0 if flights == 0 else 1.0) is not None
-    assert desk.next(lambda lane, flights: 0.0 if flights == 0 else 1.0) is None
-
-
-def test_what_is_late_is_dropped_and_what_others_read_is_forgotten() -> None:
-    desk = Desk(lambda probe: "", 8)
-    assert desk.take(probe(1, expires_at=T0), at(1), T0) is Taken.EXPIRED
-    desk.take(probe(2, expires_at=T0 + 10), at(2), T0)
-    desk.take(probe(2, expires_at=T0 + 20, k=2), at(3), T0)
-    assert desk.expire(T0 + 10) == (1, [at(2)])
-    desk.take(probe(3, expires_at=T0 + 99), at(4, partition=1), T0)
-    desk.forget([Partition(PROBES, 0)])
-    assert asked(desk) == [3]
-    assert (desk.questions, desk.probes(), desk.oldest()) == (0, 0, None)
-
-
-@given(st.permutations(range(8)), st.integers(0, 8), st.integers(0, 3))
-def test_what_is_committed_never_passes_what_is_unfinished(
-    order: list[int], finished: int, markers: int
-) -> None:
-    offsets, where = Offsets(), Partition(PROBES, 0)
-    for offset in range(8):
-        offsets.begin(Place(where, offset))
-    offsets.read(where, 8 + markers)
-    for offset in order[:finished]:
-        offsets.finish(Place(where, offset))
-    left = order[finished:]
-    assert offsets.due() == {where: min(left) if left else 8 + markers}
-    offsets.committed(offsets.due())
-    assert offsets.due() == {}
-    offsets.forget_commits()
-    assert offsets.due()
-    assert offsets.keep([]) == {where}
-    offsets.finish(Place(where, 0))
-    assert offsets.due() == {}
-
-
-# --- the budget -----------------------------------------------------------------------------------
-
-
-def test_a_thousand_suspects_stay_within_the_budget_oldest_first() -> None:
-    """Everything but Kafka: desk, client and budget, over HTTP; only the clock is made up."""
-    now = [T0 / 1000]
-    jobs = {job: ApiJob("in_progress", job * 10) for job in range(1, 1_001)}
-    with FakeGitHub(jobs.get, lambda run, attempt: None, clock=lambda: now[0]) as api:
-        client = GitHubApi("github.com", "x", base=api.url, per_minute=100,
-                           clock=lambda: now[0], wall=lambda: now[0])  # fmt: skip
-        desk = Desk(client.lane, 8)
-        order = sorted(jobs, key=lambda job: job * 7_919 % 1_000)
-        for place, job in enumerate(jobs):
-            since = T0 - 9_000_000 + order.index(job)
-            desk.take(probe(job, since=since, expires_at=T0 + 10**9), at(place), T0)
-        told = []
-        while desk.questions:
-            question = desk.next(client.opens)
-            if question is None:
-                now[0] += max(client.opens("", 0), 0.001)
-                continue
-            said = client.ask(question.oldest)
-            assert said.answer is Answer.IN_PROGRESS
-            told.append(int(question.key.rpartition(":")[2]))
-            desk.done(question)
-            now[0] += 0.05
-        client.close()
-        assert told == order, "the oldest first"
-        assert [int(path.rpartition("/")[2]) for path in api.asked()] == told, "each was asked"
-        times = [each.at for each in api.requests]
-        most = max(sum(at <= other < at + 60 for other in times) for at in times)
-        assert 95 <= most <= 100
-        assert now[0] - T0 / 1000 < 11 * 60
 
 
 # --- over a broker --------------------------------------------------------------------------------
@@ -271,8 +105,8 @@ class Truth:
         wanted = {f"{each.id}:answered" for each in probes}
 
         def there() -> list[Any]:
-            found = self.facts(*(int(each.key.rpartition(":")[2]) for each in probes))
-            found = [each for each in found if each.id in wanted]
+            records = [JOBS_RECORD.validate_json(each.value) for each in self.records(JOBS)]
+            found = [each for each in records if each.id in wanted]
             return found if {each.id for each in found} == wanted else []
 
         found: list[Any] = until(there)
@@ -303,7 +137,7 @@ def probing(
     """A prober that runs in this process. All are of one group, one after the other."""
     options = {"bootstrap_servers": truth.kafka.bootstrap, "session_timeout_ms": 6_000,
                "heartbeat_interval_ms": 500, "max_poll_interval_ms": 3_000}  # fmt: skip
-    found = {"github": truth.client()} if clients is None else clients
+    found = {"github:github.com": truth.client()} if clients is None else clients
     prober = Prober(ProberConfig(options, GROUP, **config), found, Unsupported("asks nobody"))
     stop, errors = threading.Event(), list[BaseException]()
 
@@ -433,6 +267,43 @@ def test_an_api_that_is_down_is_asked_again_and_then_the_answer_is_unknown(
     assert [each.cause for each in truth.facts(401)] == ["recovery.answered"], "no evidence"
 
 
+def test_three_providers_are_asked_at_once_and_none_holds_up_another(truth: Truth) -> None:
+    jobs = {"gitea": ApiJob("in_progress", 11, started_at=T0), "gitlab": ApiJob("running", 12)}
+    with (
+        FakeGitea(lambda job: jobs["gitea"], lambda run, attempt: None, token="s3") as gitea,
+        FakeGitLab(lambda job: jobs["gitlab"], lambda run, attempt: None, token="s3") as gitlab,
+    ):
+        settings = load(
+            environment=False, github_token="s3", github_api_url=truth.api.url,
+            gitea_url=gitea.url, gitea_token="s3", gitlab_url=gitlab.url, gitlab_token="s3",
+        )  # fmt: skip
+        metrics = ProberMetrics()
+        clients = clients_of(settings, metrics)
+        places = [place for place in clients if not place.startswith("github")]
+        assert [place.partition(":")[0] for place in places] == ["gitea", "gitlab"]
+        # The oldest question is GitHub's, which has just closed for an hour.
+        truth.api.mood, truth.api.reset_s = Mood.SPENT, 3_600
+        closed = [probe(truth.knows(job), since=T0 - job) for job in (551, 552)]
+        others = [probe(0, key=f"{place}:{job}", run_id=0, repo="a/b") for place in places
+                  for job in (1, 2, 3)]  # fmt: skip
+        elsewhere = probe(0, key="gitlab:lab.example:9")
+        truth.post(*closed, *others, elsewhere)
+        with probing(truth, clients, flights=2) as prober:
+            answers = truth.answers(*others, elsewhere)
+            assert prober.status().asks.count("asks http://") == 3
+            truth.api.mood = Mood.FINE
+            assert prober.status().waiting == len(closed), "they wait for GitHub and nobody else"
+        told = {each.key: each.stall.answered for each in answers}
+        assert {told.pop(elsewhere.key).detail} == {"unsupported"}
+        assert {each.answer for each in told.values()} == {Answer.IN_PROGRESS}
+        evidence = [JOBS_RECORD.validate_json(each.value) for each in truth.records(JOBS)]
+        evidence = [each for each in evidence if each.key in told and each.cause == "api.job"]
+        assert {each.key for each in evidence} == told.keys()
+        assert len(gitea.requests) == len(gitlab.requests) == 3
+    with probing(truth):
+        assert len(truth.answers(*closed)) == len(closed), "nothing is left to those that follow"
+
+
 def test_a_fault_of_ours_is_an_unknown_answer(truth: Truth) -> None:
     class Faulty(Unsupported):
         def ask(self, probe: Probe) -> Said:
@@ -440,7 +311,7 @@ def test_a_fault_of_ours_is_an_unknown_answer(truth: Truth) -> None:
 
     mine, other = probe(501), probe(502, key="gitea:code.example:502")
     truth.post(mine, other)
-    with probing(truth, {"github": Faulty("fails")}):
+    with probing(truth, {"github:github.com": Faulty("fails")}):
         (answer,) = truth.answers(mine)
         until(lambda: uncommitted(truth) == 0)
     assert answer.stall.answered.detail == "unexpected"
@@ -477,6 +348,39 @@ def test_a_broker_that_hangs_loses_no_answer(truth: Truth) -> None:
         os.kill(pid, signal.SIGCONT)
         truth.answers(*probes)
         until(lambda: uncommitted(truth) == 0)
+
+
+def test_what_waits_survives_a_rebalance_that_takes_nothing_away(truth: Truth) -> None:
+    """All partitions are revoked for a moment, and the client reads on behind what it had read."""
+    probes = [probe(truth.knows(job, "in_progress")) for job in range(651, 681)]
+    gate = threading.Event()
+
+    class Gated(GitHubApi):
+        def opens(self, lane: str, flights: int) -> float:
+            return super().opens(lane, flights) if gate.is_set() else 1.0
+
+    def gated() -> dict[str, Client]:
+        return {"github:github.com": Gated("github.com", "s3", base=truth.api.url)}
+
+    truth.post(*probes)
+    with probing(truth, gated()) as first:
+        until(lambda: first.status().waiting == len(probes))
+        # A member that does not call holds up the others' joining.
+        idle = KafkaConsumer(bootstrap_servers=truth.kafka.bootstrap, group_id=GROUP,
+                             max_poll_interval_ms=3_000, session_timeout_ms=6_000,
+                             enable_auto_commit=False)  # fmt: skip
+        idle.subscribe([PROBES])
+        until(lambda: idle.poll(timeout_ms=100) or idle.assignment())
+        until(lambda: 0 < first.status().partitions < PARTITIONS)
+        with probing(truth, gated()) as second:
+            until(lambda: first.status().partitions == 0)
+            until(lambda: first.status().partitions + second.status().partitions == PARTITIONS)
+        idle.close(autocommit=False)
+        until(lambda: first.status().partitions == PARTITIONS)
+        gate.set()
+        assert len(truth.answers(*probes)) == len(probes)
+        until(lambda: uncommitted(truth) == 0)
+    assert len(truth.api.asked("/jobs/6")) == len(probes), "and each was asked once"
 
 
 # --- as a process ---------------------------------------------------------------------------------
@@ -534,6 +438,23 @@ def test_without_credentials_nobody_is_asked_and_that_is_said() -> None:
     assert client.about == "asks https://ghe.corp/api/v3 about jobs of ghe.corp with a token"
 
 
+def test_what_is_asked_and_what_is_not_is_said() -> None:
+    assert unasked(load(environment=False)) == (
+        "does not ask about jobs of GitHub (github_token, or github_app_id), Gitea (gitea_url), "
+        "GitLab (gitlab_url)"
+    )
+    settings = load(environment=False, github_token="x", gitlab_token="hush",
+                    gitlab_url="https://Lab.example:8443/sub/")  # fmt: skip
+    clients = clients_of(settings, ProberMetrics())
+    assert list(clients) == ["github:github.com", "gitlab:lab.example:8443"]
+    assert clients["gitlab:lab.example:8443"].about == (
+        "asks https://Lab.example:8443/sub/api/v4 about jobs of GitLab at lab.example:8443 with a "
+        "token"
+    )
+    assert unasked(settings) == "does not ask about jobs of Gitea (gitea_url), other hosts"
+    assert "hush" not in repr(settings)
+
+
 def test_a_key_of_an_app_that_is_none_is_told_by_its_name(tmp_path: Path) -> None:
     file = tmp_path / "key.pem"
     settings = load(environment=False, github_app_id="1", github_app_key_file=str(file))
@@ -549,9 +470,12 @@ def test_a_key_of_an_app_that_is_none_is_told_by_its_name(tmp_path: Path) -> Non
     [{"github_app_id": "1"}, {"github_app_key_file": "x"}, {"github_token": "a b"},
      {"github_token": "x", "github_app_id": "1", "github_app_key_file": "x"},
      {"github_api_url": "ftp://x"}, {"github_api_url": "http://u:p@x/"},
-     {"github_host": "https://x"}, {"probes_per_minute": "2"}],
+     {"github_host": "https://x"}, {"probes_per_minute": "2"}, {"gitea_url": "https://x"},
+     {"gitlab_token": "x"}, {"gitea_url": "x", "gitea_token": "x"},
+     {"gitlab_url": "https://x/api/v4", "gitlab_token": "x"},
+     {"gitlab_url": "https://x", "gitlab_token": "x y"}],
     ids=str,
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"github_|probes_per_minute"):
+    with pytest.raises(ValueError, match=r"git(hub|ea|lab)_|probes_per_minute"):
         load(environment=False, **wrong)

@@ -69,6 +69,7 @@ LIGHT = (
     "tests.support.both_folds",
     "tests.support.chaos",
     "tests.support.fleet_world",
+    "tests.support.probes",
     "tests.support.stall_loop",
     "tests.support.stall_world",
     "tests.support.toy_fold",

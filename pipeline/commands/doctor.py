@@ -37,7 +37,7 @@ from pipeline.commands.connections import (
 from pipeline.commands.context import Context
 from pipeline.commands.failure import FAILED, UNREACHABLE, Failure, place, short
 from pipeline.commands.output import cell, on_terminal, print_json, say
-from pipeline.roles import ROLES, Role, first
+from pipeline.roles import Role, first, wanted
 from pipeline.settings import Settings
 from pipeline.text import duration
 from sinks import schema
@@ -130,7 +130,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _wanted(settings: Settings) -> list[Role]:
     """The roles that the settings let run."""
     configured = bool(settings.clickhouse.get_secret_value())
-    return [role for role in ROLES.values() if configured or not role.needs_clickhouse]
+    return [role for role in wanted(settings) if configured or not role.needs_clickhouse]
 
 
 def _guarded(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -444,6 +444,9 @@ def _beside(settings: Settings, role: Role) -> Iterator[Finding]:
         told = f"{base} is ready"
         if "partitions" in status:
             told += f", works on {status['partitions']} partitions"
+        for what in ("asks", "asks_not"):
+            if status.get(what):
+                told += f"; {status[what]}"
         yield Finding(name, "ok", told)
     else:
         reason = str(status.get("reason"))

@@ -16,20 +16,10 @@ from pipeline.commands.connections import kafka_admin, web_url, worker_url
 from pipeline.commands.context import Context, Duration
 from pipeline.commands.failure import FAILED, USAGE, Failure
 from pipeline.commands.output import cell, on_terminal, say
-from pipeline.executor import (
-    Executor,
-    ExecutorConfig,
-    GitHub,
-    Hook,
-    Print,
-    Redeliver,
-    States,
-    Via,
-    parts,
-)
-from pipeline.executor.deliveries import Deliveries
+from pipeline.executor import Executor, ExecutorConfig, Print, States, Via, parts
 from pipeline.executor.github import ACTIONS
 from pipeline.faust_safe.app import logging_config
+from pipeline.roles.executor import Way, kafka_of, via_of
 from pipeline.settings import Settings
 from pipeline.text import version
 from sinks.http import HealthServer
@@ -87,7 +77,7 @@ def executor(
     stop = threading.Event()
     via = _via(settings, way, options, stop)
     config = ExecutorConfig(
-        _kafka(settings),
+        kafka_of(settings),
         group or f"{settings.app_id}-executor-{way}",
         frozenset(map(CommandKind, only)) or frozenset(CommandKind),
         lease_s=lease,
@@ -143,8 +133,9 @@ def _via(
                 f"name what it may do, comma-separated: {', '.join(ACTIONS)}",
                 USAGE,
             )
-        api = _url(options["api_url"], "--api-url")
-        return GitHub(allow, _token(options["token_file"]), options["host"], api)
+        api, token = _url(options["api_url"], "--api-url"), _token(options["token_file"])
+        made = Way(way, allow=tuple(allow), token=token, host=options["host"], api=api)
+        return via_of(made, settings, stop)
     if options["url"] is None or options["secret_file"] is None:
         raise Failure(
             f"--via {way} needs --to and --secret-file",
@@ -152,26 +143,7 @@ def _via(
             USAGE,
         )
     url, secret = _url(options["url"], "--to"), _secret(options["secret_file"])
-    if way == "hook":
-        return Hook(url, secret)
-    client = f"{settings.app_id}-executor-search"
-    return Redeliver(
-        url,
-        secret,
-        Deliveries(
-            _kafka(settings), client, settings.webhook_secrets(), settings.trust_envelopes, stop
-        ),
-    )
-
-
-def _kafka(settings: Settings) -> dict[str, Any]:
-    return {
-        **settings.kafka_options(),
-        "session_timeout_ms": int(settings.session_timeout * 1000),
-        "heartbeat_interval_ms": max(500, int(settings.session_timeout * 100)),
-        # Also how long a group waits for members to join again.
-        "max_poll_interval_ms": int(max(settings.rebalance_timeout, 1) * 1000),
-    }
+    return via_of(Way(way, url, secret), settings, stop)
 
 
 def _url(given: str | None, option: str) -> str:

@@ -1,7 +1,6 @@
 """``runnerstream worker``: the roles that are asked for, each in a process.
 
-With ``--role all`` the fold runs here and every other role in a child process that the supervisor
-keeps running.
+Of several the first runs here and every other in a child process that the supervisor keeps running.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pipeline.commands.connections import clickhouse_url, local_url, topics_plan
 from pipeline.commands.context import Context, Duration
 from pipeline.commands.failure import FAILED, UNREACHABLE, USAGE, Failure
 from pipeline.commands.worker_ready import tell_when_ready
-from pipeline.roles import ROLES, Role, RoleFailed, beside, first
+from pipeline.roles import ROLES, Role, RoleFailed, first, wanted
 from pipeline.roles.supervisor import Supervisor, command
 from pipeline.settings import Settings
 
@@ -46,15 +45,24 @@ def _port_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+class _Roles(click.Choice[str]):
+    """One of the roles, several with commas between them, or all."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        names = [super(_Roles, self).convert(each.strip(), param, ctx)
+                 for each in str(value).split(",")]  # fmt: skip
+        return "all" if "all" in names else ",".join(name for name in ROLES if name in names)
+
+
 @click.command()
 @click.option(
     "--role",
-    "wanted",
-    type=click.Choice(["all", *ROLES]),
+    "asked",
+    type=_Roles(["all", *ROLES]),
     default="all",
     show_default=True,
     help=" ".join(f"{role.name}: {role.does}." for role in ROLES.values())
-    + " all: each in a process.",
+    + " all: those that the settings want. Several with commas between them: each in a process.",
 )
 @_port_options
 @click.option(
@@ -70,7 +78,7 @@ def _port_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def worker(
     context: Context,
     /,
-    wanted: str,
+    asked: str,
     patience: float,
     until_stdin_closes: bool,
     **ports: int | None,
@@ -82,7 +90,9 @@ def worker(
     settings = context.with_overrides(**ports)
     if until_stdin_closes:
         _end_with_stdin()
-    role, others = (first(), beside()) if wanted == "all" else (ROLES[wanted], [])
+    role, *others = (
+        wanted(settings) if asked == "all" else [ROLES[name] for name in asked.split(",")]
+    )
     stop = threading.Event()
     if not role.own_signals:
         # Faust's would not come after ours: it keeps handlers that it finds.
@@ -121,7 +131,10 @@ def _supervisor(context: Context, settings: Settings, roles: list[Role]) -> Supe
     return Supervisor(
         {
             role.name: command(
-                role.name, options, (role.option, role.port_of(settings)) if role.port else None
+                role.name,
+                options,
+                # The first's as well: it may be known from an option of ours only.
+                [(each.option, each.port_of(settings)) for each in (first(), role) if each.port],
             )
             for role in roles
         }

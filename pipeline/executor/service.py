@@ -234,11 +234,11 @@ class Executor:
         The client reads on where it was in partitions that stay ours, so what was read of them and
         has not ended is still ours to end.
         """
-        if self._owned.rebalances == self._rebalances:
+        rebalances, owned = self._owned.handed_out
+        if rebalances == self._rebalances:
             return
-        self._rebalances = self._owned.rebalances
+        self._rebalances = rebalances
         self._log.catch_up()
-        owned = set(self._owned.partitions())
         for command_id, held in list(self._held.items()):
             held.places = {place for place in held.places if place.where in owned}
             if not held.places and not held.flying and held.task.written is None:

@@ -45,11 +45,16 @@ class Offsets:
         self._read[where] = position
 
     def keep(self, ours: Iterable[Partition]) -> set[Partition]:
-        """Forget the partitions that are not ours any more; which they are."""
+        """Partitions were handed out anew: forget those that are not ours; which they are.
+
+        What is unfinished in one that stays ours stays so: the client goes on behind it.
+        """
         gone = (self._read.keys() | self._open.keys()) - set(ours)
         for where in gone:
             for each in (self._open, self._read, self._told):
                 each.pop(where, None)
+        # Others may have committed meanwhile.
+        self._told.clear()
         return gone
 
     def due(self) -> dict[Partition, int]:

@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -33,7 +33,7 @@ from pipeline.prober.desk import Desk, Question, Taken
 from pipeline.prober.metrics import ProberMetrics
 from pipeline.prober.offsets import Offsets, Partition, Place
 from pipeline.prober.post import Post, answer_of
-from pipeline.providers.api import Client, Detail, Said
+from pipeline.providers.api import Client, Detail, Said, place_of
 from sinks.consumer import Undecodable, learn_topics, make_consumer, position_of
 from sinks.health import BrokerOutage
 from sinks.membership import Membership, consumer_options
@@ -41,7 +41,6 @@ from sinks.writer import Abandoned, Backoff, describe
 from topics.catalogue import PROBES
 from topics.dead_letters import dead_letter
 from topics.envelope import EARLIEST_MS
-from topics.keys import parse_job_key
 from topics.models import DeadLetter, Reason, Unreadable
 from topics.reading import read, unreadable
 from topics.recovery import PROBE, Answer, Probe
@@ -91,8 +90,10 @@ class ProberStatus:
     #: Why it is not ready, as a sentence; empty when it is.
     reason: str
     alive: bool
-    #: Whom it asks, and as whom; or why nobody.
+    #: Whom it asks, and as whom; empty for nobody.
     asks: str
+    #: Whom it does not ask, and why.
+    asks_not: str
     partitions: int
     waiting: int
     flights: int
@@ -106,7 +107,8 @@ class Prober:
 
     Args:
         config: how it runs.
-        clients: by provider; ``otherwise`` stands for the others.
+        clients: by where jobs live (:func:`pipeline.providers.api.place_of`); ``otherwise``
+            stands for all else.
         metrics: counts; one of its own when None.
     """
 
@@ -130,6 +132,7 @@ class Prober:
             config.kafka, config.client_id, self._broker, self._stopping, config.backoff
         )
         self._landed: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._rebalances = 0
         self._turned = time.monotonic()
         self._observed = self._committed = 0.0
         self._commit_failed = threading.Event()
@@ -186,8 +189,8 @@ class Prober:
             reason=reason,
             alive=now - self._turned < _ALIVE_S
             and not (self._members.hopeless(now) and self._preparing is None),
-            asks="; ".join(client.about for client in self._clients.values())
-            or self._otherwise.about,
+            asks="; ".join(client.about for client in self._clients.values()),
+            asks_not=self._otherwise.about,
             partitions=len(self._members.owned.partitions()),
             waiting=self._desk.questions,
             flights=self._desk.flights,
@@ -235,14 +238,30 @@ class Prober:
         assert absent is not None
         log.error("%s for %.0f s: joining the group anew", absent[1], self._members.rejoin_s)
         self._members.owned.leave()
-        self._keep_ours()
+        # Whoever joins begins with what was committed, also we.
+        self._keep(())
         consumer.close(autocommit=False, timeout_ms=2_000)
 
-    def _keep_ours(self) -> None:
-        ours = (Partition(*where) for where in self._members.owned.partitions())
-        gone = self._offsets.keep(ours)
+    def _moved(self) -> None:
+        """After a rebalance: drop what waits of partitions that others have now.
+
+        While it goes on all partitions are revoked, and most come back. The client reads on where
+        it was in those, so what was read of them is still ours to answer.
+        """
+        rebalances, ours = self._members.owned.handed_out
+        if rebalances != self._rebalances:
+            self._rebalances = rebalances
+            self._keep(ours)
+
+    def _keep(self, ours: Iterable[TopicPartition]) -> None:
+        gone = self._offsets.keep(Partition(*where) for where in ours)
         if gone:
             self._desk.forget(gone)
+
+    def _due(self) -> dict[Partition, int]:
+        """What is to be committed of partitions that are ours at this moment."""
+        ours = self._members.owned.partitions()
+        return {where: at for where, at in self._offsets.due().items() if where in ours}
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -251,7 +270,7 @@ class Prober:
         fetched = self._poll(consumer)
         now = time.monotonic()
         self._members.attend(consumer, now)
-        self._keep_ours()
+        self._moved()
         self._take(consumer, fetched)
         self._land()
         if now - self._observed >= _OBSERVE_S:
@@ -283,12 +302,14 @@ class Prober:
 
     def _take(self, consumer: Any, fetched: Mapping[Any, Any]) -> None:
         now = _now()
-        for where in self._members.owned.partitions():
+        # Also of partitions that are just revoked: they may come back, with us behind these.
+        for where in self._members.owned.handed_out[1]:
             for record in fetched.get(where, ()):
                 place = Place(Partition(*where), record.offset)
                 self._offsets.begin(place)
                 if not self._read(record, place, now):
                     self._offsets.finish(place)
+        for where in self._members.owned.partitions():
             position = position_of(consumer, where)
             if position is not None:
                 self._offsets.read(Partition(*where), position)
@@ -348,7 +369,7 @@ class Prober:
         if self._commit_failed.is_set():
             self._commit_failed.clear()
             self._offsets.forget_commits()
-        due = self._offsets.due()
+        due = self._due()
         if due:
             self._offsets.committed(due)
             consumer.commit_async(_offsets(due), callback=self._on_commit)
@@ -373,9 +394,9 @@ class Prober:
         if self._desk.flights:
             log.warning("closing with %d questions unanswered; they are asked again next time",
                         self._desk.flights)  # fmt: skip
-        self._keep_ours()
+        self._moved()
         self._offsets.forget_commits()
-        due = self._offsets.due()
+        due = self._due()
         if due:
             try:
                 consumer.commit(_offsets(due), timeout_ms=2_000)
@@ -433,15 +454,16 @@ class Prober:
         return [*self._clients.values(), self._otherwise]
 
     def _client(self, probe: Probe) -> Client:
-        return self._clients.get(parse_job_key(probe.key)[0], self._otherwise)
+        return self._clients.get(place_of(probe.key), self._otherwise)
 
     def _lane(self, probe: Probe) -> str:
-        """Whose budget it takes from: the provider, and what its client says."""
-        return f"{parse_job_key(probe.key)[0]}:{self._client(probe).lane(probe)}"
+        """Whose budget it takes from: where the job lives, and what the client says."""
+        return f"{place_of(probe.key)}/{self._client(probe).lane(probe)}"
 
     def _opens(self, lane: str, flights: int) -> float:
-        provider, _, of = lane.partition(":")
-        return self._clients.get(provider, self._otherwise).opens(of, flights)
+        # A host is canonical here, so it holds no slash.
+        place, _, of = lane.partition("/")
+        return self._clients.get(place, self._otherwise).opens(of, flights)
 
     def _remaining(self) -> int | None:
         known = (client.remaining() for client in self._all())

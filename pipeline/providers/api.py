@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from pipeline.providers.base import Fact
+from topics.keys import canonical_host, parse_job_key
 from topics.recovery import Answer, Probe
 
 
@@ -68,8 +69,14 @@ class Said:
     again: bool = False
 
 
+def place_of(key: str) -> str:
+    """Where the job of a key lives, and whom to ask about it: provider and host, as in the key."""
+    provider, host, _ = parse_job_key(key)
+    return f"{provider}:{canonical_host(host)}"
+
+
 class Client(Protocol):
-    """Asks one provider's API. Safe from several threads."""
+    """Asks the API of one provider at one host. Safe from several threads."""
 
     @property
     def about(self) -> str:

@@ -147,8 +147,11 @@ class GitHub:
         return facts(delivery)
 
 
-def facts(delivery: Delivery) -> Facts:
+def facts(delivery: Delivery, named: str = "github") -> Facts:
     """What a GitHub delivery says: facts for ``runners.jobs``, in a fixed order.
+
+    ``named`` is another provider whose API says it in GitHub's words: the facts are of its jobs,
+    and the kinds begin with its name.
 
     ``github.workflow_job`` and ``github.api_job`` give one :class:`JobFact` and, when the body
     names the run, one :class:`RunLink`; ``github.workflow_run`` gives one :class:`RunFact`. The
@@ -162,7 +165,7 @@ def facts(delivery: Delivery) -> Facts:
     (Q18); ``bad_payload`` with the place in the body; ``unknown_kind`` for another event.
     """
     provider, _, event = delivery.kind.partition(".")
-    if provider != "github":
+    if provider != named:
         raise Unreadable(Reason.UNKNOWN_KIND, f"no facts in a {delivery.kind!r} delivery")
     headers = {name.lower(): value for name, value in delivery.headers.items()}
     told = headers.get("x-github-event", event)
@@ -241,6 +244,7 @@ def _job_facts(
 
     repository = within(REPOSITORY, body.repository, "repository", odd) or Repository()
     url = text(job.html_url, "head")
+    provider = delivery.kind.partition(".")[0]
     host = github_host(delivery.host, headers, (url, repository.html_url))
     action = text(body.action, "status")
     status = text(job.status, "status")
@@ -310,7 +314,7 @@ def _job_facts(
     if not started and phase in ("queued", "waiting"):
         marks = ((occurred, phase),)
 
-    key = job_key("github", host, number)
+    key = job_key(provider, host, number)
     run_id = number_of(job.run_id, "run_id", 2**63, odd)
     attempt = number_of(job.run_attempt, "run_attempt", 1_000_001, odd)
     group = text(job.runner_group_name, "runner_name")
@@ -350,7 +354,7 @@ def _job_facts(
         )
     ]
     if run_id:
-        parent = run_key("github", host, run_id)
+        parent = run_key(provider, host, run_id)
         result.append(
             RunLink(
                 id=f"link-{_digest(parent, key)}",
@@ -393,7 +397,7 @@ def _run_fact(
         source=delivery.source,
         occurred_at=_delivery_ms(delivery),
         received_at=delivery.received_at,
-        key=run_key("github", host, number),
+        key=run_key(delivery.kind.partition(".")[0], host, number),
         trace=delivery.trace,
         run=ParentRun(
             attempt=number_of(run.run_attempt, "run_attempt", 1_000_001, odd),

@@ -17,6 +17,7 @@ from topics.catalogue import PROBES
 if TYPE_CHECKING:
     from pipeline.prober.metrics import ProberMetrics
     from pipeline.providers.api import Client
+    from pipeline.providers.github_calls import App
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +38,14 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     metrics = ProberMetrics()
     clients = clients_of(settings, metrics)
-    nobody = Unsupported(
-        "asks nobody: neither github_token nor github_app_id is set, so every answer is unknown"
-    )
+    others = Unsupported(unasked(settings))
     kafka = {
         **settings.kafka_options(),
         "session_timeout_ms": int(settings.session_timeout * 1000),
         "heartbeat_interval_ms": max(500, int(settings.session_timeout * 100)),
         "max_poll_interval_ms": int(max(settings.rebalance_timeout, 1) * 1000),
     }
-    prober = Prober(ProberConfig(kafka, PROBER.group(settings)), clients, nobody, metrics)
+    prober = Prober(ProberConfig(kafka, PROBER.group(settings)), clients, others, metrics)
     about = PROBER.deployment(settings)
     health = HealthServer(prober, settings.web_bind, settings.prober_port, about)
     log.info(
@@ -55,8 +54,7 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     )  # fmt: skip
     for client in clients.values():
         log.info("it %s", client.about)
-    if not clients:
-        log.warning("it %s", nobody.about)
+    log.log(logging.INFO if clients else logging.WARNING, "it %s", others.about)
     try:
         beside.start()
         prober.run(stop)
@@ -67,35 +65,67 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
 
 
 def clients_of(settings: Settings, metrics: ProberMetrics) -> dict[str, Client]:
-    """The clients that the settings have credentials for, by provider."""
+    """The clients that the settings have credentials for, by where jobs live.
+
+    Raises :class:`RoleFailed` for a key of an App that is none.
+    """
+    from pipeline.providers.gitea_api import GiteaApi
     from pipeline.providers.github_api import GitHubApi
+    from pipeline.providers.gitlab_api import GitLabApi
+    from pipeline.providers.rest import RestClient
+
+    found: list[RestClient] = []
+    per_minute, count = settings.probes_per_minute, metrics.request
+    credentials = _github(settings)
+    if credentials:
+        found.append(
+            GitHubApi(
+                settings.github_host, credentials, base=settings.github_api_url,
+                per_minute=per_minute, count=count,
+            )
+        )  # fmt: skip
+    if settings.gitea_url:
+        token = settings.gitea_token.get_secret_value()
+        found.append(GiteaApi(settings.gitea_url, token, per_minute=per_minute, count=count))
+    if settings.gitlab_url:
+        token = settings.gitlab_token.get_secret_value()
+        found.append(GitLabApi(settings.gitlab_url, token, per_minute=per_minute, count=count))
+    return {client.place: client for client in found}
+
+
+def unasked(settings: Settings) -> str:
+    """What is not asked, and which settings would change that."""
+    missing = {
+        "GitHub (github_token, or github_app_id)": (
+            settings.github_token.get_secret_value() or settings.github_app_id
+        ),
+        "Gitea (gitea_url)": settings.gitea_url,
+        "GitLab (gitlab_url)": settings.gitlab_url,
+    }
+    named = [name for name, given in missing.items() if not given]
+    others = "" if len(named) == len(missing) else "other hosts"
+    return "does not ask about jobs of " + ", ".join(filter(None, (*named, others)))
+
+
+def _github(settings: Settings) -> App | str:
+    """The App or the token for GitHub; empty for neither."""
     from pipeline.providers.github_calls import App
 
-    credentials: App | str = settings.github_token.get_secret_value()
-    if settings.github_app_id:
-        file = settings.github_app_key_file
-        try:
-            credentials = App.from_pem(settings.github_app_id, Path(file).read_bytes())
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise RoleFailed(
-                f"github_app_key_file: {file} {why} (RUNNERSTREAM_GITHUB_APP_KEY_FILE)"
-            ) from None
-    if not credentials:
-        return {}
-    github = GitHubApi(
-        settings.github_host,
-        credentials,
-        base=settings.github_api_url,
-        per_minute=settings.probes_per_minute,
-        count=metrics.request,
-    )
-    return {"github": github}
+    if not settings.github_app_id:
+        return settings.github_token.get_secret_value()
+    file = settings.github_app_key_file
+    try:
+        return App.from_pem(settings.github_app_id, Path(file).read_bytes())
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RoleFailed(
+            f"github_app_key_file: {file} {why} (RUNNERSTREAM_GITHUB_APP_KEY_FILE)"
+        ) from None
 
 
 PROBER: Final = Role(
     "prober",
-    "asks GitHub about jobs that may be stuck",
+    "asks providers about jobs that may be stuck",
     run,
     suffix="-prober",
     reads=(PROBES,),

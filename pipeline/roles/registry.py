@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from pipeline.roles.executor import EXECUTOR
 from pipeline.roles.fold import FOLD
 from pipeline.roles.prober import PROBER
 from pipeline.roles.role import Role
 from pipeline.roles.sink import SINK
+from pipeline.settings import Settings
 
 #: By name. The first runs in the worker's own process when all are wanted.
-ROLES: Final[dict[str, Role]] = {role.name: role for role in (FOLD, SINK, PROBER)}
+ROLES: Final[dict[str, Role]] = {role.name: role for role in (FOLD, SINK, PROBER, EXECUTOR)}
 
 
 def first() -> Role:
@@ -18,6 +20,6 @@ def first() -> Role:
     return next(iter(ROLES.values()))
 
 
-def beside() -> list[Role]:
-    """The roles that run in processes beside it."""
-    return list(ROLES.values())[1:]
+def wanted(settings: Settings) -> list[Role]:
+    """All roles that the settings want, the first of all first."""
+    return [role for role in ROLES.values() if role.wanted(settings)]

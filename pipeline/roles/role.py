@@ -33,6 +33,7 @@ class Role:
         port: the setting with the port of its views or its health; None when it listens nowhere.
         needs_clickhouse: whether it cannot do without one.
         optional: whether all others do their work without it.
+        setting: the setting without which it is not among all roles; empty: it always is.
         needs_topics: whether all topics have to exist before it starts.
         own_signals: whether what it runs installs its own handlers of SIGTERM and SIGINT, which
             others before it would get in the way of.
@@ -46,8 +47,13 @@ class Role:
     port: str | None = None
     needs_clickhouse: bool = False
     optional: bool = False
+    setting: str = ""
     needs_topics: bool = False
     own_signals: bool = False
+
+    def wanted(self, settings: Settings) -> bool:
+        """Whether the settings want it when all roles are asked for."""
+        return not self.setting or bool(getattr(settings, self.setting))
 
     @property
     def option(self) -> str:

@@ -207,11 +207,11 @@ class Supervisor:
             child.wait()
 
 
-def command(role: str, options: Iterable[str], port: tuple[str, int] | None) -> list[str]:
-    """What a child of the role runs. ``options`` stand before the command's name; ``port`` is
-    the option for it, and its value."""
+def command(role: str, options: Iterable[str], ports: Iterable[tuple[str, int]]) -> list[str]:
+    """What a child of the role runs. ``options`` stand before the command's name; ``ports`` are
+    options for ports, and their values."""
     found = [*PROGRAM, *options, "worker", "--role", role, "--until-stdin-closes"]
-    return found if port is None else [*found, port[0], str(port[1])]
+    return [*found, *(each for option, port in ports for each in (option, str(port)))]
 
 
 def _close(child: subprocess.Popen[bytes]) -> None:

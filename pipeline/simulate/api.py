@@ -1,8 +1,9 @@
-"""A GitHub REST API that answers from the truth, and misbehaves when it is told to.
+"""A provider's REST API that answers from the truth, and misbehaves when it is told to.
 
 A real HTTP server on loopback, for tests, the demonstration and simulations. It knows the endpoints
-that recovery asks: a job, a run and its attempts, a repository, the installation of an App and its
-tokens. With a ``token`` or an ``app`` it refuses who does not name itself.
+that recovery asks; GitHub's are a job, a run and its attempts, a repository, the installation of an
+App and its tokens. With a ``token`` or an ``app`` it refuses who does not name itself.
+``pipeline.simulate.peer_apis`` has the other providers'.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -128,42 +129,44 @@ _MOVED: Final = "/moved"
 Answer = tuple[int, bytes, dict[str, str]]
 
 
-class FakeGitHub:
-    """Serves until closed.
+#: What is said whatever is asked.
+BLUNT: Final[dict[Mood, Answer]] = {
+    Mood.ERROR: (502, b"<html>Bad Gateway</html>", {}),
+    Mood.SPENT: (403, b'{"message":"API rate limit exceeded"}', {}),
+    Mood.SECONDARY: (403, b'{"message":"You have exceeded a secondary rate limit."}', {}),
+    Mood.TOO_MANY: (429, b"{}", {}),
+    Mood.FORBIDDEN: (403, b'{"message":"Resource not accessible by integration"}', {}),
+    Mood.UNAUTHORISED: (401, b'{"message":"Bad credentials"}', {}),
+    Mood.HTML: (200, b"<html>Sign in to the network</html>", {}),
+    Mood.HUGE: (200, b'{"id":1,"name":"' + b"x" * 6_000_000 + b'"}', {}),
+    Mood.BROKEN: (200, b"this is no gzip", {"Content-Encoding": "gzip"}),
+}
 
-    Args:
-        jobs: the truth about jobs; a mapping's ``get`` will do.
-        runs: the truth about runs.
-        token: who must be named by whoever asks; None: nobody.
-        app: id and public key of an App that may ask as well.
-        clock: Unix time, seconds; of limits and tokens, and stamped on requests.
+
+class FakeApi:
+    """A provider's API that serves until closed. What it says is for its subclasses to say.
 
     Set at any time: ``mood``; ``moody`` (for how many requests, None: for ever); ``slow_s``;
-    ``reset_s``; ``redirect``; ``limit`` (requests an hour, None: no limit is told); ``token_s``
-    (how long an App's token lasts).
+    ``reset_s``; ``redirect``; ``limit`` (requests an hour, None: no limit is told).
     """
 
-    def __init__(
-        self,
-        jobs: Jobs,
-        runs: Runs,
-        *,
-        token: str | None = None,
-        app: tuple[str, rsa.RSAPublicKey] | None = None,
-        port: int = 0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    #: The header in which whoever asks names itself, lower-case.
+    named_in = "authorization"
+    #: What headers of limits begin with; empty: it has none.
+    limits = "X-RateLimit"
+    #: What it says whatever is asked, by its mood.
+    blunt: Mapping[Mood, Answer] = BLUNT
+
+    def __init__(self, port: int, clock: Callable[[], float]) -> None:
+        """``clock`` is Unix time, seconds; of limits and tokens, and stamped on requests."""
         self.mood = Mood.FINE
         self.moody: int | None = None
         self.slow_s = 0.2
         self.reset_s = 60
         self.redirect = ""
         self.limit: int | None = None
-        self.token_s = 3_600.0
         #: Every request, in order.
         self.requests: list[Request] = []
-        self._jobs, self._runs = jobs, runs
-        self._doors = _Doors(token, app, clock)
         self._clock = clock
         self._period = (0.0, 0)
         self._lock = threading.Lock()
@@ -185,7 +188,7 @@ class FakeGitHub:
         self._http.shutdown()
         self._http.server_close()
 
-    def __enter__(self) -> FakeGitHub:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -199,7 +202,7 @@ class FakeGitHub:
         """Status, body and headers; None: the connection is to be closed. ``headers`` are
         those of the request, lower-case."""
         mood = self._mood()
-        given = headers.get("authorization", "")
+        given = headers.get(self.named_in, "")
         if mood is Mood.SLOW:
             self._closing.wait(self.slow_s)
         found = None if mood is Mood.DOWN else self._answer(method, path, given, mood)
@@ -229,9 +232,10 @@ class FakeGitHub:
     def _left(self, status: int, mood: Mood) -> dict[str, str]:
         """The headers of the limit. Conditional requests that find nothing new are free."""
         now = self._clock()
-        if mood is Mood.SPENT:
-            return {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(now) + self.reset_s)}
-        if self.limit is None:
+        left, resets = f"{self.limits}-Remaining", f"{self.limits}-Reset"
+        if mood is Mood.SPENT and self.limits:
+            return {left: "0", resets: str(int(now) + self.reset_s)}
+        if self.limit is None or not self.limits:
             return {}
         with self._lock:
             began, used = self._period
@@ -240,22 +244,22 @@ class FakeGitHub:
             used += status != 304
             self._period = (began, used)
         return {
-            "X-RateLimit-Remaining": str(max(0, self.limit - used)),
-            "X-RateLimit-Reset": str(int(began) + 3_600),
+            left: str(max(0, self.limit - used)),
+            resets: str(int(began) + 3_600),
         }
 
     def _answer(self, method: str, path: str, given: str, mood: Mood) -> Answer:
         if mood is Mood.MOVED and not path.startswith(_MOVED):
             return 301, b"{}", {"Location": self.redirect or f"{self.url}{_MOVED}{path}"}
         path = path.removeprefix(_MOVED)
-        blunt = _BLUNT.get(mood)
+        blunt = self.blunt.get(mood)
         if blunt is not None:
             retry = {"Retry-After": str(self.reset_s)} if mood is Mood.SECONDARY else {}
             return blunt[0], blunt[1], {**blunt[2], **retry}
         used = self._period[1]
         if self.limit is not None and used >= self.limit and self._clock() < self._period[0] + 3600:
-            return 403, b'{"message":"API rate limit exceeded"}', {}
-        opened = self._doors.answer(method, path, given, self.token_s)
+            return self.blunt[Mood.SPENT]
+        opened = self._opened(method, path, given)
         if opened is not None:
             return opened
         said = None if method != "GET" else self._said(path, mood)
@@ -265,6 +269,46 @@ class FakeGitHub:
         if mood is Mood.CUT:
             body = body[: len(body) // 2]
         return 200, b"[" + body + b"]" if mood is Mood.ARRAY else body, {}
+
+    def _opened(self, method: str, path: str, given: str) -> Answer | None:
+        """What is answered to whoever may not ask, or asks about itself; None for who may ask."""
+        raise NotImplementedError
+
+    def _said(self, path: str, mood: Mood) -> dict[str, Any] | None:
+        """What is at a path; None: nothing."""
+        raise NotImplementedError
+
+
+class FakeGitHub(FakeApi):
+    """GitHub's.
+
+    Args:
+        jobs: the truth about jobs; a mapping's ``get`` will do.
+        runs: the truth about runs.
+        token: who must be named by whoever asks; None: nobody.
+        app: id and public key of an App that may ask as well.
+        clock: Unix time, seconds.
+
+    Set at any time, beside what all have: ``token_s`` (how long an App's token lasts).
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        runs: Runs,
+        *,
+        token: str | None = None,
+        app: tuple[str, rsa.RSAPublicKey] | None = None,
+        port: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.token_s = 3_600.0
+        self._jobs, self._runs = jobs, runs
+        self._doors = _Doors(token, app, clock)
+        super().__init__(port, clock)
+
+    def _opened(self, method: str, path: str, given: str) -> Answer | None:
+        return self._doors.answer(method, path, given, self.token_s)
 
     def _said(self, path: str, mood: Mood) -> dict[str, Any] | None:
         job, run, repo = (each.fullmatch(path) for each in (_JOB, _RUN, _REPO))
@@ -379,19 +423,6 @@ def iso(ms: int | None) -> str | None:
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-_BLUNT: Final[dict[Mood, Answer]] = {
-    Mood.ERROR: (502, b"<html>Bad Gateway</html>", {}),
-    Mood.SPENT: (403, b'{"message":"API rate limit exceeded"}', {}),
-    Mood.SECONDARY: (403, b'{"message":"You have exceeded a secondary rate limit."}', {}),
-    Mood.TOO_MANY: (429, b"{}", {}),
-    Mood.FORBIDDEN: (403, b'{"message":"Resource not accessible by integration"}', {}),
-    Mood.UNAUTHORISED: (401, b'{"message":"Bad credentials"}', {}),
-    Mood.HTML: (200, b"<html>Sign in to the network</html>", {}),
-    Mood.HUGE: (200, b'{"id":1,"name":"' + b"x" * 6_000_000 + b'"}', {}),
-    Mood.BROKEN: (200, b"this is no gzip", {"Content-Encoding": "gzip"}),
-}
-
-
 def _installation(account: str) -> int:
     """An id for the installation of an account."""
     return int.from_bytes(hashlib.blake2b(account.encode(), digest_size=4).digest()) or 1
@@ -401,7 +432,7 @@ def _decoded(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-def _serve(api: FakeGitHub, port: int) -> ThreadingHTTPServer:
+def _serve(api: FakeApi, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         #: Head and body in one packet: two of them would wait for each other's acknowledgement.
@@ -443,6 +474,6 @@ def _serve(api: FakeGitHub, port: int) -> ThreadingHTTPServer:
 
     server = Server(("127.0.0.1", port), Handler)
     threading.Thread(
-        target=server.serve_forever, args=(0.01,), name="fake-github", daemon=True
+        target=server.serve_forever, args=(0.01,), name="fake-api", daemon=True
     ).start()
     return server

@@ -68,6 +68,7 @@ class WorkerProcess:
         "clickhouse": "",
         "sink_port": "0",
         "prober_port": "0",
+        "executor_port": "0",
     }
 
     def __init__(
