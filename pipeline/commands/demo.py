@@ -3,7 +3,9 @@
 ::
 
     this process ─┬─ broker, ClickHouse         (children, LocalStack)
-                  ├─ worker: fold and views     (child) ── sink (its child)
+                  ├─ worker: fold and views     (child) ── sink, prober (its children)
+                  ├─ executor: does what recovery commands          (child)
+                  ├─ GitHub's API and a dispatcher, over HTTP  (threads, demo_recovery)
                   ├─ feeder thread: recorded payloads, then a simulated fleet
                   └─ summary on the terminal, read from the views and from ClickHouse
 
@@ -33,9 +35,11 @@ import click
 from clickhouse_driver import Client
 from rich.console import Group
 
+from pipeline.commands import demo_recovery
 from pipeline.commands.connections import ask
 from pipeline.commands.context import Context, Duration
-from pipeline.commands.demo_check import Check, compare, renamed
+from pipeline.commands.demo_check import Check, compare, recovery, renamed
+from pipeline.commands.demo_recovery import BOUND_S, Other
 from pipeline.commands.demo_screen import STUCK_MS, Snapshot, display, status_line, summary
 from pipeline.commands.failure import FAILED, USAGE, Failure, short
 from pipeline.commands.output import cell, print_table, say
@@ -46,8 +50,7 @@ from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PO
 from pipeline.providers.sending import Signer
 from pipeline.replay import deliveries
 from pipeline.settings import Settings, load
-from pipeline.simulate import LIVE as LIVE_TEMPO
-from pipeline.simulate import Faults, Simulation, default_fleets
+from pipeline.simulate import Faults, Simulation
 from pipeline.simulate.produce import live
 from pipeline.text import duration
 from sinks import schema
@@ -87,7 +90,7 @@ DRAIN_S: Final = 60.0
 #: Canonical label set -> pool, for the fleets of the simulation that have a dispatcher.
 ALIASES: Final = {
     ",".join(sorted({label.lower() for label in fleet.labels} - {"self-hosted"})): fleet.name
-    for fleet in default_fleets(1, 1.0, LIVE_TEMPO)
+    for fleet in demo_recovery.fleets(1, 1.0)
     if fleet.dispatcher
 }
 
@@ -119,7 +122,8 @@ def demo(
     memory_mib: int,
 ) -> None:
     """Everything on this machine, without Docker: a broker, ClickHouse, a worker, a CI fleet that
-    misbehaves, and a live summary. Settings of the environment are not used.
+    misbehaves and whose jobs get stuck, recovery, and a live summary. Settings of the environment
+    are not used.
 
     It ends by itself after half an hour, or when the embedded broker, which forgets nothing, has
     grown to --memory. Nothing of it runs on when it ends, however that happens.
@@ -141,7 +145,7 @@ def demo(
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
-    run = Demo(directory or default_data_dir("demo"), chosen, rate, lasts, memory_mib)
+    run = Demo(directory or default_data_dir("demo"), chosen, rate, lasts, memory_mib, checked)
     try:
         with run:
             run.start(stop)
@@ -161,13 +165,20 @@ class Demo:
     """The parts of the demo, as a context: whatever happens inside, all of it is stopped."""
 
     def __init__(
-        self, directory: Path, seed: int, rate: float, lasts: float, memory_mib: int = MEMORY_MIB
+        self,
+        directory: Path,
+        seed: int,
+        rate: float,
+        lasts: float,
+        memory_mib: int = MEMORY_MIB,
+        checked: bool = False,
     ) -> None:
         self.directory = directory
         self.seed = seed
         self.rate = rate
         self.lasts = lasts
         self.memory_mib = memory_mib
+        self.checked = checked
         self._weighed = 0.0
         self._broker_mib = 0
         self._ended = ""
@@ -177,7 +188,10 @@ class Demo:
         self.simulation: Simulation | None = None
         self.snapshot = Snapshot()
         self._stack: LocalStack | None = None
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._other: Other | None = None
+        #: By name: worker, executor.
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._told: set[tuple[str, int]] = set()
         self._feeder: threading.Thread | None = None
         self._feeding = threading.Event()
         self._feed_error: BaseException | None = None
@@ -226,6 +240,7 @@ class Demo:
             self.directory, ports["Kafka"], ports["ClickHouse"], ports["ClickHouse HTTP"]
         )
         stack.start(self._say)
+        self._other = Other()
         values = {
             "kafka": stack.kafka_bootstrap,
             "clickhouse": stack.clickhouse_url,
@@ -239,6 +254,7 @@ class Demo:
             # The embedded broker lets a group wait for half of the rebalance time-out.
             "session_timeout": "6",
             "rebalance_timeout": "3",
+            **self._other.settings(),
         }
         env = {f"RUNNERSTREAM_{name.upper()}": value for name, value in values.items()}
         self._write_env(env)
@@ -246,7 +262,8 @@ class Demo:
         self._say("creating topics and tables")
         apply(self.settings.kafka_options(), catalogue(self.settings.partitions))
         schema.apply(stack.clickhouse_url)
-        self._start_worker(env)
+        self._start_child("worker", env, ["worker", "--until-stdin-closes"])
+        self._start_child("executor", env, self._other.command(self.directory))
         self._feed()
         self._say("worker started; waiting until it is ready")
         deadline = time.monotonic() + 60
@@ -258,7 +275,9 @@ class Demo:
                     break
             if time.monotonic() > deadline:
                 why = "; ".join(r["text"] for r in self.snapshot.ready.get("reasons", ()))
-                raise Failure(f"the worker is not ready after 60 s: {why}", self._log_hint())
+                raise Failure(
+                    f"the worker is not ready after 60 s: {why}", self._log_hint("worker")
+                )
         else:
             return
         self._say(f"ready after {time.monotonic() - self.began:.0f} s: {self.url}/")
@@ -279,13 +298,13 @@ class Demo:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
             out.writelines(f"{name}={value}\n" for name, value in env.items())
 
-    def _start_worker(self, settings: dict[str, str]) -> None:
+    def _start_child(self, name: str, settings: dict[str, str], arguments: list[str]) -> None:
         root = str(Path(__file__).resolve().parents[2])
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RUNNERSTREAM_")}
         paths = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH", "")]))
-        with self._log.open("wb") as output:
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", "worker", "--until-stdin-closes"],
+        with self._log(name).open("wb") as output:
+            self._children[name] = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.cli", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -293,20 +312,22 @@ class Demo:
                 start_new_session=True,
             )
 
-    @property
-    def _log(self) -> Path:
-        return self.directory / "worker.log"
+    def _log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
 
-    def _log_hint(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()[-8:]
-        return "\n  ".join([f"the end of {self._log}:", *lines])
+    def _log_hint(self, name: str) -> str:
+        lines = self._log(name).read_text(errors="replace").splitlines()[-8:]
+        return "\n  ".join([f"the end of {self._log(name)}:", *lines])
 
     def _still_alive(self) -> None:
         """Raise :class:`Failure` when a part has ended by itself."""
         if self._feed_error is not None:
             raise Failure(f"the events cannot be sent: {short(self._feed_error)}")
-        if self._worker is not None and self._worker.poll() is not None:
-            raise Failure(f"the worker ended with code {self._worker.returncode}", self._log_hint())
+        for name, child in self._children.items():
+            if child.poll() is not None:
+                raise Failure(
+                    f"the {name} ended with code {child.returncode}", self._log_hint(name)
+                )
         if self._stack is not None and not self._stack.status().running:
             raise Failure(f"a server ended by itself: see the logs in {self.directory}")
 
@@ -325,15 +346,22 @@ class Demo:
                     producer.send(WEBHOOKS, sent.key, sent.value, sent.headers)
                     self.recorded += 1
                 producer.flush(10)
+                # What is stuck at the end may take a while, and life goes on meanwhile.
+                minutes = (self.lasts + (BOUND_S if self.checked else 0)) / 60
                 simulation = live(
                     self.seed,
                     self.rate,
-                    self.lasts / 60,
+                    minutes,
                     start_ms=int(time.time() * 1000),
+                    fleets=demo_recovery.fleets(max(1, round(self.rate * minutes)), minutes * 60),
                     faults=FAULTS,
+                    stalls=demo_recovery.stalls(self.lasts, self.checked),
                 )
                 self.simulation = simulation
                 for record in simulation.records():
+                    if self._other is not None and self._other.asked is None:
+                        assert simulation.asked is not None
+                        self._other.open(simulation.asked)
                     while (ahead := record.send_at_ms / 1000 - time.time()) > 0:
                         if self._feeding.wait(min(ahead, 0.25)):
                             break
@@ -360,6 +388,7 @@ class Demo:
                 self._still_alive()
                 self._weigh()
                 self._look()
+                self._say_stalls()
                 show()
                 if time.monotonic() >= ends:
                     self._ended = (
@@ -368,7 +397,6 @@ class Demo:
                         "--duration makes it longer"
                     )
                 stop.wait(min(1.0, max(0.0, ends - time.monotonic())))
-        self._end_feed()
 
     def _weigh(self) -> None:
         """End when the broker has grown to the limit."""
@@ -382,6 +410,15 @@ class Demo:
                 "keeps every record. --memory lets it hold more, --rate posts less, and an Apache "
                 "Kafka of yours keeps records on disk"
             )
+
+    def _say_stalls(self) -> None:
+        """Where no terminal is: a line for each stall that is over."""
+        if sys.stdout.isatty():
+            return
+        for line in self.snapshot.recovery.lines:
+            if line.over and (line.key, line.n) not in self._told:
+                self._told.add((line.key, line.n))
+                self._say(line.text())
 
     def _say_status(self) -> None:
         self._say(status_line(self.snapshot, self._elapsed_ms(), self.sent))
@@ -411,6 +448,9 @@ class Demo:
             client = self._clickhouse()
             counts = ", ".join(f"(SELECT count() FROM {name} FINAL)" for name in TABLES)
             snapshot.rows = dict(zip(TABLES, client.execute(f"SELECT {counts}")[0], strict=True))
+            if self._other is not None and self.simulation is not None:
+                began = self.simulation.start_ms
+                snapshot.recovery = demo_recovery.look(self._other, self.url, client, began)
         except Exception:  # it may be starting or stopping; the next look asks again
             self._disconnect()
 
@@ -429,10 +469,18 @@ class Demo:
 
     def check(self, stop: threading.Event) -> Check | None:
         """Compare with the simulator's truth, until equal or the pipeline had time to drain."""
-        assert self.simulation is not None
+        simulation, other = self.simulation, self._other
+        assert simulation is not None
+        assert other is not None
+        assert other.asked is not None
+        if not stop.is_set():
+            self._settle(other, stop)
         self._end_feed()
         self._still_alive()
-        truth = renamed(self.simulation.truth(), ALIASES)
+        # The world stands still from here on: nothing more may be done to it.
+        self._end_child("executor")
+        ended = int(time.time() * 1000)
+        truth = renamed(simulation.truth(), ALIASES)
         self._say(
             f"sent {self.sent:,} events of {len(truth.jobs):,} jobs; waiting for the pipeline to "
             "drain, then comparing"
@@ -441,12 +489,28 @@ class Demo:
         deadline = time.monotonic() + DRAIN_S
         while True:
             self._still_alive()
-            found = compare(truth, self.url, self._clickhouse(), self.simulation.start_ms)
+            # GitHub is still asked, and what it answers is true as well.
+            truth = simulation.truth(demo_recovery.closed(other, self.url))
+            client = self._clickhouse()
+            found = compare(renamed(truth, ALIASES), self.url, client, simulation.start_ms)
+            recovery(found, other, client, simulation.start_ms, ended)
             if found.equal or time.monotonic() > deadline or stop.wait(1.0):
                 return found
 
+    def _settle(self, other: Other, stop: threading.Event) -> None:
+        """Go on until what is stuck is recovered, or might have been."""
+        told = False
+        while (left := other.unsettled(int(time.time() * 1000))) and not stop.wait(0.5):
+            self._still_alive()
+            self._look()
+            self._say_stalls()
+            if not told:
+                told = True
+                self._say(f"{left} stuck jobs are not recovered yet: waiting up to {BOUND_S:g} s")
+
     def farewell(self, checked: Check | None) -> None:
         """The last words: what was seen, what was compared."""
+        self._end_feed()
         if self._settings is None:
             return
         self._look()
@@ -458,6 +522,11 @@ class Demo:
             f"{duration(self._elapsed_ms())}: {self.recorded} recorded "
             f"deliveries and {self.sent:,} simulated events; {depth['completed']:,} jobs "
             f"completed, {alive:,} live; {rows:,} rows in ClickHouse"
+        )
+        seen = self.snapshot.recovery
+        self._say(
+            f"{seen.injected} jobs got stuck, {seen.found} were found, {seen.recovered} recovered; "
+            f"{seen.hits} commands hit a job that lived"
         )
         if self._ended:
             self._say(self._ended)
@@ -473,29 +542,38 @@ class Demo:
             self._say("all equal" if checked.equal else "DIFFERENT from the truth")
 
     def stop(self) -> None:
-        """Stop everything that runs, in order: feeder, worker with its sink, servers."""
+        """Stop everything that runs, in order: feeder, executor, worker with its sink, servers."""
         self._feeding.set()
         self._disconnect()
-        if self._worker is not None or self._stack is not None:
+        if self._children or self._stack is not None:
             self._say("stopping")
-        if self._worker is not None:
-            self._worker.terminate()
-            try:
-                self._worker.wait(15)
-            except subprocess.TimeoutExpired:
-                self._worker.kill()
-                self._worker.wait()
-            finally:
-                if self._worker.stdin is not None:
-                    self._worker.stdin.close()
-            self._worker = None
+        for child in self._children.values():
+            child.terminate()
+        for name in list(self._children):
+            self._end_child(name)
         if self._feeder is not None:
             self._feeder.join(5)
+        if self._other is not None:
+            self._other.close()
+            self._other = None
         if self._stack is not None:
             self._stack.stop()
             self._stack = None
             # It names servers that are gone, and a password.
-            (self.directory / "env").unlink(missing_ok=True)
+            for name in ("env", demo_recovery.SECRET_FILE):
+                (self.directory / name).unlink(missing_ok=True)
+
+    def _end_child(self, name: str) -> None:
+        child = self._children.pop(name)
+        child.terminate()
+        try:
+            child.wait(15)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        finally:
+            if child.stdin is not None:
+                child.stdin.close()
 
     def _say(self, text: str) -> None:
         say(cell(text))

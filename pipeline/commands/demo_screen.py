@@ -18,6 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.commands.demo_recovery import Seen
 from pipeline.commands.output import cell
 from pipeline.ledger import LIVE
 from pipeline.text import duration
@@ -35,6 +36,7 @@ class Snapshot:
     stuck: list[dict[str, Any]] = field(default_factory=list)
     ready: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    recovery: Seen = field(default_factory=Seen)
 
     def depth(self) -> dict[str, int]:
         """Jobs by status, over all fleets."""

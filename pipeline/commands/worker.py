@@ -81,7 +81,7 @@ def worker(
     """
     settings = context.with_overrides(**ports)
     if until_stdin_closes:
-        _end_with_stdin()
+        end_with_stdin()
     role, others = (first(), beside()) if wanted == "all" else (ROLES[wanted], [])
     stop = threading.Event()
     if not role.own_signals:
@@ -168,7 +168,7 @@ def _when_reachable(check: Callable[[], None], patience: float) -> None:
             time.sleep(0.5)
 
 
-def _end_with_stdin() -> None:
+def end_with_stdin() -> None:
     """End this process when its standard input closes: then the process that started it is gone."""
 
     def watch() -> None:

@@ -137,6 +137,7 @@ class FakeGitHub:
         token: who must be named by whoever asks; None: nobody.
         app: id and public key of an App that may ask as well.
         clock: Unix time, seconds; of limits and tokens, and stamped on requests.
+        sees: whether who asks may see a repository; of one that is hidden everything is 404.
 
     Set at any time: ``mood``; ``moody`` (for how many requests, None: for ever); ``slow_s``;
     ``reset_s``; ``redirect``; ``limit`` (requests an hour, None: no limit is told); ``token_s``
@@ -152,6 +153,7 @@ class FakeGitHub:
         app: tuple[str, rsa.RSAPublicKey] | None = None,
         port: int = 0,
         clock: Callable[[], float] = time.time,
+        sees: Callable[[str], bool] = lambda repo: True,
     ) -> None:
         self.mood = Mood.FINE
         self.moody: int | None = None
@@ -162,7 +164,7 @@ class FakeGitHub:
         self.token_s = 3_600.0
         #: Every request, in order.
         self.requests: list[Request] = []
-        self._jobs, self._runs = jobs, runs
+        self._jobs, self._runs, self._sees = jobs, runs, sees
         self._doors = _Doors(token, app, clock)
         self._clock = clock
         self._period = (0.0, 0)
@@ -268,7 +270,8 @@ class FakeGitHub:
 
     def _said(self, path: str, mood: Mood) -> dict[str, Any] | None:
         job, run, repo = (each.fullmatch(path) for each in (_JOB, _RUN, _REPO))
-        if mood is Mood.HIDING:
+        about = job or run or repo
+        if mood is Mood.HIDING or (about and not self._sees(about[1])):
             return None
         if job:
             lies = mood in (Mood.LYING, Mood.GONE)
