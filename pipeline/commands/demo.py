@@ -18,15 +18,12 @@ import contextlib
 import json
 import os
 import random
-import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from importlib import resources
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -39,6 +36,7 @@ from pipeline.commands import demo_recovery
 from pipeline.commands.connections import ask
 from pipeline.commands.context import Context, Duration
 from pipeline.commands.demo_check import Check, compare, recovery, renamed
+from pipeline.commands.demo_recorded import recorded
 from pipeline.commands.demo_recovery import BOUND_S, Other
 from pipeline.commands.demo_screen import STUCK_MS, Snapshot, display, status_line, summary
 from pipeline.commands.failure import FAILED, USAGE, Failure, short
@@ -48,7 +46,6 @@ from pipeline.local import LocalError, LocalStack, PortTaken, default_data_dir, 
 from pipeline.local.process import LOOPBACK, free_port, require_free_port, resident_mib
 from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PORT
 from pipeline.providers.sending import Signer
-from pipeline.replay import deliveries
 from pipeline.settings import Settings, load
 from pipeline.simulate import Faults, Simulation
 from pipeline.simulate.produce import live
@@ -56,7 +53,6 @@ from pipeline.text import duration
 from sinks import schema
 from topics.apply import TopicsError, apply
 from topics.catalogue import WEBHOOKS, catalogue
-from topics.models import Delivery
 from topics.producer import Producer
 
 #: The clock of the demo: often enough to watch. Seconds.
@@ -79,9 +75,6 @@ FAULTS: Final = Faults(
     redeliver_s=(20.0, 90.0),
     malformed=0.004,
 )
-#: The recorded payloads are told as of so long ago: their queued jobs are stuck for us to find,
-#: and their samples stay clear of the simulated ones.
-RECORDED_AGO: Final = timedelta(hours=3)
 #: Whose rows are counted, without the superseded ones.
 TABLES: Final = ("jobs", "job_transitions", "job_timings", "windows", "dead_letters")
 #: How long the pipeline may take to drain before differences count. Seconds.
@@ -93,8 +86,6 @@ ALIASES: Final = {
     for fleet in demo_recovery.fleets(1, 1.0)
     if fleet.dispatcher
 }
-
-_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 
 
 @click.command()
@@ -431,6 +422,7 @@ class Demo:
             self.lasts,
             self.url,
             self.directory / "env",
+            shutil.get_terminal_size(),
         )
 
     def _elapsed_ms(self) -> float:
@@ -577,36 +569,6 @@ class Demo:
 
     def _say(self, text: str) -> None:
         say(cell(text))
-
-
-def recorded() -> Iterator[Delivery]:
-    """The recorded GitHub deliveries that come with the program, told as of some hours ago."""
-    for file in sorted(resources.files("pipeline.simulate").joinpath("data").iterdir(), key=str):
-        if file.name.endswith(".json"):
-            with resources.as_file(file) as path:
-                for delivery in deliveries(path):
-                    yield shifted(delivery, datetime.now(UTC) - RECORDED_AGO)
-
-
-def shifted(delivery: Delivery, to: datetime) -> Delivery:
-    """The same delivery, all its times moved so that the latest is at ``to``."""
-    times = [datetime.fromisoformat(text) for text in _ISO.findall(delivery.payload)]
-    if not times:
-        return delivery
-    # The repository and its owner are older and must not decide; nothing is later than the job.
-    by = to.replace(microsecond=0) - max(times)
-
-    def move(match: re.Match[str]) -> str:
-        at = datetime.fromisoformat(match.group()) + by
-        return at.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-    occurred = delivery.occurred_at + int(by.total_seconds() * 1000)
-    return delivery.model_copy(
-        update={
-            "payload": _ISO.sub(move, delivery.payload),
-            "occurred_at": min(occurred, delivery.received_at),
-        }
-    )
 
 
 def _oldest_per_state(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

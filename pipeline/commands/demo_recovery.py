@@ -65,7 +65,7 @@ _SINCE: Final = {
     StallKind.STALE_CLAIM: "claimed {} ago, never minted",
     StallKind.ORPHAN: "minted {} ago",
     StallKind.DISPLACED: "its runner has another job",
-    StallKind.RUNNER_LOST: "its runner is gone",
+    StallKind.RUNNER_LOST: "its machine is gone",
     StallKind.STALE_QUEUE: "queued for {}",
     StallKind.MISSED_COMPLETION: "running for {}",
 }
@@ -198,7 +198,7 @@ class Line:
 
     def text(self) -> str:
         """As one line."""
-        lay = "" if self.stranded_ms is None else f"; stranded for {duration(self.stranded_ms)}"
+        lay = f"; stranded for {duration(self.stranded_ms)}" if self.stranded_ms else ""
         return (
             f"{self.clock}  {self.cause}  {self.fleet}  {self.key}: {self.evidence}; "
             f"{self.done}{lay}"
@@ -276,7 +276,9 @@ def _line(row: tuple[Any, ...]) -> Line | None:
         proof.append(_SAID[Answer(answer)] if answer else "GitHub is asked")
     if commands:
         done = f"{command} → {result or '…'}"
-    elif answer in (Answer.COMPLETED, Answer.IN_PROGRESS, Answer.GHOST):
+    elif answer == Answer.GHOST:
+        done = "recorded as over …"  # whoever has it is told next
+    elif answer in (Answer.COMPLETED, Answer.IN_PROGRESS):
         done = "recorded"
     elif left is not None:
         done = "it moved on"

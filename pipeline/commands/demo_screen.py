@@ -24,6 +24,9 @@ from pipeline.ledger import LIVE
 from pipeline.text import duration
 from topics.models import Status
 
+#: Columns and lines from which on there is room for everything.
+_WIDE: Final = 110
+_HIGH: Final = 32
 #: A job longer than this in one state is shown as stuck. ms.
 STUCK_MS: Final = 60_000
 
@@ -91,25 +94,57 @@ def status_line(snapshot: Snapshot, elapsed_ms: float, sent: int) -> str:
 
 
 def summary(
-    snapshot: Snapshot, elapsed_ms: float, sent: int, lasts_s: float, url: str, env_file: Path
-) -> Group:
-    """The summary as it stands on a terminal. ``env_file``: the settings for other commands."""
-    depth = snapshot.depth()
+    snapshot: Snapshot, elapsed_ms: float, sent: int, lasts_s: float, url: str, env_file: Path,
+    size: tuple[int, int],
+) -> Group:  # fmt: skip
+    """The summary as it stands on a terminal of ``size`` (columns, lines): the lower it is, the
+    fewer fleets and stalls. ``env_file``: the settings for other commands."""
+    columns, height = size
     head = Text.assemble(
         ("runnerstream demo", "bold"),
         f"   {duration(elapsed_ms)}   {sent:,} events sent",
         (f"   ends after {duration(lasts_s * 1000)}", "dim"),
     )
+    depth = snapshot.depth()
     states = Text()
     for status in (*LIVE, "completed"):
         states.append(f"{status} ", "dim")
         states.append(f"{depth[status]:,}    ", "bold" if depth[status] else "dim")
-    fleets = Table(box=None, pad_edge=False, header_style="dim")
+    rows = "   ".join(f"{name} {number:,}" for name, number in snapshot.rows.items())
+    foot = [
+        Text.assemble(("ClickHouse  ", "dim"), rows or "–"),
+        Text.assemble(("lag         ", "dim"), snapshot.lag()),
+        *(
+            Text.assemble(("not ready   ", "yellow"), cell(reason["text"]))
+            for reason in snapshot.ready.get("reasons", ())
+        ),
+        *_pointers(url, env_file),
+    ]
+    for text in (states, *foot):
+        text.no_wrap, text.overflow = True, "ellipsis"
+    low = height < _HIGH
+    gap = () if low else (Text(),)
+    # Head, states, two headings and the last line; then what is left is shared out.
+    left = height - len(foot) - (6 if low else 12)
+    fleets = max(3, min(8, left // 2))
+    longest = [] if low else snapshot.stuck
+    left -= fleets + (len(longest) + 2 if longest else 0)
+    parts: list[Any] = [*gap, head, states, *gap, _fleets(snapshot, fleets), *gap]
+    parts += _recovery(snapshot.recovery, max(3, left), columns)
+    if longest:
+        parts += [*gap, *_longest(longest)]
+    return Group(*parts, *gap, *foot, Text("Ctrl-C stops everything", "dim"))
+
+
+def _fleets(snapshot: Snapshot, most: int) -> Table:
+    """The busiest fleets."""
+    fleets = _table()
+    fleets.show_header = True
     for number, name in enumerate(
         ("fleet", "queued", "running", "oldest queued", "queue p50", "p95", "run p50", "p95")
     ):
         fleets.add_column(name, justify="right" if number else "left", no_wrap=True)
-    busiest = sorted(snapshot.fleets, key=lambda f: -sum(f["jobs"].values()))[:8]
+    busiest = sorted(snapshot.fleets, key=lambda f: -sum(f["jobs"].values()))[:most]
     for fleet in sorted(busiest, key=lambda f: str(f["fleet"])):
         queue = fleet["families"].get("queue", {})
         run = fleet["families"].get("run", {})
@@ -120,27 +155,56 @@ def summary(
             duration(fleet["oldest_ms"]["queued"]),
             *(duration(each.get(q)) for each in (queue, run) for q in ("p50_ms", "p95_ms")),
         )
-    parts: list[Any] = [Text(), head, Text(), states, Text(), fleets, Text()]
-    if snapshot.stuck:
-        stuck = Table(box=None, pad_edge=False, show_header=False)
-        for row in snapshot.stuck:
-            stuck.add_row(
-                row["status"],
-                duration(row["age_ms"]),
-                cell(row["name"] or row["key"]),
-                cell(row["repo"]),
-                Text(row["key"], "dim"),
-            )
-        over = f"longest in their state, over {duration(STUCK_MS)}"
-        parts += [Text(over, "dim"), Padding(stuck, (0, 0, 0, 2)), Text()]
-    rows = snapshot.rows
-    stored = "   ".join(f"{name} {number:,}" for name, number in rows.items())
-    parts.append(Text.assemble(("ClickHouse  ", "dim"), stored or "–"))
-    parts.append(Text.assemble(("lag         ", "dim"), snapshot.lag()))
-    for reason in snapshot.ready.get("reasons", ()):
-        parts.append(Text.assemble(("not ready   ", "yellow"), cell(reason["text"])))
-    parts += [Text(), *_pointers(url, env_file), Text(), Text("Ctrl-C stops everything", "dim")]
-    return Group(*parts)
+    return fleets
+
+
+def _longest(rows: list[dict[str, Any]]) -> list[Any]:
+    """Jobs that are longest in their state, one of each."""
+    stuck = _table()
+    for row in rows:
+        stuck.add_row(
+            row["status"],
+            duration(row["age_ms"]),
+            cell(row["name"] or row["key"]),
+            cell(row["repo"]),
+            Text(row["key"], "dim"),
+        )
+    over = f"longest in their state, over {duration(STUCK_MS)}"
+    return [Text(over, "dim"), Padding(stuck, (0, 0, 0, 2))]
+
+
+def _recovery(seen: Seen, most: int, columns: int) -> list[Any]:
+    """What got stuck and became of it: counts, and a line per stall, the newest last."""
+    head = Text("recovery  ", "dim", no_wrap=True, overflow="ellipsis")
+    for name, number in (
+        ("stuck", seen.injected), ("found", seen.found), ("recovered", seen.recovered),
+    ):  # fmt: skip
+        head.append(f"{name} ", "dim").append(f"{number:,}   ", "bold")
+    head.append("commands that hit a living job ", "dim")
+    head.append(f"{seen.hits}", "bold red" if seen.hits else "bold green")
+    now = ", ".join(f"{number} {kind}" for kind, number in sorted(seen.open.items()))
+    if now:
+        head.append(f"   open now: {now}", "dim")
+    wide = columns >= _WIDE
+    stalls = _table()
+    for name in ("time", "fleet", "job", "cause", "evidence", "done", "stranded"):
+        if wide or name not in ("time", "fleet"):
+            evidence = name == "evidence"
+            stalls.add_column(
+                name, no_wrap=True, overflow="ellipsis", ratio=1 if evidence else None,
+                justify="right" if name == "stranded" else "left",
+            )  # fmt: skip
+    for line in seen.lines[-most:]:
+        colour = "green" if line.over else "yellow"
+        job = Text(f"…{line.key[-6:]}", "dim")
+        lay = duration(line.stranded_ms) if line.stranded_ms else ""
+        row = (job, line.cause, cell(line.evidence), Text(line.done, colour), lay)
+        stalls.add_row(*((Text(line.clock, "dim"), cell(line.fleet)) if wide else ()), *row)
+    return [head, Padding(stalls, (0, 0, 0, 2))]
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, show_header=False, header_style="dim")
 
 
 def _pointers(url: str, env_file: Path) -> list[Text]:

@@ -332,7 +332,7 @@ class Wire:
         if self._hosts:
             record["runner_host"] = f"vm-{event.runner}" if event.runner else ""
         if of_host:
-            record |= {"job_id": "", "runner": {}}
+            record |= {"job_id": None, "runner": None}
         said = Said(
             id=str(record["id"]),
             kind=event.kind,
