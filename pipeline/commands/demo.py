@@ -35,7 +35,7 @@ from rich.console import Group
 from pipeline.commands import demo_recovery
 from pipeline.commands.connections import ask
 from pipeline.commands.context import Context, Duration
-from pipeline.commands.demo_check import Check, compare, recovery, renamed
+from pipeline.commands.demo_check import Check, compare, compare_recovery, renamed
 from pipeline.commands.demo_recorded import recorded
 from pipeline.commands.demo_recovery import BOUND_S, Other
 from pipeline.commands.demo_screen import STUCK_MS, Snapshot, display, status_line, summary
@@ -485,7 +485,7 @@ class Demo:
             truth = simulation.truth(demo_recovery.closed(other, self.url))
             client = self._clickhouse()
             found = compare(renamed(truth, ALIASES), self.url, client, simulation.start_ms)
-            recovery(found, other, client, simulation.start_ms, ended)
+            compare_recovery(found, other, client, simulation.start_ms, ended)
             if found.equal or time.monotonic() > deadline or stop.wait(1.0):
                 return found
 

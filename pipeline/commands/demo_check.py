@@ -12,8 +12,9 @@ from clickhouse_driver import Client
 
 from pipeline.commands import demo_recovery
 from pipeline.commands.connections import ask
-from pipeline.simulate import JobTruth, Truth
+from pipeline.simulate import JobTruth, Stuck, Truth
 from pipeline.simulate.origins import Origin
+from pipeline.simulate.stuck import Books
 from pipeline.simulate.wire import HOST
 from topics.keys import job_key
 
@@ -71,7 +72,7 @@ def compare(truth: Truth, url: str, client: Client, start_ms: int) -> Check:
     return check
 
 
-def recovery(
+def compare_recovery(
     check: Check, other: demo_recovery.Other, client: Client, start_ms: int, ended_ms: int
 ) -> None:
     """Compare what got stuck, and what its dispatcher was told, with what the product knows.
@@ -80,34 +81,56 @@ def recovery(
     not be recovered.
     """
     assert other.asked is not None
-    world = other.asked.world
-    rows = client.execute(demo_recovery.QUERY, {"start": start_ms, "rows": 1_000_000})
+    rows = demo_recovery.read(client, start_ms, 1_000_000)
+    told = client.execute(
+        "SELECT command_id, result FROM outcomes FINAL WHERE kind = 'command.ended'"
+    )
     due = [
         each
         for each in other.stuck()
         if each.freed_at is not None or each.at + demo_recovery.BOUND_S * 1000 <= ended_ms
     ]
-    causes = {job_key("github", HOST, each.job_id): each.cause.value for each in due}
-    found = demo_recovery.progress(due, rows)
+    with other.asked.world.lock:
+        recovery(check, due, rows, other.asked.world.books, told)
+
+
+def recovery(
+    check: Check,
+    due: Iterable[Stuck],
+    rows: Iterable[demo_recovery.Row],
+    books: Books,
+    told: Iterable[tuple[str, str]],
+) -> None:
+    """Compare. ``due``: what must be recovered by now; ``rows``: of ``stalls``; ``told``: command
+    id and result of each outcome."""
+    stuck = list(due)
+    causes = {job_key("github", HOST, each.job_id): each.cause.value for each in stuck}
+    found = demo_recovery.progress(stuck, rows)
     check.of(
         "recovery",
-        "stuck jobs: all found and recovered",
+        "stuck jobs: found and recovered",
         {key: f"{cause} recovered" for key, cause in causes.items()},
         {key: f"{causes[key]} {found[key] or 'not found'}" for key in causes},
     )
-    told = client.execute(
-        "SELECT command_id, result FROM outcomes FINAL WHERE kind = 'command.ended'"
+    answers = {key: result.value for key, (result, _) in books.answers.items()}
+    check.of(
+        "recovery",
+        "commands: how they ended, each once",
+        _listed(answers.items()),
+        _listed((key, result) for key, result in told if key in answers),
     )
-    with world.lock:
-        answers = {key: result.value for key, (result, _) in world.books.answers.items()}
-        calls, hits = dict(world.books.calls), list(world.books.hits)
-    ended = [(key, result) for key, result in told if key in answers]
-    check.of("recovery", "commands: how they ended, each once", _listed(answers.items()),
-             _listed(ended))  # fmt: skip
-    check.of("recovery", "commands: each sent to the dispatcher once",
-             dict.fromkeys(answers, 1), calls)  # fmt: skip
-    check.of("recovery", "commands that hit a job that lived", {},
-             {hit.job_id: f"{hit.command} at {hit.at}" for hit in hits})  # fmt: skip
+    check.of(
+        "recovery",
+        "commands: brought to the dispatcher once",
+        dict.fromkeys(answers, 1),
+        dict(books.calls),
+    )
+    check.of(
+        "recovery",
+        "commands against living jobs",
+        {},
+        {hit.job_id: f"{hit.command} at {hit.at}" for hit in books.hits},
+    )
 
 
 def _listed(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:

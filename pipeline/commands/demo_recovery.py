@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from clickhouse_driver import Client
@@ -61,13 +61,13 @@ LINES: Final = 12
 _TOLD_MS: Final = 30_000
 _CLOSED_AS: Final = ("startup_failure", "stale", "unknown")
 
-_SINCE: Final = {
-    StallKind.STALE_CLAIM: "claimed {} ago, never minted",
-    StallKind.ORPHAN: "minted {} ago",
+_SINCE: Final[dict[str, str]] = {
+    StallKind.STALE_CLAIM: "claimed {} s ago, never minted",
+    StallKind.ORPHAN: "minted {} s ago",
     StallKind.DISPLACED: "its runner has another job",
     StallKind.RUNNER_LOST: "its machine is gone",
-    StallKind.STALE_QUEUE: "queued for {}",
-    StallKind.MISSED_COMPLETION: "running for {}",
+    StallKind.STALE_QUEUE: "queued for {} s",
+    StallKind.MISSED_COMPLETION: "running for {} s",
 }
 _SAID: Final = {
     Answer.QUEUED: "GitHub says queued",
@@ -218,11 +218,29 @@ class Seen:
     open: dict[str, int] = field(default_factory=dict)
 
 
-#: A row of the table ``stalls``, times in ms.
+class Row(NamedTuple):
+    """A row of the table ``stalls``, times in ms; of its commands the last."""
+
+    key: str
+    n: int
+    fleet: str
+    kind: str
+    since: int
+    opened_at: int
+    left_at: int | None
+    stranded_ms: int | None
+    asks: int
+    answer: str
+    withheld: str
+    command: str
+    result: str
+
+
+#: Asks for such rows.
 QUERY: Final = """
 SELECT key, n, fleet, kind, toUnixTimestamp64Milli(since), toUnixTimestamp64Milli(opened_at),
   toUnixTimestamp64Milli(left_at), stranded_ms, asks, answer, withheld,
-  arrayLast(c -> 1, commands).command, arrayLast(c -> 1, commands).result, length(commands)
+  arrayLast(c -> 1, commands).command, arrayLast(c -> 1, commands).result
 FROM stalls FINAL
 WHERE since >= fromUnixTimestamp64Milli(%(start)s)
 ORDER BY opened_at DESC, key LIMIT %(rows)s
@@ -231,11 +249,11 @@ ORDER BY opened_at DESC, key LIMIT %(rows)s
 
 def look(other: Other, url: str, client: Client, start_ms: int) -> Seen:
     """What is known now. Raises what asking raises."""
-    rows = client.execute(QUERY, {"start": start_ms, "rows": _ROWS})
+    rows = read(client, start_ms, _ROWS)
     stuck = other.stuck()
     kinds = ask(url, "/recovery", {"limit": 1}, 3.0).get("kinds", {})
     states = progress(stuck, rows)
-    lines = [line for row in rows if (line := _line(row)) is not None]
+    lines = [line for row in rows if (line := line_of(row)) is not None]
     return Seen(
         injected=len(stuck),
         found=sum(state != "" for state in states.values()),
@@ -246,44 +264,48 @@ def look(other: Other, url: str, client: Client, start_ms: int) -> Seen:
     )
 
 
-def progress(stuck: Iterable[Stuck], rows: Iterable[tuple[Any, ...]]) -> dict[str, str]:
+def read(client: Client, start_ms: int, most: int) -> list[Row]:
+    """The stalls of jobs that got stuck since then, the newest first."""
+    return [Row(*row) for row in client.execute(QUERY, {"start": start_ms, "rows": most})]
+
+
+def progress(stuck: Iterable[Stuck], rows: Iterable[Row]) -> dict[str, str]:
     """By key of each stuck job: blank while it is not found, what it was found as, or
     ``recovered``."""
-    found: dict[str, list[tuple[Any, ...]]] = {}
+    found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row[0], []).append(row)
+        found.setdefault(row.key, []).append(row)
     states = {}
     for each in stuck:
         key = job_key("github", HOST, each.job_id)
-        fitting = [row for row in found.get(key, ()) if row[3] in FOUND_AS[each.cause]]
+        fitting = [row for row in found.get(key, ()) if row.kind in FOUND_AS[each.cause]]
         if each.cause is Cause.LOST_COMPLETED:
-            fitting = [row for row in fitting if row[9] == Answer.COMPLETED]
-        states[key] = fitting[0][3] if fitting else ""
-        if any(row[6] is not None for row in fitting):
+            # It may have been asked about before, when it was running.
+            fitting = [row for row in fitting if row.answer == Answer.COMPLETED]
+        states[key] = fitting[0].kind if fitting else ""
+        if any(row.left_at is not None for row in fitting):
             states[key] = "recovered"
     return states
 
 
-def _line(row: tuple[Any, ...]) -> Line | None:
-    """None for a job that runs for long and was only asked about."""
-    key, n, fleet, kind, since, opened, left, stranded, asks, answer, withheld = row[:11]
-    command, result, commands = row[11:]
-    checked = kind == StallKind.MISSED_COMPLETION
-    if checked and answer != Answer.COMPLETED and not commands:
+def line_of(row: Row) -> Line | None:
+    """A stall for people; None for a job that runs for long and was only asked about."""
+    checked = row.kind == StallKind.MISSED_COMPLETION
+    if checked and row.answer != Answer.COMPLETED:
         return None
-    proof = [_SINCE.get(kind, "").format(duration(max(0, opened - since)))]
-    if answer or asks:
-        proof.append(_SAID[Answer(answer)] if answer else "GitHub is asked")
-    if commands:
-        done = f"{command} → {result or '…'}"
-    elif answer == Answer.GHOST:
+    proof = _SINCE.get(row.kind, "").format(max(0, row.opened_at - row.since) // 1000)
+    if row.answer or row.asks:
+        proof += f", {_SAID[Answer(row.answer)] if row.answer else 'GitHub is asked'}"
+    if row.command or row.result:
+        done = f"{row.command} → {row.result or '…'}"
+    elif row.answer == Answer.GHOST:
         done = "recorded as over …"  # whoever has it is told next
-    elif answer in (Answer.COMPLETED, Answer.IN_PROGRESS):
+    elif row.answer in (Answer.COMPLETED, Answer.IN_PROGRESS):
         done = "recorded"
-    elif left is not None:
+    elif row.left_at is not None:
         done = "it moved on"
     else:
-        done = f"withheld: {withheld} …" if withheld else "…"
+        done = f"withheld: {row.withheld} …" if row.withheld else "…"
     # How long one ran whose end was missed is no time in a wrong state.
-    lay = 0 if checked and left is not None else stranded
-    return Line(key, n, opened, fleet, str(kind), ", ".join(filter(None, proof)), done, lay)
+    lay = 0 if checked and row.left_at is not None else row.stranded_ms
+    return Line(row.key, row.n, row.opened_at, row.fleet, row.kind, proof, done, lay)

@@ -18,7 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commands.demo_recovery import Seen
+from pipeline.commands.demo_recovery import Line, Seen
 from pipeline.commands.output import cell
 from pipeline.ledger import LIVE
 from pipeline.text import duration
@@ -120,28 +120,30 @@ def summary(
         ),
         *_pointers(url, env_file),
     ]
-    for text in (states, *foot):
+    for text in (states, *foot[:-1]):
         text.no_wrap, text.overflow = True, "ellipsis"
     low = height < _HIGH
     gap = () if low else (Text(),)
-    # Head, states, two headings and the last line; then what is left is shared out.
-    left = height - len(foot) - (6 if low else 12)
+    # Head, states, two headings, the last line and one to spare (the SQL may need two): what is
+    # left is shared out.
+    left = height - len(foot) - (7 if low else 12)
     fleets = max(3, min(8, left // 2))
     longest = [] if low else snapshot.stuck
     left -= fleets + (len(longest) + 2 if longest else 0)
-    parts: list[Any] = [*gap, head, states, *gap, _fleets(snapshot, fleets), *gap]
+    table = _fleets(snapshot, fleets, "oldest queued" if columns >= _WIDE else "oldest")
+    parts: list[Any] = [*gap, head, states, *gap, table, *gap]
     parts += _recovery(snapshot.recovery, max(3, left), columns)
     if longest:
         parts += [*gap, *_longest(longest)]
     return Group(*parts, *gap, *foot, Text("Ctrl-C stops everything", "dim"))
 
 
-def _fleets(snapshot: Snapshot, most: int) -> Table:
-    """The busiest fleets."""
+def _fleets(snapshot: Snapshot, most: int, oldest: str) -> Table:
+    """The busiest fleets. ``oldest``: what the age of the job queued for longest is headed."""
     fleets = _table()
     fleets.show_header = True
     for number, name in enumerate(
-        ("fleet", "queued", "running", "oldest queued", "queue p50", "p95", "run p50", "p95")
+        ("fleet", "queued", "running", oldest, "queue p50", "p95", "run p50", "p95")
     ):
         fleets.add_column(name, justify="right" if number else "left", no_wrap=True)
     busiest = sorted(snapshot.fleets, key=lambda f: -sum(f["jobs"].values()))[:most]
@@ -180,27 +182,33 @@ def _recovery(seen: Seen, most: int, columns: int) -> list[Any]:
         ("stuck", seen.injected), ("found", seen.found), ("recovered", seen.recovered),
     ):  # fmt: skip
         head.append(f"{name} ", "dim").append(f"{number:,}   ", "bold")
-    head.append("commands that hit a living job ", "dim")
+    head.append("against living jobs ", "dim")
     head.append(f"{seen.hits}", "bold red" if seen.hits else "bold green")
     now = ", ".join(f"{number} {kind}" for kind, number in sorted(seen.open.items()))
     if now:
         head.append(f"   open now: {now}", "dim")
-    wide = columns >= _WIDE
+    rows = [_cells(line, columns >= _WIDE) for line in seen.lines[-most:]]
+    widths = [max(each.cell_len for each in column) for column in zip(*rows, strict=True)]
+    # The evidence is what may be cut short.
+    over = 2 + sum(widths) + 2 * (len(widths) - 1) - columns
+    place = 4 if columns >= _WIDE else 1
     stalls = _table()
-    for name in ("time", "fleet", "job", "cause", "evidence", "done", "stranded"):
-        if wide or name not in ("time", "fleet"):
-            evidence = name == "evidence"
-            stalls.add_column(
-                name, no_wrap=True, overflow="ellipsis", ratio=1 if evidence else None,
-                justify="right" if name == "stranded" else "left",
-            )  # fmt: skip
-    for line in seen.lines[-most:]:
-        colour = "green" if line.over else "yellow"
-        job = Text(f"…{line.key[-6:]}", "dim")
-        lay = duration(line.stranded_ms) if line.stranded_ms else ""
-        row = (job, line.cause, cell(line.evidence), Text(line.done, colour), lay)
-        stalls.add_row(*((Text(line.clock, "dim"), cell(line.fleet)) if wide else ()), *row)
+    for row in rows:
+        if over > 0:
+            row[place].truncate(max(12, widths[place] - over), overflow="ellipsis")
+        stalls.add_row(*row)
     return [head, Padding(stalls, (0, 0, 0, 2))]
+
+
+def _cells(line: Line, wide: bool) -> list[Text]:
+    """A stall; of its seven parts three where there is no room."""
+    done = Text(line.done, "green" if line.over else "yellow")
+    short = [Text(line.cause), Text(line.evidence), done]
+    if not wide:
+        return short
+    lay = duration(line.stranded_ms) if line.stranded_ms else ""
+    which = [Text(line.clock, "dim"), Text(cell(line.fleet)), Text(f"…{line.key[-6:]}", "dim")]
+    return [*which, *short, Text(lay, justify="right")]
 
 
 def _table() -> Table:
