@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.commands.demo import ALIASES, MEMORY_MIB, USUAL_S, Demo, recorded
+from pipeline.commands.demo import ALIASES, MEMORY_MIB, USUAL_S, Demo
 from pipeline.commands.demo_check import Check, renamed
+from pipeline.commands.demo_feed import recorded
 from pipeline.commands.demo_recovery import SECRET_FILE
 from pipeline.local import unavailable
 from pipeline.simulate import JobTruth, Truth
@@ -78,7 +79,7 @@ def test_it_is_right_and_stops_and_starts_again(directory: Path) -> None:
     assert len(family) >= 8
     assert demo.end(240) == 0, demo.output
     assert "all equal" in demo.output
-    # Jobs got stuck, and a real executor did what recovery commanded: once each, to none that lived.
+    # Jobs got stuck; a real executor did what recovery commanded, once each, to none that lived.
     for what, least in (("stuck jobs: found and recovered", 3), ("how they ended, each once", 2)):
         compared = re.search(rf"{what} +(\d+) +\1 +0$", demo.output, re.MULTILINE)
         assert compared, demo.output

@@ -426,7 +426,7 @@ def test_a_line_tells_cause_evidence_and_what_was_done() -> None:
     over = {"kind": "stale_queue", "answer": "ghost"}
     assert "its run is over; close → done" in said(**over, command="close")
     missed = {**quiet, "kind": "missed_completion"}
-    assert said(**missed, answer="completed") == "running for 16 s, GitHub says completed; recorded"
+    assert said(**missed, answer="completed") == "running 16 s, GitHub says completed; recorded"
     # One that runs for long is no news.
     assert said(**missed, answer="in_progress") == said(**missed, answer="") == ""
 

@@ -20,7 +20,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -36,24 +35,21 @@ from pipeline.commands import demo_recovery
 from pipeline.commands.connections import ask
 from pipeline.commands.context import Context, Duration
 from pipeline.commands.demo_check import Check, compare, compare_recovery, renamed
-from pipeline.commands.demo_recorded import recorded
+from pipeline.commands.demo_children import Children
+from pipeline.commands.demo_feed import Feed
 from pipeline.commands.demo_recovery import BOUND_S, Other
 from pipeline.commands.demo_screen import STUCK_MS, Snapshot, display, status_line, summary
-from pipeline.commands.failure import FAILED, USAGE, Failure, short
+from pipeline.commands.failure import FAILED, USAGE, Failure
 from pipeline.commands.output import cell, print_table, say
 from pipeline.ledger import LIVE
 from pipeline.local import LocalError, LocalStack, PortTaken, default_data_dir, unavailable
 from pipeline.local.process import LOOPBACK, free_port, require_free_port, resident_mib
 from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PORT
-from pipeline.providers.sending import Signer
 from pipeline.settings import Settings, load
-from pipeline.simulate import Faults, Simulation
-from pipeline.simulate.produce import live
 from pipeline.text import duration
 from sinks import schema
 from topics.apply import TopicsError, apply
-from topics.catalogue import WEBHOOKS, catalogue
-from topics.producer import Producer
+from topics.catalogue import catalogue
 
 #: The clock of the demo: often enough to watch. Seconds.
 TICK_S: Final = 2.0
@@ -65,16 +61,6 @@ USUAL_S: Final = 1800.0
 MEMORY_MIB: Final = 1536
 #: How often the broker's memory is looked at. Seconds.
 _WEIGH_S: Final = 5.0
-#: What happens on the way: everything that happens to webhooks, within a minute or two.
-FAULTS: Final = Faults(
-    duplicates=0.02,
-    drops=0.003,
-    reordered=0.03,
-    reorder_s=8.0,
-    redelivered=0.005,
-    redeliver_s=(20.0, 90.0),
-    malformed=0.004,
-)
 #: Whose rows are counted, without the superseded ones.
 TABLES: Final = ("jobs", "job_transitions", "job_timings", "windows", "dead_letters")
 #: How long the pipeline may take to drain before differences count. Seconds.
@@ -174,18 +160,11 @@ class Demo:
         self._broker_mib = 0
         self._ended = ""
         self.began = time.monotonic()
-        self.sent = 0
-        self.recorded = 0
-        self.simulation: Simulation | None = None
         self.snapshot = Snapshot()
         self._stack: LocalStack | None = None
         self._other: Other | None = None
-        #: By name: worker, executor.
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._told: set[tuple[str, int]] = set()
-        self._feeder: threading.Thread | None = None
-        self._feeding = threading.Event()
-        self._feed_error: BaseException | None = None
+        self._children = Children(directory)
+        self._feed: Feed | None = None
         self._client: Client | None = None
         self._settings: Settings | None = None
 
@@ -209,7 +188,7 @@ class Demo:
     @property
     def fed(self) -> bool:
         """Whether the simulated fleet has begun."""
-        return self.simulation is not None
+        return self._other is not None and self._other.asked is not None
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -253,9 +232,11 @@ class Demo:
         self._say("creating topics and tables")
         apply(self.settings.kafka_options(), catalogue(self.settings.partitions))
         schema.apply(stack.clickhouse_url)
-        self._start_child("worker", env, ["worker", "--until-stdin-closes"])
-        self._start_child("executor", env, self._other.command(self.directory))
-        self._feed()
+        self._children.start("worker", env, ["worker", "--until-stdin-closes"])
+        self._children.start("executor", env, self._other.command(self.directory))
+        self._feed = Feed(
+            self.settings.kafka, self.seed, self.rate, self.lasts, self.checked, self._other
+        )
         self._say("worker started; waiting until it is ready")
         deadline = time.monotonic() + 60
         while not stop.wait(0.2):
@@ -267,7 +248,7 @@ class Demo:
             if time.monotonic() > deadline:
                 why = "; ".join(r["text"] for r in self.snapshot.ready.get("reasons", ()))
                 raise Failure(
-                    f"the worker is not ready after 60 s: {why}", self._log_hint("worker")
+                    f"the worker is not ready after 60 s: {why}", self._children.hint("worker")
                 )
         else:
             return
@@ -289,85 +270,13 @@ class Demo:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
             out.writelines(f"{name}={value}\n" for name, value in env.items())
 
-    def _start_child(self, name: str, settings: dict[str, str], arguments: list[str]) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RUNNERSTREAM_")}
-        paths = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH", "")]))
-        with self._log(name).open("wb") as output:
-            self._children[name] = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env={**inherited, **settings, "PYTHONPATH": paths},
-                start_new_session=True,
-            )
-
-    def _log(self, name: str) -> Path:
-        return self.directory / f"{name}.log"
-
-    def _log_hint(self, name: str) -> str:
-        lines = self._log(name).read_text(errors="replace").splitlines()[-8:]
-        return "\n  ".join([f"the end of {self._log(name)}:", *lines])
-
     def _still_alive(self) -> None:
         """Raise :class:`Failure` when a part has ended by itself."""
-        if self._feed_error is not None:
-            raise Failure(f"the events cannot be sent: {short(self._feed_error)}")
-        for name, child in self._children.items():
-            if child.poll() is not None:
-                raise Failure(
-                    f"the {name} ended with code {child.returncode}", self._log_hint(name)
-                )
+        if self._feed is not None:
+            self._feed.check()
+        self._children.check()
         if self._stack is not None and not self._stack.status().running:
             raise Failure(f"a server ended by itself: see the logs in {self.directory}")
-
-    # -- events --------------------------------------------------------------------------------
-
-    def _feed(self) -> None:
-        self._feeder = threading.Thread(target=self._send, name="feeder", daemon=True)
-        self._feeder.start()
-
-    def _send(self) -> None:
-        try:
-            with Producer(self.settings.kafka, client_id="runnerstream-demo") as producer:
-                signer = Signer()
-                for delivery in recorded():
-                    sent = signer.record(delivery)
-                    producer.send(WEBHOOKS, sent.key, sent.value, sent.headers)
-                    self.recorded += 1
-                producer.flush(10)
-                # What is stuck at the end may take a while, and life goes on meanwhile.
-                minutes = (self.lasts + (BOUND_S if self.checked else 0)) / 60
-                simulation = live(
-                    self.seed,
-                    self.rate,
-                    minutes,
-                    start_ms=int(time.time() * 1000),
-                    fleets=demo_recovery.fleets(max(1, round(self.rate * minutes)), minutes * 60),
-                    faults=FAULTS,
-                    stalls=demo_recovery.stalls(self.lasts, self.checked),
-                )
-                self.simulation = simulation
-                for record in simulation.records():
-                    if self._other is not None and self._other.asked is None:
-                        assert simulation.asked is not None
-                        self._other.open(simulation.asked)
-                    while (ahead := record.send_at_ms / 1000 - time.time()) > 0:
-                        if self._feeding.wait(min(ahead, 0.25)):
-                            break
-                    # The truth counts every record that was taken: so the last one is sent, too.
-                    producer.send(record.topic, record.key, record.value, record.headers)
-                    self.sent += 1
-                    if self._feeding.is_set():
-                        break
-        except BaseException as error:
-            self._feed_error = error
-
-    def _end_feed(self) -> None:
-        self._feeding.set()
-        if self._feeder is not None:
-            self._feeder.join(20)
 
     # -- summary -------------------------------------------------------------------------------
 
@@ -407,23 +316,26 @@ class Demo:
         if sys.stdout.isatty():
             return
         for line in self.snapshot.recovery.lines:
-            if line.over and (line.key, line.n) not in self._told:
-                self._told.add((line.key, line.n))
+            if line.over and (line.key, line.n) not in self.snapshot.told:
+                self.snapshot.told.add((line.key, line.n))
                 self._say(line.text())
 
     def _say_status(self) -> None:
-        self._say(status_line(self.snapshot, self._elapsed_ms(), self.sent))
+        self._say(status_line(self.snapshot, self._elapsed_ms(), self._sent()))
 
     def _summary(self) -> Group:
         return summary(
             self.snapshot,
             self._elapsed_ms(),
-            self.sent,
+            self._sent(),
             self.lasts,
             self.url,
             self.directory / "env",
             shutil.get_terminal_size(),
         )
+
+    def _sent(self) -> int:
+        return 0 if self._feed is None else self._feed.sent
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self.began) * 1000
@@ -440,8 +352,8 @@ class Demo:
             client = self._clickhouse()
             counts = ", ".join(f"(SELECT count() FROM {name} FINAL)" for name in TABLES)
             snapshot.rows = dict(zip(TABLES, client.execute(f"SELECT {counts}")[0], strict=True))
-            if self._other is not None and self.simulation is not None:
-                began = self.simulation.start_ms
+            if self._other is not None and self._feed is not None and self._feed.simulation:
+                began = self._feed.simulation.start_ms
                 snapshot.recovery = demo_recovery.look(self._other, self.url, client, began)
         except Exception:  # it may be starting or stopping; the next look asks again
             self._disconnect()
@@ -461,20 +373,21 @@ class Demo:
 
     def check(self, stop: threading.Event) -> Check | None:
         """Compare with the simulator's truth, until equal or the pipeline had time to drain."""
-        simulation, other = self.simulation, self._other
-        assert simulation is not None
+        feed, other = self._feed, self._other
+        assert feed is not None
         assert other is not None
-        assert other.asked is not None
+        simulation = feed.simulation
+        assert simulation is not None
         if not stop.is_set():
             self._settle(other, stop)
-        self._end_feed()
+        feed.end()
         self._still_alive()
         # The world stands still from here on: nothing more may be done to it.
-        self._end_child("executor")
+        self._children.end("executor")
         ended = int(time.time() * 1000)
         truth = renamed(simulation.truth(), ALIASES)
         self._say(
-            f"sent {self.sent:,} events of {len(truth.jobs):,} jobs; waiting for the pipeline to "
+            f"sent {feed.sent:,} events of {len(truth.jobs):,} jobs; waiting for the pipeline to "
             "drain, then comparing"
         )
         stop.clear()  # Ctrl-C ended the watching; the next one ends the waiting
@@ -502,17 +415,17 @@ class Demo:
 
     def farewell(self, checked: Check | None) -> None:
         """The last words: what was seen, what was compared."""
-        self._end_feed()
-        if self._settings is None:
+        if self._feed is None:
             return
+        self._feed.end()
         self._look()
         depth = self.snapshot.depth()
         alive = sum(depth[status] for status in LIVE)
         rows = sum(self.snapshot.rows.values())
         self._say("")
         self._say(
-            f"{duration(self._elapsed_ms())}: {self.recorded} recorded "
-            f"deliveries and {self.sent:,} simulated events; {depth['completed']:,} jobs "
+            f"{duration(self._elapsed_ms())}: {self._feed.recorded} recorded "
+            f"deliveries and {self._feed.sent:,} simulated events; {depth['completed']:,} jobs "
             f"completed, {alive:,} live; {rows:,} rows in ClickHouse"
         )
         seen = self.snapshot.recovery
@@ -535,16 +448,12 @@ class Demo:
 
     def stop(self) -> None:
         """Stop everything that runs, in order: feeder, executor, worker with its sink, servers."""
-        self._feeding.set()
         self._disconnect()
         if self._children or self._stack is not None:
             self._say("stopping")
-        for child in self._children.values():
-            child.terminate()
-        for name in list(self._children):
-            self._end_child(name)
-        if self._feeder is not None:
-            self._feeder.join(5)
+        if self._feed is not None:
+            self._feed.end(5)
+        self._children.end_all()
         if self._other is not None:
             self._other.close()
             self._other = None
@@ -554,18 +463,6 @@ class Demo:
             # It names servers that are gone, and a password.
             for name in ("env", demo_recovery.SECRET_FILE):
                 (self.directory / name).unlink(missing_ok=True)
-
-    def _end_child(self, name: str) -> None:
-        child = self._children.pop(name)
-        child.terminate()
-        try:
-            child.wait(15)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        finally:
-            if child.stdin is not None:
-                child.stdin.close()
 
     def _say(self, text: str) -> None:
         say(cell(text))

@@ -64,10 +64,10 @@ _CLOSED_AS: Final = ("startup_failure", "stale", "unknown")
 _SINCE: Final[dict[str, str]] = {
     StallKind.STALE_CLAIM: "claimed {} s ago, never minted",
     StallKind.ORPHAN: "minted {} s ago",
-    StallKind.DISPLACED: "its runner has another job",
-    StallKind.RUNNER_LOST: "its machine is gone",
+    StallKind.DISPLACED: "runner swapped",
+    StallKind.RUNNER_LOST: "machine gone",
     StallKind.STALE_QUEUE: "queued for {} s",
-    StallKind.MISSED_COMPLETION: "running for {} s",
+    StallKind.MISSED_COMPLETION: "running {} s",
 }
 _SAID: Final = {
     Answer.QUEUED: "GitHub says queued",

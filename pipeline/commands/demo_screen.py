@@ -40,6 +40,8 @@ class Snapshot:
     ready: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     recovery: Seen = field(default_factory=Seen)
+    #: Stalls that were told of in a line of their own, by job and number.
+    told: set[tuple[str, int]] = field(default_factory=set)
 
     def depth(self) -> dict[str, int]:
         """Jobs by status, over all fleets."""
