@@ -104,7 +104,8 @@ def test_it_is_right_and_stops_and_starts_again(directory: Path) -> None:
     time.sleep(3)
     again.process.send_signal(signal.SIGINT)
     assert again.end() == 0, again.output
-    assert "simulated events" in again.output.splitlines()[-2]
+    assert "simulated events" in again.output.splitlines()[-3]
+    assert "0 commands hit a job that lived" in again.output.splitlines()[-2]
     assert "Traceback" not in again.output
     assert not [process for process in family if process.is_running()]
     assert not [file for file in secrets if file.exists()]
