@@ -13,10 +13,11 @@ stuck, and whether a command hit one that lived, is the simulation's to say.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -81,7 +82,9 @@ _SAID: Final = {
 
 def fleets(jobs: int, duration_s: float) -> list[Fleet]:
     """The fleets of the demo."""
-    return [*default_fleets(jobs, duration_s, LIVE), ROOMY]
+    # As many as all jobs of all fleets together would need, at fifteen seconds each, and more.
+    roomy = replace(ROOMY, runners=ROOMY.runners + math.ceil(15 * jobs / duration_s))
+    return [*default_fleets(jobs, duration_s, LIVE), roomy]
 
 
 def stalls(lasts_s: float, checked: bool) -> Stalls:
