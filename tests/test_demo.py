@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,8 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.commands.demo import ALIASES, MEMORY_MIB, USUAL_S, Demo, recorded
+from pipeline.commands.demo import ALIASES, MEMORY_MIB, USUAL_S, Demo
 from pipeline.commands.demo_check import Check, renamed
+from pipeline.commands.demo_feed import recorded
+from pipeline.commands.demo_recovery import SECRET_FILE
 from pipeline.local import unavailable
 from pipeline.simulate import JobTruth, Truth
 from tests.support.worker import ROOT
@@ -72,28 +75,40 @@ def test_it_is_right_and_stops_and_starts_again(directory: Path) -> None:
     demo = Running(directory, "--duration", "15", "--check", "--seed", "11")
     demo.wait_for("ready after")
     family = demo.family()
-    assert len(family) >= 6  # broker and ClickHouse with a guard each, worker, sink
-    assert demo.end(180) == 0, demo.output
+    # Broker and ClickHouse with a guard each, worker, sink, prober, executor.
+    assert len(family) >= 8
+    assert demo.end(240) == 0, demo.output
     assert "all equal" in demo.output
+    # Jobs got stuck; a real executor did what recovery commanded, once each, to none that lived.
+    for what, least in (("stuck jobs: found and recovered", 3), ("how they ended, each once", 2)):
+        compared = re.search(rf"{what} +(\d+) +\1 +0$", demo.output, re.MULTILINE)
+        assert compared, demo.output
+        assert int(compared[1]) >= least
+    assert re.search(r"against living jobs +0 +0 +0$", demo.output, re.MULTILINE)
+    assert re.search(r"minted 1\d s ago, GitHub says queued; requeue → done; stranded", demo.output)
     for what in ("actor, trigger, pull request, head repository", "steps of some", "steps  "):
         assert what in demo.output
     assert "rows of jobs in ClickHouse" in demo.output
     assert "13 recorded deliveries" in demo.output
     assert not [process for process in family if process.is_running()]
-    assert "Traceback" not in (directory / "worker.log").read_text()
+    for log in ("worker", "executor"):
+        assert "Traceback" not in (directory / f"{log}.log").read_text()
 
     # A second start in the same place, ended by Ctrl-C.
     again = Running(directory, "--seed", "12")
     again.wait_for("ready after")
     family = again.family()
-    assert (directory / "env").stat().st_mode & 0o077 == 0
+    secrets = [directory / name for name in ("env", SECRET_FILE)]
+    for file in secrets:
+        assert file.stat().st_mode & 0o077 == 0
     time.sleep(3)
     again.process.send_signal(signal.SIGINT)
     assert again.end() == 0, again.output
-    assert "simulated events" in again.output.splitlines()[-2]
+    assert "simulated events" in again.output.splitlines()[-3]
+    assert "0 commands hit a job that lived" in again.output.splitlines()[-2]
     assert "Traceback" not in again.output
     assert not [process for process in family if process.is_running()]
-    assert not (directory / "env").exists()
+    assert not [file for file in secrets if file.exists()]
 
 
 def test_a_killed_demo_leaves_nothing_running_and_can_be_started_again(directory: Path) -> None:

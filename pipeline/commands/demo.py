@@ -3,7 +3,9 @@
 ::
 
     this process ─┬─ broker, ClickHouse         (children, LocalStack)
-                  ├─ worker: fold and views     (child) ── sink (its child)
+                  ├─ worker: fold and views     (child) ── sink, prober (its children)
+                  ├─ executor: does what recovery commands          (child)
+                  ├─ GitHub's API and a dispatcher, over HTTP  (threads, demo_recovery)
                   ├─ feeder thread: recorded payloads, then a simulated fleet
                   └─ summary on the terminal, read from the views and from ClickHouse
 
@@ -16,15 +18,11 @@ import contextlib
 import json
 import os
 import random
-import re
+import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from importlib import resources
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -33,28 +31,25 @@ import click
 from clickhouse_driver import Client
 from rich.console import Group
 
+from pipeline.commands import demo_recovery
 from pipeline.commands.connections import ask
 from pipeline.commands.context import Context, Duration
-from pipeline.commands.demo_check import Check, compare, renamed
+from pipeline.commands.demo_check import Check, compare, compare_recovery, renamed
+from pipeline.commands.demo_children import Children
+from pipeline.commands.demo_feed import Feed
+from pipeline.commands.demo_recovery import BOUND_S, Other
 from pipeline.commands.demo_screen import STUCK_MS, Snapshot, display, status_line, summary
-from pipeline.commands.failure import FAILED, USAGE, Failure, short
+from pipeline.commands.failure import FAILED, USAGE, Failure
 from pipeline.commands.output import cell, print_table, say
 from pipeline.ledger import LIVE
 from pipeline.local import LocalError, LocalStack, PortTaken, default_data_dir, unavailable
 from pipeline.local.process import LOOPBACK, free_port, require_free_port, resident_mib
 from pipeline.local.stack import CLICKHOUSE_HTTP_PORT, CLICKHOUSE_PORT, KAFKA_PORT
-from pipeline.providers.sending import Signer
-from pipeline.replay import deliveries
 from pipeline.settings import Settings, load
-from pipeline.simulate import LIVE as LIVE_TEMPO
-from pipeline.simulate import Faults, Simulation, default_fleets
-from pipeline.simulate.produce import live
 from pipeline.text import duration
 from sinks import schema
 from topics.apply import TopicsError, apply
-from topics.catalogue import WEBHOOKS, catalogue
-from topics.models import Delivery
-from topics.producer import Producer
+from topics.catalogue import catalogue
 
 #: The clock of the demo: often enough to watch. Seconds.
 TICK_S: Final = 2.0
@@ -66,19 +61,6 @@ USUAL_S: Final = 1800.0
 MEMORY_MIB: Final = 1536
 #: How often the broker's memory is looked at. Seconds.
 _WEIGH_S: Final = 5.0
-#: What happens on the way: everything that happens to webhooks, within a minute or two.
-FAULTS: Final = Faults(
-    duplicates=0.02,
-    drops=0.003,
-    reordered=0.03,
-    reorder_s=8.0,
-    redelivered=0.005,
-    redeliver_s=(20.0, 90.0),
-    malformed=0.004,
-)
-#: The recorded payloads are told as of so long ago: their queued jobs are stuck for us to find,
-#: and their samples stay clear of the simulated ones.
-RECORDED_AGO: Final = timedelta(hours=3)
 #: Whose rows are counted, without the superseded ones.
 TABLES: Final = ("jobs", "job_transitions", "job_timings", "windows", "dead_letters")
 #: How long the pipeline may take to drain before differences count. Seconds.
@@ -87,11 +69,9 @@ DRAIN_S: Final = 60.0
 #: Canonical label set -> pool, for the fleets of the simulation that have a dispatcher.
 ALIASES: Final = {
     ",".join(sorted({label.lower() for label in fleet.labels} - {"self-hosted"})): fleet.name
-    for fleet in default_fleets(1, 1.0, LIVE_TEMPO)
+    for fleet in demo_recovery.fleets(1, 1.0)
     if fleet.dispatcher
 }
-
-_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 
 
 @click.command()
@@ -119,7 +99,8 @@ def demo(
     memory_mib: int,
 ) -> None:
     """Everything on this machine, without Docker: a broker, ClickHouse, a worker, a CI fleet that
-    misbehaves, and a live summary. Settings of the environment are not used.
+    misbehaves and whose jobs get stuck, recovery, and a live summary. Settings of the environment
+    are not used.
 
     It ends by itself after half an hour, or when the embedded broker, which forgets nothing, has
     grown to --memory. Nothing of it runs on when it ends, however that happens.
@@ -141,7 +122,7 @@ def demo(
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
-    run = Demo(directory or default_data_dir("demo"), chosen, rate, lasts, memory_mib)
+    run = Demo(directory or default_data_dir("demo"), chosen, rate, lasts, memory_mib, checked)
     try:
         with run:
             run.start(stop)
@@ -161,26 +142,29 @@ class Demo:
     """The parts of the demo, as a context: whatever happens inside, all of it is stopped."""
 
     def __init__(
-        self, directory: Path, seed: int, rate: float, lasts: float, memory_mib: int = MEMORY_MIB
+        self,
+        directory: Path,
+        seed: int,
+        rate: float,
+        lasts: float,
+        memory_mib: int = MEMORY_MIB,
+        checked: bool = False,
     ) -> None:
         self.directory = directory
         self.seed = seed
         self.rate = rate
         self.lasts = lasts
         self.memory_mib = memory_mib
+        self.checked = checked
         self._weighed = 0.0
         self._broker_mib = 0
         self._ended = ""
         self.began = time.monotonic()
-        self.sent = 0
-        self.recorded = 0
-        self.simulation: Simulation | None = None
         self.snapshot = Snapshot()
         self._stack: LocalStack | None = None
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._feeder: threading.Thread | None = None
-        self._feeding = threading.Event()
-        self._feed_error: BaseException | None = None
+        self._other: Other | None = None
+        self._children = Children(directory)
+        self._feed: Feed | None = None
         self._client: Client | None = None
         self._settings: Settings | None = None
 
@@ -204,7 +188,7 @@ class Demo:
     @property
     def fed(self) -> bool:
         """Whether the simulated fleet has begun."""
-        return self.simulation is not None
+        return self._other is not None and self._other.asked is not None
 
     # -- start ---------------------------------------------------------------------------------
 
@@ -226,6 +210,7 @@ class Demo:
             self.directory, ports["Kafka"], ports["ClickHouse"], ports["ClickHouse HTTP"]
         )
         stack.start(self._say)
+        self._other = Other()
         values = {
             "kafka": stack.kafka_bootstrap,
             "clickhouse": stack.clickhouse_url,
@@ -239,6 +224,7 @@ class Demo:
             # The embedded broker lets a group wait for half of the rebalance time-out.
             "session_timeout": "6",
             "rebalance_timeout": "3",
+            **self._other.settings(),
         }
         env = {f"RUNNERSTREAM_{name.upper()}": value for name, value in values.items()}
         self._write_env(env)
@@ -246,8 +232,11 @@ class Demo:
         self._say("creating topics and tables")
         apply(self.settings.kafka_options(), catalogue(self.settings.partitions))
         schema.apply(stack.clickhouse_url)
-        self._start_worker(env)
-        self._feed()
+        self._children.start("worker", env, ["worker", "--until-stdin-closes"])
+        self._children.start("executor", env, self._other.command(self.directory))
+        self._feed = Feed(
+            self.settings.kafka, self.seed, self.rate, self.lasts, self.checked, self._other
+        )
         self._say("worker started; waiting until it is ready")
         deadline = time.monotonic() + 60
         while not stop.wait(0.2):
@@ -258,7 +247,9 @@ class Demo:
                     break
             if time.monotonic() > deadline:
                 why = "; ".join(r["text"] for r in self.snapshot.ready.get("reasons", ()))
-                raise Failure(f"the worker is not ready after 60 s: {why}", self._log_hint())
+                raise Failure(
+                    f"the worker is not ready after 60 s: {why}", self._children.hint("worker")
+                )
         else:
             return
         self._say(f"ready after {time.monotonic() - self.began:.0f} s: {self.url}/")
@@ -279,76 +270,13 @@ class Demo:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
             out.writelines(f"{name}={value}\n" for name, value in env.items())
 
-    def _start_worker(self, settings: dict[str, str]) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RUNNERSTREAM_")}
-        paths = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH", "")]))
-        with self._log.open("wb") as output:
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", "worker", "--until-stdin-closes"],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env={**inherited, **settings, "PYTHONPATH": paths},
-                start_new_session=True,
-            )
-
-    @property
-    def _log(self) -> Path:
-        return self.directory / "worker.log"
-
-    def _log_hint(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()[-8:]
-        return "\n  ".join([f"the end of {self._log}:", *lines])
-
     def _still_alive(self) -> None:
         """Raise :class:`Failure` when a part has ended by itself."""
-        if self._feed_error is not None:
-            raise Failure(f"the events cannot be sent: {short(self._feed_error)}")
-        if self._worker is not None and self._worker.poll() is not None:
-            raise Failure(f"the worker ended with code {self._worker.returncode}", self._log_hint())
+        if self._feed is not None:
+            self._feed.check()
+        self._children.check()
         if self._stack is not None and not self._stack.status().running:
             raise Failure(f"a server ended by itself: see the logs in {self.directory}")
-
-    # -- events --------------------------------------------------------------------------------
-
-    def _feed(self) -> None:
-        self._feeder = threading.Thread(target=self._send, name="feeder", daemon=True)
-        self._feeder.start()
-
-    def _send(self) -> None:
-        try:
-            with Producer(self.settings.kafka, client_id="runnerstream-demo") as producer:
-                signer = Signer()
-                for delivery in recorded():
-                    sent = signer.record(delivery)
-                    producer.send(WEBHOOKS, sent.key, sent.value, sent.headers)
-                    self.recorded += 1
-                producer.flush(10)
-                simulation = live(
-                    self.seed,
-                    self.rate,
-                    self.lasts / 60,
-                    start_ms=int(time.time() * 1000),
-                    faults=FAULTS,
-                )
-                self.simulation = simulation
-                for record in simulation.records():
-                    while (ahead := record.send_at_ms / 1000 - time.time()) > 0:
-                        if self._feeding.wait(min(ahead, 0.25)):
-                            break
-                    # The truth counts every record that was taken: so the last one is sent, too.
-                    producer.send(record.topic, record.key, record.value, record.headers)
-                    self.sent += 1
-                    if self._feeding.is_set():
-                        break
-        except BaseException as error:
-            self._feed_error = error
-
-    def _end_feed(self) -> None:
-        self._feeding.set()
-        if self._feeder is not None:
-            self._feeder.join(20)
 
     # -- summary -------------------------------------------------------------------------------
 
@@ -360,6 +288,7 @@ class Demo:
                 self._still_alive()
                 self._weigh()
                 self._look()
+                self._say_stalls()
                 show()
                 if time.monotonic() >= ends:
                     self._ended = (
@@ -368,7 +297,6 @@ class Demo:
                         "--duration makes it longer"
                     )
                 stop.wait(min(1.0, max(0.0, ends - time.monotonic())))
-        self._end_feed()
 
     def _weigh(self) -> None:
         """End when the broker has grown to the limit."""
@@ -383,18 +311,31 @@ class Demo:
                 "Kafka of yours keeps records on disk"
             )
 
+    def _say_stalls(self) -> None:
+        """Where no terminal is: a line for each stall that is over."""
+        if sys.stdout.isatty():
+            return
+        for line in self.snapshot.recovery.lines:
+            if line.over and (line.key, line.n) not in self.snapshot.told:
+                self.snapshot.told.add((line.key, line.n))
+                self._say(line.text())
+
     def _say_status(self) -> None:
-        self._say(status_line(self.snapshot, self._elapsed_ms(), self.sent))
+        self._say(status_line(self.snapshot, self._elapsed_ms(), self._sent()))
 
     def _summary(self) -> Group:
         return summary(
             self.snapshot,
             self._elapsed_ms(),
-            self.sent,
+            self._sent(),
             self.lasts,
             self.url,
             self.directory / "env",
+            shutil.get_terminal_size(),
         )
+
+    def _sent(self) -> int:
+        return 0 if self._feed is None else self._feed.sent
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self.began) * 1000
@@ -411,6 +352,9 @@ class Demo:
             client = self._clickhouse()
             counts = ", ".join(f"(SELECT count() FROM {name} FINAL)" for name in TABLES)
             snapshot.rows = dict(zip(TABLES, client.execute(f"SELECT {counts}")[0], strict=True))
+            if self._other is not None and self._feed is not None and self._feed.simulation:
+                began = self._feed.simulation.start_ms
+                snapshot.recovery = demo_recovery.look(self._other, self.url, client, began)
         except Exception:  # it may be starting or stopping; the next look asks again
             self._disconnect()
 
@@ -429,35 +373,65 @@ class Demo:
 
     def check(self, stop: threading.Event) -> Check | None:
         """Compare with the simulator's truth, until equal or the pipeline had time to drain."""
-        assert self.simulation is not None
-        self._end_feed()
+        feed, other = self._feed, self._other
+        assert feed is not None
+        assert other is not None
+        simulation = feed.simulation
+        assert simulation is not None
+        if not stop.is_set():
+            self._settle(other, stop)
+        feed.end()
         self._still_alive()
-        truth = renamed(self.simulation.truth(), ALIASES)
+        # The world stands still from here on: nothing more may be done to it.
+        self._children.end("executor")
+        ended = int(time.time() * 1000)
+        truth = renamed(simulation.truth(), ALIASES)
         self._say(
-            f"sent {self.sent:,} events of {len(truth.jobs):,} jobs; waiting for the pipeline to "
+            f"sent {feed.sent:,} events of {len(truth.jobs):,} jobs; waiting for the pipeline to "
             "drain, then comparing"
         )
         stop.clear()  # Ctrl-C ended the watching; the next one ends the waiting
         deadline = time.monotonic() + DRAIN_S
         while True:
             self._still_alive()
-            found = compare(truth, self.url, self._clickhouse(), self.simulation.start_ms)
+            # GitHub is still asked, and what it answers is true as well.
+            truth = simulation.truth(demo_recovery.closed(other, self.url))
+            client = self._clickhouse()
+            found = compare(renamed(truth, ALIASES), self.url, client, simulation.start_ms)
+            compare_recovery(found, other, client, simulation.start_ms, ended)
             if found.equal or time.monotonic() > deadline or stop.wait(1.0):
                 return found
 
+    def _settle(self, other: Other, stop: threading.Event) -> None:
+        """Go on until what is stuck is recovered, or might have been."""
+        told = False
+        while (left := other.unsettled(int(time.time() * 1000))) and not stop.wait(0.5):
+            self._still_alive()
+            self._look()
+            self._say_stalls()
+            if not told:
+                told = True
+                self._say(f"{left} stuck jobs are not recovered yet: waiting up to {BOUND_S:g} s")
+
     def farewell(self, checked: Check | None) -> None:
         """The last words: what was seen, what was compared."""
-        if self._settings is None:
+        if self._feed is None:
             return
+        self._feed.end()
         self._look()
         depth = self.snapshot.depth()
         alive = sum(depth[status] for status in LIVE)
         rows = sum(self.snapshot.rows.values())
         self._say("")
         self._say(
-            f"{duration(self._elapsed_ms())}: {self.recorded} recorded "
-            f"deliveries and {self.sent:,} simulated events; {depth['completed']:,} jobs "
+            f"{duration(self._elapsed_ms())}: {self._feed.recorded} recorded "
+            f"deliveries and {self._feed.sent:,} simulated events; {depth['completed']:,} jobs "
             f"completed, {alive:,} live; {rows:,} rows in ClickHouse"
+        )
+        seen = self.snapshot.recovery
+        self._say(
+            f"{seen.injected} jobs got stuck, {seen.found} were found, {seen.recovered} recovered; "
+            f"{seen.hits} commands hit a job that lived"
         )
         if self._ended:
             self._say(self._ended)
@@ -473,62 +447,25 @@ class Demo:
             self._say("all equal" if checked.equal else "DIFFERENT from the truth")
 
     def stop(self) -> None:
-        """Stop everything that runs, in order: feeder, worker with its sink, servers."""
-        self._feeding.set()
+        """Stop everything that runs, in order: feeder, executor, worker with its sink, servers."""
         self._disconnect()
-        if self._worker is not None or self._stack is not None:
+        if self._children or self._stack is not None:
             self._say("stopping")
-        if self._worker is not None:
-            self._worker.terminate()
-            try:
-                self._worker.wait(15)
-            except subprocess.TimeoutExpired:
-                self._worker.kill()
-                self._worker.wait()
-            finally:
-                if self._worker.stdin is not None:
-                    self._worker.stdin.close()
-            self._worker = None
-        if self._feeder is not None:
-            self._feeder.join(5)
+        if self._feed is not None:
+            self._feed.end(5)
+        self._children.end_all()
+        if self._other is not None:
+            self._other.close()
+            self._other = None
         if self._stack is not None:
             self._stack.stop()
             self._stack = None
             # It names servers that are gone, and a password.
-            (self.directory / "env").unlink(missing_ok=True)
+            for name in ("env", demo_recovery.SECRET_FILE):
+                (self.directory / name).unlink(missing_ok=True)
 
     def _say(self, text: str) -> None:
         say(cell(text))
-
-
-def recorded() -> Iterator[Delivery]:
-    """The recorded GitHub deliveries that come with the program, told as of some hours ago."""
-    for file in sorted(resources.files("pipeline.simulate").joinpath("data").iterdir(), key=str):
-        if file.name.endswith(".json"):
-            with resources.as_file(file) as path:
-                for delivery in deliveries(path):
-                    yield shifted(delivery, datetime.now(UTC) - RECORDED_AGO)
-
-
-def shifted(delivery: Delivery, to: datetime) -> Delivery:
-    """The same delivery, all its times moved so that the latest is at ``to``."""
-    times = [datetime.fromisoformat(text) for text in _ISO.findall(delivery.payload)]
-    if not times:
-        return delivery
-    # The repository and its owner are older and must not decide; nothing is later than the job.
-    by = to.replace(microsecond=0) - max(times)
-
-    def move(match: re.Match[str]) -> str:
-        at = datetime.fromisoformat(match.group()) + by
-        return at.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-    occurred = delivery.occurred_at + int(by.total_seconds() * 1000)
-    return delivery.model_copy(
-        update={
-            "payload": _ISO.sub(move, delivery.payload),
-            "occurred_at": min(occurred, delivery.received_at),
-        }
-    )
 
 
 def _oldest_per_state(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

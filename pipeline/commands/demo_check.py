@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import quote
 
 from clickhouse_driver import Client
 
+from pipeline.commands import demo_recovery
 from pipeline.commands.connections import ask
-from pipeline.simulate import JobTruth, Truth
+from pipeline.simulate import JobTruth, Stuck, Truth
 from pipeline.simulate.origins import Origin
+from pipeline.simulate.stuck import Books
+from pipeline.simulate.wire import HOST
+from topics.keys import job_key
 
 FAMILIES: Final = ("queue", "claim_to_start", "run", "total")
 _HOUR_MS: Final = 3_600_000
@@ -66,6 +70,75 @@ def compare(truth: Truth, url: str, client: Client, start_ms: int) -> Check:
     _windows(check, truth, url, first)
     _stored(check, truth, client, first)
     return check
+
+
+def compare_recovery(
+    check: Check, other: demo_recovery.Other, client: Client, start_ms: int, ended_ms: int
+) -> None:
+    """Compare what got stuck, and what its dispatcher was told, with what the product knows.
+
+    ``ended_ms``: when the simulated world stood still. What got stuck too shortly before it need
+    not be recovered.
+    """
+    assert other.asked is not None
+    rows = demo_recovery.read(client, start_ms, 1_000_000)
+    told = client.execute(
+        "SELECT command_id, result FROM outcomes FINAL WHERE kind = 'command.ended'"
+    )
+    due = [
+        each
+        for each in other.stuck()
+        if each.freed_at is not None or each.at + demo_recovery.BOUND_S * 1000 <= ended_ms
+    ]
+    with other.asked.world.lock:
+        recovery(check, due, rows, other.asked.world.books, told)
+
+
+def recovery(
+    check: Check,
+    due: Iterable[Stuck],
+    rows: Iterable[demo_recovery.Row],
+    books: Books,
+    told: Iterable[tuple[str, str]],
+) -> None:
+    """Compare. ``due``: what must be recovered by now; ``rows``: of ``stalls``; ``told``: command
+    id and result of each outcome."""
+    stuck = list(due)
+    causes = {job_key("github", HOST, each.job_id): each.cause.value for each in stuck}
+    found = demo_recovery.progress(stuck, rows)
+    check.of(
+        "recovery",
+        "stuck jobs: found and recovered",
+        {key: f"{cause} recovered" for key, cause in causes.items()},
+        {key: f"{causes[key]} {found[key] or 'not found'}" for key in causes},
+    )
+    answers = {key: result.value for key, (result, _) in books.answers.items()}
+    check.of(
+        "recovery",
+        "commands: how they ended, each once",
+        _listed(answers.items()),
+        _listed((key, result) for key, result in told if key in answers),
+    )
+    check.of(
+        "recovery",
+        "commands: brought to the dispatcher once",
+        dict.fromkeys(answers, 1),
+        dict(books.calls),
+    )
+    check.of(
+        "recovery",
+        "commands against living jobs",
+        {},
+        {hit.job_id: f"{hit.command} at {hit.at}" for hit in books.hits},
+    )
+
+
+def _listed(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """All that is said of each key."""
+    found: dict[str, tuple[str, ...]] = {}
+    for key, said in pairs:
+        found[key] = (*found.get(key, ()), said)
+    return found
 
 
 def renamed(truth: Truth, aliases: Mapping[str, str]) -> Truth:

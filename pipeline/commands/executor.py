@@ -16,6 +16,7 @@ from pipeline.commands.connections import kafka_admin, web_url, worker_url
 from pipeline.commands.context import Context, Duration
 from pipeline.commands.failure import FAILED, USAGE, Failure
 from pipeline.commands.output import cell, on_terminal, say
+from pipeline.commands.worker import end_with_stdin
 from pipeline.executor import Executor, ExecutorConfig, Print, States, Via, parts
 from pipeline.executor.github import ACTIONS
 from pipeline.faust_safe.app import logging_config
@@ -56,6 +57,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
               help="Silence after which whoever began a command counts as dead.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535),
               help="Port of health and metrics; 0 picks one.  [default: none]")  # fmt: skip
+@click.option("--until-stdin-closes", is_flag=True, hidden=True)
 @click.pass_obj
 def executor(
     context: Context,
@@ -66,6 +68,7 @@ def executor(
     group: str | None,
     lease: float,
     port: int | None,
+    until_stdin_closes: bool,
     **options: Any,
 ) -> None:
     """Execute recovery's commands until told to stop (Ctrl-C or SIGTERM).
@@ -74,6 +77,8 @@ def executor(
     is done. Several executors in different ways share the commands with --only.
     """
     settings = context.settings
+    if until_stdin_closes:
+        end_with_stdin()
     stop = threading.Event()
     via = _via(settings, way, options, stop)
     config = ExecutorConfig(

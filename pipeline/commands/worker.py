@@ -89,7 +89,7 @@ def worker(
     """
     settings = context.with_overrides(**ports)
     if until_stdin_closes:
-        _end_with_stdin()
+        end_with_stdin()
     role, *others = (
         wanted(settings) if asked == "all" else [ROLES[name] for name in asked.split(",")]
     )
@@ -181,7 +181,7 @@ def _when_reachable(check: Callable[[], None], patience: float) -> None:
             time.sleep(0.5)
 
 
-def _end_with_stdin() -> None:
+def end_with_stdin() -> None:
     """End this process when its standard input closes: then the process that started it is gone."""
 
     def watch() -> None:

@@ -6,25 +6,31 @@
     truth = simulation.truth()
 
 ``fleet`` is the world, ``wire`` how it is reported, ``faults`` what goes wrong on the way,
-``truth`` what can be known of it all the same. ``produce`` and ``replay`` send.
+``truth`` what can be known of it all the same. ``produce`` and ``replay`` send. With ``stalls``
+jobs get stuck (``stuck``), and the world can be asked and commanded while it goes on (``asked``).
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import NamedTuple
 
+from pipeline.simulate.asked import Asked
 from pipeline.simulate.faults import NO_FAULTS, Faults, Malformed, Network, malformed
 from pipeline.simulate.fleet import LIVE, Fleet, Mix, Tempo, World, default_fleets
+from pipeline.simulate.stuck import Cause, Stalls, Stuck, StuckWorld
 from pipeline.simulate.truth import JobTruth, Truth, truth_of
 from pipeline.simulate.wire import Headers, Said, Wire
 
 __all__ = [
     "LIVE",
     "NO_FAULTS",
+    "Asked",
+    "Cause",
     "Faults",
     "Fleet",
     "JobTruth",
@@ -32,6 +38,8 @@ __all__ = [
     "Mix",
     "Sending",
     "Simulation",
+    "Stalls",
+    "Stuck",
     "Tempo",
     "Truth",
     "default_fleets",
@@ -66,7 +74,9 @@ class Simulation:
     ``jobs`` is how many jobs the workflow runs have at first; re-runs add some. ``start_ms`` and
     ``duration_s`` say when they arrive; the world then runs until the last job is over.
     ``fleets`` defaults to six that are busy to 80 % on average. ``remember=False`` keeps no note of
-    what was sent (some 1,000 bytes a record), for long loads that nobody judges.
+    what was sent (some 1,000 bytes a record), for long loads that nobody judges. ``stalls``: jobs
+    get stuck, and stay so unless a command frees them; then ``asked`` is what one may ask and
+    command while records are taken, and the same records need the same commands at the same times.
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class Simulation:
         tempo: Tempo | None = None,
         mix: Mix | None = None,
         remember: bool = True,
+        stalls: Stalls | None = None,
     ) -> None:
         if jobs < 1 or duration_s <= 0:
             raise ValueError("a simulation needs at least one job and some time")
@@ -94,6 +105,9 @@ class Simulation:
         self.fleets = list(
             default_fleets(jobs, duration_s, self.tempo) if fleets is None else fleets
         )
+        self.stalls = stalls
+        #: Once records are asked for, of a simulation in which jobs get stuck.
+        self.asked: Asked | None = None
         self._remember = remember
         self._said: list[Said] | None = None
         self._sent: Counter[str] = Counter()
@@ -107,16 +121,10 @@ class Simulation:
         self._said = said
         sent = self._sent = Counter[str]()
         dead = self._dead = Counter[str]()
-        world = World(
-            self.seed,
-            self.jobs,
-            self.fleets,
-            start_ms=self.start_ms,
-            duration_s=self.duration_s,
-            tempo=self.tempo,
-            mix=self.mix,
-        )
-        wire = Wire(self.seed)
+        world = self._world()
+        stuck = world if isinstance(world, StuckWorld) else None
+        self.asked = None if stuck is None else Asked(stuck)
+        wire = Wire(self.seed, hosts=stuck is not None)
         network = Network(self.seed, self.faults, self.start_ms)
         self.counts = network.counts
         bad = malformed(self.seed, 10**9, self.start_ms)
@@ -139,7 +147,8 @@ class Simulation:
             yield from due(event.at)
             message = wire.message(event)
             value, headers, told = b"", message.headers, message.said
-            for arrival in network.arrivals(message.topic, event.at):
+            sure = stuck is not None and stuck.is_picked(event.job)
+            for arrival in network.arrivals(message.topic, event.at, sure):
                 if not arrival.exact:
                     value, headers, told = message.at(arrival.send_at)
                 place = (message.topic, message.key)
@@ -156,8 +165,23 @@ class Simulation:
                 )
         yield from due(None)
 
-    def truth(self) -> Truth:
+    def _world(self) -> World:
+        made = World if self.stalls is None else partial(StuckWorld, stalls=self.stalls)
+        return made(
+            self.seed,
+            self.jobs,
+            self.fleets,
+            start_ms=self.start_ms,
+            duration_s=self.duration_s,
+            tempo=self.tempo,
+            mix=self.mix,
+        )
+
+    def truth(self, closed: Mapping[str, tuple[int, str]] | None = None) -> Truth:
         """What can be known from the records taken so far; from all, if none was asked for yet.
+
+        ``closed``: when (ms) and as what jobs count as over of which GitHub told that their run is
+        (:meth:`Asked.closings`): that only whoever asked can say.
 
         Raises RuntimeError for a simulation that does not remember.
         """
@@ -167,7 +191,10 @@ class Simulation:
             for _ in self.records():
                 pass
         assert self._said is not None
-        truth = truth_of(self._said)
+        heard = [] if self.asked is None else self.asked.said()
+        for key, (at, conclusion) in (closed or {}).items():
+            heard.append(Said("", "closed", key, at, at, conclusion=conclusion))
+        truth = truth_of([*self._said, *heard])
         truth.sent = dict(self._sent)
         truth.dead_letters = dict(self._dead)
         return truth

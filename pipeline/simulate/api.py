@@ -288,6 +288,7 @@ class FakeGitHub(FakeApi):
         token: who must be named by whoever asks; None: nobody.
         app: id and public key of an App that may ask as well.
         clock: Unix time, seconds.
+        sees: whether who asks may see a repository; of one that is hidden everything is 404.
 
     Set at any time, beside what all have: ``token_s`` (how long an App's token lasts).
     """
@@ -301,9 +302,10 @@ class FakeGitHub(FakeApi):
         app: tuple[str, rsa.RSAPublicKey] | None = None,
         port: int = 0,
         clock: Callable[[], float] = time.time,
+        sees: Callable[[str], bool] = lambda repo: True,
     ) -> None:
         self.token_s = 3_600.0
-        self._jobs, self._runs = jobs, runs
+        self._jobs, self._runs, self._sees = jobs, runs, sees
         self._doors = _Doors(token, app, clock)
         super().__init__(port, clock)
 
@@ -312,7 +314,8 @@ class FakeGitHub(FakeApi):
 
     def _said(self, path: str, mood: Mood) -> dict[str, Any] | None:
         job, run, repo = (each.fullmatch(path) for each in (_JOB, _RUN, _REPO))
-        if mood is Mood.HIDING:
+        about = job or run or repo
+        if mood is Mood.HIDING or (about and not self._sees(about[1])):
             return None
         if job:
             lies = mood in (Mood.LYING, Mood.GONE)

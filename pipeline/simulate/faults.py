@@ -70,13 +70,16 @@ class Network:
         ]
         self.counts = dict.fromkeys(("duplicated", "dropped", "reordered", "redelivered"), 0)
 
-    def arrivals(self, topic: str, event_at: int) -> list[Arrival]:
-        """The sendings of one record, none if it is lost. None is before the event."""
+    def arrivals(self, topic: str, event_at: int, sure: bool = False) -> list[Arrival]:
+        """The sendings of one record, none if it is lost. None is before the event.
+
+        ``sure``: it is not lost.
+        """
         rng, faults = self._rng, self._faults
         # Webhooks take a second or so, a dispatcher on our own network some milliseconds.
         median_ms = 700.0 if topic == WEBHOOKS else 4.0
         at = event_at + 1 + int(median_ms * min(60.0, rng.lognormvariate(0.0, 0.6)))
-        if rng.random() < faults.drops:
+        if rng.random() < faults.drops and not sure:
             self.counts["dropped"] += 1
             return []
         if rng.random() < faults.reordered:

@@ -122,10 +122,14 @@ class SimRun:
     created: int
     origin: Origin
     attempt: int = 1
-    #: When the current attempt started.
+    #: When the current attempt started, and ended, and how.
     started: int = 0
+    completed: int | None = None
+    conclusion: str = ""
     open: int = 0
     jobs: list[SimJob] = field(default_factory=list)
+    #: Of the attempts before: when each started, ended, and how.
+    past: dict[int, tuple[int, int | None, str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -150,6 +154,11 @@ class SimJob:
     runner: str = ""
     claims: int = 0
     copied: bool = False
+    #: What its dispatcher's books say: the claim it has now, and the runner made for that.
+    claim: str = ""
+    minted: str = ""
+    #: A runner that is well is on its way to it.
+    coming: bool = False
 
 
 class Event(NamedTuple):
@@ -214,7 +223,7 @@ class World:
         repos: int = 40,
     ) -> None:
         self._rng = random.Random(f"world {seed}")
-        self._seed = seed
+        self.seed = seed
         self._planned = jobs
         self._begin = start_ms
         self._span = max(1, int(duration_s * 1000))
@@ -236,6 +245,9 @@ class World:
         self._agenda: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = count()
         self._out: list[Event] = []
+        self._upcoming: tuple[int, int] | None = None
+        #: Up to when everything has happened. ms.
+        self.now = start_ms
         #: Most jobs seen waiting in a fleet at once, for tests of the queue discipline.
         self.deepest: dict[str, int] = dict.fromkeys(self._floors, 0)
 
@@ -247,17 +259,24 @@ class World:
         ``job.minted``, ``job.started``, ``claim.released`` as the dispatcher sees it.
         """
         arrivals = self._arrivals()
-        upcoming = next(arrivals, None)
-        while upcoming is not None or self._agenda:
-            if upcoming is not None and (not self._agenda or upcoming[0] <= self._agenda[0][0]):
-                self._arrive(*upcoming)
-                upcoming = next(arrivals, None)
-            else:
-                at, _, action, what = heapq.heappop(self._agenda)
-                action(at, *what)
-            if self._out:
-                yield from self._out
-                self._out.clear()
+        self._upcoming = next(arrivals, None)
+        while (told := self._step(arrivals)) is not None:
+            yield from told
+
+    def _step(self, arrivals: Iterator[tuple[int, int]]) -> list[Event] | None:
+        """Let the next thing happen: what is told of it. None when nothing more will."""
+        upcoming = self._upcoming
+        if upcoming is not None and (not self._agenda or upcoming[0] <= self._agenda[0][0]):
+            self.now = upcoming[0]
+            self._arrive(*upcoming)
+            self._upcoming = next(arrivals, None)
+        elif self._agenda:
+            self.now, _, action, what = heapq.heappop(self._agenda)
+            action(self.now, *what)
+        else:
+            return None
+        told, self._out = self._out, []
+        return told
 
     # --- demand -------------------------------------------------------------------------------
 
@@ -304,12 +323,13 @@ class World:
             branch=branch,
             sha=f"{rng.getrandbits(160):040x}",
             created=at,
-            origin=origin_of(self._seed, number, repository_of(repo), workflow, branch),
+            origin=origin_of(self.seed, number, repository_of(repo), workflow, branch),
             started=at,
         )
         self._tell(at, "run.requested", run)
         ghost = rng.random() < self._mix.ghost_runs
         fleet = self._fleet_list[bisect(self._fleet_steps, rng.random() * self._fleet_steps[-1])]
+        ghost = ghost or self._fails_at_once(at, fleet, size)
         for n in range(size):
             job = self._new_job(run, f"test ({n})" if size > 1 else "build", fleet, at)
             if ghost:
@@ -319,9 +339,7 @@ class World:
             else:
                 self._later(at + rng.randrange(1_500), self._create, job)
         if ghost:
-            self._later(
-                at + 5_000, self._tell, "run.completed", run, None, "", "", "startup_failure"
-            )
+            self._later(at + 5_000, self._fail_to_start, run)
 
     def _new_job(self, run: SimRun, name: str, fleet: Fleet, at: int) -> SimJob:
         rng, mix = self._rng, self._mix
@@ -362,6 +380,10 @@ class World:
         else:
             self._later(free, self._line_up, job)
 
+    def _fail_to_start(self, at: int, run: SimRun) -> None:
+        run.completed, run.conclusion = at, "startup_failure"
+        self._tell(at, "run.completed", run, None, "", "", "startup_failure")
+
     def _haunt(self, at: int, job: SimJob) -> None:
         job.created = at
         self._tell(at, "queued", job.run, job)
@@ -389,7 +411,8 @@ class World:
                 self._later(start, self._start, job, runner, "")
                 continue
             job.claims += 1
-            claim = f"{job.id}-{job.claims}"
+            claim = job.claim = f"{job.id}-{job.claims}"
+            job.minted = ""
             self._tell(at, "job.claimed", job.run, job, claim, runner)
             if rng.random() < mix.released:
                 back = at + self._draw(tempo.release_s, 0.5)
@@ -400,32 +423,47 @@ class World:
             if mix.stale_claims and rng.random() < mix.stale_claims:
                 self._later(start, self._replace_runner, floor)
                 continue
-            self._later(mint, self._tell, "job.minted", job.run, job, claim, runner)
+            if self._goes_wrong(at, floor, job, runner, mint, start):
+                continue
+            self._later(mint, self._mint, job, claim, runner)
             if mix.orphaned and rng.random() < mix.orphaned:
                 self._later(start, self._replace_runner, floor)
                 continue
             if floor.queue and rng.random() < mix.shuffled:
                 # GitHub gives the runner to the next job instead; this one waits on.
                 other = floor.queue.popleft()
+                other.coming = True
                 self._later(start, self._start, other, runner, "")
                 back = start + self._draw(tempo.release_s, 0.5)
                 self._later(back, self._displaced, job, claim)
                 continue
+            job.coming = True
             self._later(start, self._start, job, runner, claim)
+
+    def _mint(self, at: int, job: SimJob, claim: str, runner: str) -> None:
+        if job.claim == claim:
+            job.minted = runner
+            self._tell(at, "job.minted", job.run, job, claim, runner)
 
     def _release(self, at: int, job: SimJob, claim: str, runner: str) -> None:
         """The dispatch failed: the job is first in line again, the runner is free."""
-        self._tell(at, "claim.released", job.run, job, claim, runner, "dispatch_failed")
         floor = self._floors[job.fleet.name]
+        if job.claim != claim:  # somebody else has released it
+            return self._replace_runner(at, floor)
+        self._tell(at, "claim.released", job.run, job, claim, runner, "dispatch_failed")
+        job.claim = ""
         floor.idle += 1
         floor.queue.appendleft(job)
-        self._assign(at, floor)
+        return self._assign(at, floor)
 
     def _replace_runner(self, at: int, floor: _Floor) -> None:
         floor.idle += 1
         self._assign(at, floor)
 
     def _displaced(self, at: int, job: SimJob, claim: str) -> None:
+        if job.claim != claim:
+            return
+        job.claim = ""
         self._tell(at, "claim.released", job.run, job, claim, "", "displaced")
         floor = self._floors[job.fleet.name]
         floor.queue.appendleft(job)
@@ -435,6 +473,7 @@ class World:
         rng, mix = self._rng, self._mix
         job.started = at
         job.runner = runner
+        job.coming = False
         self._tell(at, "in_progress", job.run, job)
         if job.fleet.dispatcher:
             self._later(
@@ -458,12 +497,13 @@ class World:
                 break
             dice -= share
         end = at + 1_000 + self._draw(self._tempo.run_s, self._tempo.run_sigma)
-        self._later(end, self._finish, job, claim, conclusion)
+        self._later(self._end_of(at, job, end), self._finish, job, claim, conclusion)
 
     def _finish(self, at: int, job: SimJob, claim: str, conclusion: str) -> None:
         floor = self._floors[job.fleet.name]
         floor.idle += 1
         if claim:
+            job.claim = ""
             self._tell(at, "claim.released", job.run, job, claim, job.runner, "completed")
         self._end(at, job, conclusion)
         self._assign(at, floor)
@@ -483,6 +523,7 @@ class World:
             (word for word in ("failure", "timed_out", "cancelled", "success") if word in ends),
             "skipped",
         )
+        run.completed, run.conclusion = at, verdict
         self._tell(at, "run.completed", run, reason=verdict)
         failed = [job for job in run.jobs if job.conclusion == "failure"]
         if failed and run.attempt < 4 and self._rng.random() < self._mix.rerun:
@@ -493,8 +534,9 @@ class World:
         """A new attempt: failed jobs run under new ids, others are copied with their old times."""
         rng = self._rng
         kept = [job for job in run.jobs if job.conclusion == "success" and not job.copied][:3]
+        run.past[run.attempt] = (run.started, run.completed, run.conclusion)
         run.attempt += 1
-        run.started = at
+        run.started, run.completed, run.conclusion = at, None, ""
         run.jobs = []
         self._tell(at, "run.requested", run)
         for old in failed:
@@ -510,6 +552,22 @@ class World:
             copy.old = False
             copy.frozen = old.frozen
             self._later(at + 200, self._tell, "completed", run, copy)
+
+    # --- what goes wrong, in a world in which jobs get stuck (``stuck``) ----------------------
+
+    def _fails_at_once(self, at: int, fleet: Fleet, size: int) -> bool:
+        """Whether a run fails at its start-up."""
+        return False
+
+    def _goes_wrong(
+        self, at: int, floor: _Floor, job: SimJob, runner: str, mint: int, start: int
+    ) -> bool:
+        """Whether a claim leads to nothing; then all that follows from that is arranged."""
+        return False
+
+    def _end_of(self, at: int, job: SimJob, end: int) -> int:
+        """When a job that starts now ends."""
+        return end
 
     # --- machinery ----------------------------------------------------------------------------
 

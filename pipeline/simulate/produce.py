@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.simulate import LIVE, Faults, Fleet, Sending, Simulation
+from pipeline.simulate import LIVE, Faults, Fleet, Sending, Simulation, Stalls
 
 
 class Sink(Protocol):
@@ -46,6 +46,7 @@ def live(
     start_ms: int,
     fleets: list[Fleet] | None = None,
     faults: Faults | None = None,
+    stalls: Stalls | None = None,
 ) -> Simulation:
     """A simulation for watching: waits and runs last seconds, so that a minute shows it all.
 
@@ -60,6 +61,7 @@ def live(
         duration_s=minutes * 60,
         faults=Faults(reorder_s=8.0, redeliver_s=(45.0, 120.0)) if faults is None else faults,
         tempo=LIVE,
+        stalls=stalls,
     )
 
 

@@ -17,6 +17,10 @@ from pipeline.simulate.wire import Said, SaidStep
 
 WINDOW_SIZES_S: Final = (60, 300, 3600)
 _WEBHOOKS: Final = frozenset({"queued", "waiting", "in_progress", "completed"})
+#: What GitHub's API answered about a job: as its body says, and no clock of its own.
+_ASKED: Final = frozenset({"api.queued", "api.in_progress", "api.completed"})
+_ENDED: Final = ("completed", "api.completed")
+_BEGUN: Final = ("in_progress", "api.in_progress", *_ENDED)
 _FAMILIES: Final = ("queue", "claim_to_start", "run", "total")
 
 
@@ -68,6 +72,8 @@ def truth_of(said: Iterable[Said]) -> Truth:
     runs: dict[tuple[str, int], list[Said]] = defaultdict(list)
     origins: dict[str, Said] = {}
     for one in said:
+        if one.kind == "host.gone":
+            continue  # it says nothing of a job
         if one.kind == "run":
             runs[one.key, one.attempt].append(one)
             origins[one.key] = one
@@ -86,7 +92,7 @@ def _judge(
     runs: dict[tuple[str, int], list[Said]],
     origins: dict[str, Said],
 ) -> JobTruth:
-    hooks = [s for s in about if s.kind in _WEBHOOKS]
+    hooks = [s for s in about if s.kind in _WEBHOOKS or s.kind in _ASKED]
 
     def first(times: Iterable[int | None]) -> int | None:
         return min((t for t in times if t is not None), default=None)
@@ -102,7 +108,8 @@ def _judge(
     queued = _one_of(
         created, first(events("job.queued")), first(events("queued")), first(arrivals("queued"))
     )
-    proofs = [s for s in hooks if s.kind in ("in_progress", "completed") and s.started is not None]
+    ends = [s for s in hooks if s.kind in _ENDED]
+    proofs = [s for s in hooks if s.kind in _BEGUN and s.started is not None]
     begun = first(s.started for s in proofs)
     better = _one_of(
         first(s.step for s in proofs), first(events("job.started")), first(events("in_progress"))
@@ -112,9 +119,10 @@ def _judge(
         # started_at frozen at creation is not believed against evidence 5 s later.
         started = better if better - begun > 5_000 else begun
     completed = _one_of(
-        first(s.completed for s in hooks if s.kind == "completed"),
+        first(s.completed for s in ends),
         first(events("job.completed")),
         first(events("completed")),
+        first(events("closed")),
     )
 
     runner = max((s.runner for s in proofs), default="")
@@ -175,12 +183,12 @@ def _judge(
         or max((s.group for s in hooks), default="")
         or "unknown"
     )
-    ends = [s.conclusion for s in hooks if s.kind == "completed"]
+    endings = [s.conclusion for s in ends or about if s.kind in ("closed", *_ENDED)]
     return JobTruth(
         key=key,
         status=_status(completed, started, runner, claims, marks),
         fleet=fleet,
-        conclusion=None if completed is None else max(ends, default="unknown"),
+        conclusion=None if completed is None else max(endings, default="unknown"),
         queued_at=queued,
         started_at=started,
         completed_at=completed,
@@ -199,7 +207,8 @@ def _origin(hooks: list[Said], run: Said | None) -> Origin:
     """A run says the same in all its attempts. The job's events tell who caused them, no more."""
     if run is not None:
         return run.origin
-    return max(((s.event_at, s.origin) for s in hooks), default=(0, Origin()))[1]
+    told = ((s.event_at, s.origin) for s in hooks if s.kind in _WEBHOOKS)
+    return max(told, default=(0, Origin()))[1]
 
 
 def _steps(hooks: list[Said]) -> tuple[StepTruth, ...]:

@@ -134,7 +134,9 @@ def guid_at(ms: int, ticks: int, node: int) -> str:
 class Wire:
     """Turns events into messages. Deterministic by seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, hosts: bool = False) -> None:
+        """``hosts``: the dispatcher says on which machine a runner is."""
+        self._hosts = hosts
         self._rng = random.Random(f"wire {seed}")
         # GitHub's hosts: the node part of a delivery id tells them apart.
         self._nodes = [self._rng.getrandbits(48) for _ in range(4)]
@@ -150,6 +152,23 @@ class Wire:
         if event.kind in ("queued", "waiting", "in_progress", "completed"):
             return self._job(event, event.job)
         return self._report(event, event.job)
+
+    def job_now(self, job: SimJob) -> tuple[dict[str, Any], Said]:
+        """A job as the REST API shows it now, and what that tells."""
+        over, began = job.completed is not None, job.started is not None
+        status = "completed" if over else "in_progress" if began else "queued"
+        body, said = self._job_body(status, status, job)
+        return msgspec.json.decode(body), said._replace(kind=f"api.{status}", origin=Origin())
+
+    def run_now(self, run: SimRun, attempt: int = 0) -> tuple[dict[str, Any], Said] | None:
+        """A run as the REST API shows it now, in an attempt (0: the latest); None: no such."""
+        past = (run.started, run.completed, run.conclusion)
+        if attempt not in (0, run.attempt):
+            if attempt not in run.past:
+                return None
+            past = run.past[attempt]
+        body, said = _run_body(run, attempt or run.attempt, *past)
+        return msgspec.json.decode(msgspec.json.encode(body)), said
 
     # --- GitHub -------------------------------------------------------------------------------
 
@@ -250,44 +269,8 @@ class Wire:
     def _run(self, event: Event) -> Message:
         run = event.run
         over = event.kind == "run.completed"
-        updated = event.at // 1000 * 1000
-        started = run.started // 1000 * 1000
-        repo = repository_of(run.repo)
-        origin = run.origin
-        body = {
-            "id": run.id,
-            "name": run.workflow,
-            "node_id": f"WFR_kwLO{run.id:x}",
-            "head_branch": run.branch,
-            "head_sha": run.sha,
-            "run_number": run.id % 10_000,
-            "event": origin.trigger,
-            "status": "completed" if over else "queued",
-            "conclusion": event.reason if over else None,
-            "workflow_id": 1000 + run.repo,
-            "url": f"https://api.github.com/repos/{repo}/actions/runs/{run.id}",
-            "html_url": f"https://github.com/{repo}/actions/runs/{run.id}",
-            "created_at": iso(run.created),
-            "updated_at": iso(updated),
-            "run_started_at": iso(started),
-            "run_attempt": run.attempt,
-            "actor": _encoded_account(origin.actor),
-            "triggering_actor": _encoded_account(presser_of(origin, run.id, run.attempt)),
-            "head_repository": _head_repository(origin.head_repo),
-            "pull_requests": _pull_requests(run) if origin.pull_request else [],
-        }
-        said = Said(
-            id="",
-            kind="run",
-            key=run_key("github", HOST, run.id),
-            event_at=0,
-            received_at=0,
-            attempt=run.attempt,
-            started=started,
-            completed=updated if over else None,
-            conclusion=event.reason if over else "",
-            origin=origin,
-        )
+        ended = event.at if over else None
+        body, said = _run_body(run, run.attempt, run.started, ended, event.reason, event.at)
         action = "completed" if over else "requested"
         payload = (
             f'{{"action":"{action}","workflow_run":{msgspec.json.encode(body).decode()}'
@@ -326,7 +309,8 @@ class Wire:
     # --- the dispatcher -----------------------------------------------------------------------
 
     def _report(self, event: Event, job: SimJob) -> Message:
-        key = job_key("github", HOST, job.id)
+        of_host = event.kind == "host.gone"
+        key = job.fleet.name if of_host else job_key("github", HOST, job.id)
         self._lifecycle += 1
         record = {
             "id": f"{job.id}/{event.kind}/{self._lifecycle}",
@@ -345,6 +329,10 @@ class Wire:
             "reason": event.reason,
             "repo": repository_of(job.run.repo),
         }
+        if self._hosts:
+            record["runner_host"] = f"vm-{event.runner}" if event.runner else ""
+        if of_host:
+            record |= {"job_id": None, "runner": None}
         said = Said(
             id=str(record["id"]),
             kind=event.kind,
@@ -356,6 +344,52 @@ class Wire:
             claim=event.claim if event.kind != "job.started" else "",
         )
         return Message(LIFECYCLE, key.encode(), record, (), said)
+
+
+def _run_body(
+    run: SimRun, attempt: int, began: int, ended: int | None, verdict: str, at: int = 0
+) -> tuple[dict[str, Any], Said]:
+    """An attempt of a run as GitHub writes it. ``at``: when it was changed, if it is not over."""
+    over = ended is not None
+    updated = (at or began if ended is None else ended) // 1000 * 1000
+    started = began // 1000 * 1000
+    repo = repository_of(run.repo)
+    origin = run.origin
+    body = {
+        "id": run.id,
+        "name": run.workflow,
+        "node_id": f"WFR_kwLO{run.id:x}",
+        "head_branch": run.branch,
+        "head_sha": run.sha,
+        "run_number": run.id % 10_000,
+        "event": origin.trigger,
+        "status": "completed" if over else "queued",
+        "conclusion": verdict if over else None,
+        "workflow_id": 1000 + run.repo,
+        "url": f"https://api.github.com/repos/{repo}/actions/runs/{run.id}",
+        "html_url": f"https://github.com/{repo}/actions/runs/{run.id}",
+        "created_at": iso(run.created),
+        "updated_at": iso(updated),
+        "run_started_at": iso(started),
+        "run_attempt": attempt,
+        "actor": _encoded_account(origin.actor),
+        "triggering_actor": _encoded_account(presser_of(origin, run.id, attempt)),
+        "head_repository": _head_repository(origin.head_repo),
+        "pull_requests": _pull_requests(run) if origin.pull_request else [],
+    }
+    said = Said(
+        id="",
+        kind="run",
+        key=run_key("github", HOST, run.id),
+        event_at=0,
+        received_at=0,
+        attempt=attempt,
+        started=started,
+        completed=updated if over else None,
+        conclusion=verdict if over else "",
+        origin=origin,
+    )
+    return body, said
 
 
 def _steps(job: SimJob, first: int, end: int | None) -> tuple[list[dict[str, Any]], Steps]:
