@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -214,6 +215,7 @@ class World:
     worker: WorkerProcess
     api: Api
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    windows: list[dict[str, Any]] = field(default_factory=list)
     metrics: str = ""
 
     def job(self, name: str) -> dict[str, Any]:
@@ -319,6 +321,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 wait(lambda: not found.open_scenarios(), 90, told)
                 time.sleep(QUIET_S)
                 found.jobs = {name: found.job(name) for name in SCENARIOS}
+                found.windows = worker.get("/windows?size=3600")[1]["windows"]
                 found.metrics = str(worker.get("/metrics")[1])
                 yield found
             finally:
@@ -353,6 +356,27 @@ def test_a_stall_is_proven_and_answered(world: World, name: str) -> None:
 
 def test_nobody_else_could_have_told_the_dispatcher(world: World) -> None:
     assert not world.dispatcher.forged
+
+
+def test_how_long_each_was_stuck_is_in_its_window_and_in_the_metric(world: World) -> None:
+    windows: Counter[str] = Counter()
+    for one in world.windows:
+        for kind, found in one["stranded"].items():
+            windows[kind] += found["count"]
+            assert 0 <= found["p50_ms"] <= 1.01 * found["max_ms"] + 1
+    freed = Counter(
+        kind
+        for scenario in SCENARIOS.values()
+        for command, kind in scenario.wanted
+        # Who is queued goes on being queued until somebody claims it.
+        if (command, kind) != ("requeue", "stale_queue")
+    )
+    for kind, least in freed.items():
+        # And those of which the provider knew better.
+        assert windows[kind] >= least, kind
+        count = world.metric(f'runnerstream_stranded_seconds_count{{stall="{kind}"}}')
+        assert count >= windows[kind], kind
+    assert "missed_completion" not in windows
 
 
 def test_of_many_that_are_stuck_at_once_one_a_tick_is_released(world: World) -> None:

@@ -413,12 +413,16 @@ class FleetLedger:
         if not any(self.clock - each.seen <= ALIVE_MS for each in fleet.runners.values()):
             return
         after = self._policies.of(fleet.name).silent_after_ms
-        for name, runner in list(fleet.runners.items()):
-            if is_silent(runner, self.clock, after):
-                gone = state_of(runner, fleet.host_gone(runner)) is RunnerState.GONE
-                if not gone:
+        silent: dict[str, int] = {}
+        for name, runner in fleet.runners.items():
+            if not is_silent(runner, self.clock, after):
+                continue
+            if state_of(runner, fleet.host_gone(runner)) is not RunnerState.GONE:
+                silent[name] = runner.seen
+                if fleet.silent.get(name) != runner.seen:
                     # Known when it is read, as by a rebuild: nothing is done about it here.
                     self._record(records.silent(fleet.name, name, runner.seen, after))
+        fleet.silent = silent
 
     def _dispose_all(self) -> None:
         """Decide what waits, over all fleets: what is stuck for longest comes first."""

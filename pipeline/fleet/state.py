@@ -72,6 +72,8 @@ class Fleet:
         self.told: dict[str, Told] = {}
         #: By partition of the jobs.
         self.depth: dict[int, Waiting] = {}
+        #: Runners that were said to be silent, and since when; not in the table.
+        self.silent: dict[str, int] = {}
         self._by_job: dict[str, list[Decision]] | None = None
         self._breaker: Breaker | None = None
 

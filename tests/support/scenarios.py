@@ -39,7 +39,7 @@ POLICIES: Final = {
     "crowd": {"orphan": 3600, "per_tick": 1},
     "old": {"stale_queue": 2, "cool_down": 600},
     "patient": {"stale_queue": 2, "requeue_queued": False},
-    "ancient": {"stale_queue": 2, "hopeless": 4},
+    "ancient": {"stale_queue": 2, "hopeless": 4, "ask": 60},
     "long": {"running": 2},
 }  # fmt: skip
 
