@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,23 +35,22 @@ from pipeline.simulate.asked import Dispatcher
 from pipeline.simulate.origins import repository_of
 from pipeline.simulate.stuck import FOUND_AS, Books, Hit
 from pipeline.simulate.wire import HOST
-from tests.test_simulate import folded
+from tests.test_simulate import T0, folded
 from topics.keys import job_key
 from topics.models import JobFact
 from topics.recovery import Answer, Fence, Probe, Result, StallKind
 
 WATCHED = demo_recovery.ROOMY
 STALLS = Stalls(every_s=1.0, until_s=50.0, queues=frozenset({WATCHED.name}))
-NOW = int(time.time() * 1000)
+#: All that happens has happened long before this.
+NOW = T0 + 400_000
 LATE = 10_000_000
 
 
 def simulation(seed: int = 1, stalls: Stalls | None = STALLS, **more: Any) -> Simulation:
-    # Now, because what is answered on request is told by the clock.
-    start = NOW - 400_000
     fleets = [*default_fleets(300, 60, LIVE), WATCHED]
     return Simulation(
-        seed, 300, fleets, start_ms=start, duration_s=60, tempo=LIVE, stalls=stalls,
+        seed, 300, fleets, start_ms=T0, duration_s=60, tempo=LIVE, stalls=stalls,
         **{"faults": NO_FAULTS, **more},
     )  # fmt: skip
 
@@ -64,6 +62,8 @@ def taken(sim: Simulation) -> list[Sending]:
 
 def asked(sim: Simulation) -> Asked:
     assert sim.asked is not None
+    world = sim.asked.world
+    sim.asked.clock = lambda: world.now
     return sim.asked
 
 
@@ -82,17 +82,14 @@ def command(job_id: int, kind: str, claim: str, reason: str = "orphan") -> dict[
 
 
 def test_the_same_seed_gets_stuck_in_the_same_way_and_every_cause_comes() -> None:
-    start = 1_790_000_000_000
     one, again = (simulation(7, faults=None) for _ in range(2))
-    for sim in (one, again):
-        sim.start_ms = start
     assert list(one.records()) == list(again.records())
     assert one.truth() == again.truth()
     stuck = asked(one).world.stuck
     assert stuck == asked(again).world.stuck
     assert {each.cause for each in stuck.values()} == set(Cause)
     last = max(each.at for each in stuck.values() if each.cause is not Cause.LOST_COMPLETED)
-    assert last <= start + 70_000
+    assert last <= T0 + 70_000
 
 
 STATES = {
@@ -265,7 +262,13 @@ def github() -> Iterator[tuple[Simulation, list[Sending], GitHubApi]]:
     sim = simulation(8, faults=Faults(drops=0.1))
     records = taken(sim)
     api = FakeGitHub(asked(sim).job, asked(sim).run, token="t", sees=asked(sim).sees)
-    client = GitHubApi("github.com", "t", base=api.url, per_minute=100_000)
+    client = GitHubApi(
+        "github.com",
+        "t",
+        base=api.url,
+        per_minute=100_000,
+        wall=lambda: asked(sim).world.now / 1000,
+    )
     yield sim, records, client
     client.close()
     api.close()

@@ -14,6 +14,7 @@ import hmac
 import json
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, NamedTuple
 
@@ -42,6 +43,8 @@ class Asked:
 
     def __init__(self, world: StuckWorld) -> None:
         self.world = world
+        #: The time, in ms.
+        self.clock: Callable[[], int] = _now
         self._wire = Wire(world.seed)
         self._said: list[Said] = []
         self._closed: dict[str, int] = {}
@@ -53,7 +56,7 @@ class Asked:
             if job is None:
                 return None
             body, said = self._wire.job_now(job)
-            self._said.append(said._replace(event_at=_now(), received_at=_now()))
+            self._said.append(said._replace(event_at=self.clock(), received_at=self.clock()))
             self.world.told(job_id)
             return ApiJob(body["status"], job.run.id, more=body)
 
@@ -65,11 +68,11 @@ class Asked:
             if run is None or found is None:
                 return None
             body, said = found
-            self._said.append(said._replace(event_at=_now(), received_at=_now()))
+            self._said.append(said._replace(event_at=self.clock(), received_at=self.clock()))
             if body["status"] == "completed" and attempt in (0, run.attempt):
                 for job in run.jobs:
                     if job.completed is None:
-                        self._closed.setdefault(job_key("github", HOST, job.id), _now())
+                        self._closed.setdefault(job_key("github", HOST, job.id), self.clock())
                         self.world.told(job.id)
             return ApiRun(body["status"], more=body)
 
@@ -80,12 +83,13 @@ class Asked:
     def execute(self, command_id: str, command: dict[str, Any]) -> tuple[Result, str]:
         """A command, as its dispatcher does it; see :meth:`StuckWorld.execute`."""
         with self.world.lock:
-            answer = self.world.execute(command_id, command, _now())
+            answer = self.world.execute(command_id, command, self.clock())
             kind, claim = command["command"], command["fence"]["claim"]
+            now = self.clock()
             frees = kind in (CommandKind.REQUEUE, CommandKind.RELEASE_CLAIM)
             if answer[0] is Result.DONE and frees and claim:
                 # That it was done says so, whether its dispatcher is heard or not.
-                said = Said("", "claim.released", command["job_key"], _now(), _now(), claim=claim)
+                said = Said("", "claim.released", command["job_key"], now, now, claim=claim)
                 self._said.append(said)
             return answer
 

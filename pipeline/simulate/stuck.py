@@ -255,8 +255,9 @@ class StuckWorld(World):
             return False
         cause = self._to_come.get(job.id)
         if cause is None:
-            most = _ON_CLAIM if floor.queue else tuple(set(_ON_CLAIM) - {Cause.DISPLACED})
-            cause = self._turn(at, most)
+            # The runner can only be given to another job that waits.
+            possible = (each for each in _ON_CLAIM if floor.queue or each is not Cause.DISPLACED)
+            cause = self._turn(at, tuple(possible))
         if cause is None:
             return False
         if cause in (Cause.LOST_COMPLETED, Cause.LOST_STARTED):
