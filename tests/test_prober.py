@@ -269,9 +269,14 @@ def test_an_api_that_is_down_is_asked_again_and_then_the_answer_is_unknown(
 
 def test_three_providers_are_asked_at_once_and_none_holds_up_another(truth: Truth) -> None:
     jobs = {"gitea": ApiJob("in_progress", 11, started_at=T0), "gitlab": ApiJob("running", 12)}
+    hangs = threading.Event()
     with (
         FakeGitea(lambda job: jobs["gitea"], lambda run, attempt: None, token="s3") as gitea,
-        FakeGitLab(lambda job: jobs["gitlab"], lambda run, attempt: None, token="s3") as gitlab,
+        FakeGitLab(
+            lambda job: (hangs.wait(20) and jobs["gitlab"]) or None,
+            lambda run, attempt: None,
+            token="s3",
+        ) as gitlab,
     ):
         settings = load(
             environment=False, github_token="s3", github_api_url=truth.api.url,
@@ -281,14 +286,18 @@ def test_three_providers_are_asked_at_once_and_none_holds_up_another(truth: Trut
         clients = clients_of(settings, metrics)
         places = [place for place in clients if not place.startswith("github")]
         assert [place.partition(":")[0] for place in places] == ["gitea", "gitlab"]
-        # The oldest question is GitHub's, which has just closed for an hour.
+        # The oldest questions are GitHub's, which closes for an hour, and GitLab's, which hangs.
         truth.api.mood, truth.api.reset_s = Mood.SPENT, 3_600
         closed = [probe(truth.knows(job), since=T0 - job) for job in (551, 552)]
-        others = [probe(0, key=f"{place}:{job}", run_id=0, repo="a/b") for place in places
-                  for job in (1, 2, 3)]  # fmt: skip
+        old = {place: T0 if "gitlab" in place else T0 + 1_000 for place in places}
+        others = [probe(0, key=f"{place}:{job}", run_id=0, repo="a/b", since=since)
+                  for place, since in old.items() for job in (1, 2, 3)]  # fmt: skip
         elsewhere = probe(0, key="gitlab:lab.example:9")
         truth.post(*closed, *others, elsewhere)
         with probing(truth, clients, flights=2) as prober:
+            truth.answers(*(each for each in others if each.key.startswith("gitea")), elsewhere)
+            until(lambda: prober.status().flights == 2)
+            hangs.set()
             answers = truth.answers(*others, elsewhere)
             assert prober.status().asks.count("asks http://") == 3
             truth.api.mood = Mood.FINE

@@ -94,6 +94,10 @@ class Desk:
         """How many questions wait."""
         return len(self._waiting)
 
+    def aloft(self, lanes: str) -> int:
+        """How many questions are asked now in lanes whose names begin so."""
+        return sum(number for lane, number in self._aloft.items() if lane.startswith(lanes))
+
     def probes(self) -> int:
         """How many probes wait."""
         return sum(len(each.probes) for each in self._waiting.values())

@@ -52,6 +52,8 @@ MOST_TRIES: Final = 3
 #: How often gauges are set, late probes dropped and offsets committed. Seconds.
 _OBSERVE_S: Final = 1.0
 _COMMIT_S: Final = 0.5
+#: How long a host counts as closed that is being asked all that may be asked at once. Seconds.
+_FULL_S: Final = 1.0
 #: The loop counts as alive when its last turn is younger than this. Seconds.
 _ALIVE_S: Final = 60.0
 _JOIN_PATIENCE_S: Final = 1.0
@@ -64,7 +66,7 @@ class ProberConfig:
 
     kafka: Mapping[str, Any]
     group_id: str
-    #: Questions in flight at once.
+    #: Questions in flight at once, of each provider's host: one that hangs holds up itself.
     flights: int = 8
     #: Questions that wait before partitions are paused.
     most_waiting: int = 10_000
@@ -127,7 +129,7 @@ class Prober:
         self._broker = BrokerOutage()
         self._members = Membership(config)
         self._offsets = Offsets()
-        self._desk = Desk(self._lane, config.flights)
+        self._desk = Desk(self._lane, config.flights * (len(clients) + 1))
         self._post = Post(
             config.kafka, config.client_id, self._broker, self._stopping, config.backoff
         )
@@ -463,6 +465,8 @@ class Prober:
     def _opens(self, lane: str, flights: int) -> float:
         # A host is canonical here, so it holds no slash.
         place, _, of = lane.partition("/")
+        if self._desk.aloft(f"{place}/") >= self.config.flights:
+            return _FULL_S
         return self._clients.get(place, self._otherwise).opens(of, flights)
 
     def _remaining(self) -> int | None:
