@@ -532,7 +532,7 @@ def test_its_holder_is_told_again_when_news_overtook_the_command(
     loop.claimed()
     loop.wait(POLICY.orphan_ms + TICK)
     loop.answer(loop.probes[-1], Answer.GHOST)
-    loop.wait(MINUTE)
+    loop.wait(3 * MINUTE)  # how the run ended is waited for
     for _ in range(4):
         proposal = loop.proposals[-1]
         loop.decide(proposal)
