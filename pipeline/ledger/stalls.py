@@ -94,6 +94,8 @@ class Stalls:
         self._held: dict[str, tuple[int, int]] = {}
         #: The jobs that are in a stall.
         self.open: dict[str, OpenStall] = {}
+        #: Whether an answer has come that may prove something, and no look since.
+        self._answered = False
         #: Fleets in which jobs are claimed: only there a runner can be taken from a job.
         self._claiming: dict[str, None] = {}
 
@@ -143,12 +145,23 @@ class Stalls:
                 due = max(due, until)
         self._put(key, due)
 
+    def on_fact(self, fact: StallFact) -> None:
+        """Something new is known of a stall."""
+        if fact.answered is not None and fact.answered.answer is not Answer.UNKNOWN:
+            self._answered = True
+
+    def take_answered(self) -> bool:
+        """See :meth:`pipeline.ledger.Ledger.take_answered`."""
+        answered, self._answered = self._answered, False
+        return answered
+
     def forget(self, key: str) -> None:
         """The job has expired."""
         self.open.pop(key, None)
 
     def on_tick(self, at: int) -> None:
         """Look at what is due, the oldest first."""
+        self._answered = False
         self._ripen(at)
         looks = 0
         while self._ripe and self._ripe[0][0] <= at and looks < MOST_LOOKS:
