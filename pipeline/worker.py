@@ -47,9 +47,9 @@ from topics.tables import JOBS_TABLE
 
 log = logging.getLogger(__name__)
 
-#: How soon an answer is looked at, if no tick comes before: in seconds, and as a part of a tick.
+#: An answer is looked at after so many seconds, or a tick's part, and before twice as many.
 LOOK_S: Final = 1.0
-LOOK_PART: Final = 5
+LOOK_PART: Final = 4
 
 
 class Worker:
@@ -225,11 +225,13 @@ class Worker:
             self.metrics.count(metrics.TICKS, (), len(ticks))
 
     async def _look(self) -> None:
-        """Put a tick into the partitions of ``runners.jobs`` that were given answers.
+        """Put a tick into the partitions of ``runners.jobs`` in which jobs were found queued.
 
-        What they prove need not wait for the clock, which has already been waited for once: by the
-        question. Rules still run at ticks only, and only at those of the partition's owner.
+        What follows need not wait for the clock, which has already been waited for once: by the
+        question. Rules still run at ticks only, and only at those of the partition's owner. But
+        not at once: an event of the job may be on its way.
         """
+        answered: set[int] = set()
         while not self.app.should_stop:
             await asyncio.sleep(min(LOOK_S, self.settings.tick_interval / LOOK_PART))
             if not self.settled:
@@ -237,9 +239,13 @@ class Worker:
             at, fold = int(time.time() * 1000), self.fold
             ticks = [
                 tick(JOBS, partition, at, fold.me, self.sources.at, looks_only=True)
+                for partition in sorted(answered & fold.ledgers.keys())
+            ]
+            answered = {
+                partition
                 for partition, ledger in list(fold.ledgers.items())
                 if ledger.take_answered()
-            ]
+            }
             if ticks:
                 await self.outbox.publish(ticks)
                 self.metrics.count(metrics.TICKS, (), len(ticks))

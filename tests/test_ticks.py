@@ -195,9 +195,10 @@ def test_an_answer_is_looked_at_before_the_next_tick_and_time_stands_still() -> 
     assert len(loop.proposals) == 1
 
 
-def test_an_answer_that_proves_nothing_waits_for_the_clock() -> None:
+@pytest.mark.parametrize("answer", [each for each in Answer if each is not Answer.QUEUED])
+def test_an_answer_that_proves_nothing_or_the_end_waits_for_the_clock(answer: Answer) -> None:
     loop, probe = asked()
-    loop.answer(probe, Answer.UNKNOWN)
+    loop.answer(probe, answer)
     assert not loop.ledger.take_answered()
 
 

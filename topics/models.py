@@ -376,7 +376,7 @@ class Tick(Record):
     by: Word = ""
     #: Up to this time all that producers posted is in the log; None when nobody knows.
     sources_to: Millis | None = None
-    #: Sent between two others because answers have come: rules look, and time does not move.
+    #: Sent between two others because an answer has come: rules look, and time does not move.
     looks_only: bool = False
 
 

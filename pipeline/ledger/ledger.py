@@ -258,7 +258,7 @@ class Ledger:
         else:
             change.job = job
         if fact.stall is not None:
-            self._stalls.on_fact(fact.stall)
+            self._stalls.on_fact(key, fact.stall)
 
     def _settle(self) -> None:
         """End the stretch: work out what follows from what has changed in it."""
@@ -363,7 +363,7 @@ class Ledger:
         if tick.looks_only:
             # Nothing that depends on the time but what rules do, and that is not repeated.
             if at >= self.clock and acts(tick, self.me, self.now):
-                self._stalls.on_tick(at)
+                self._stalls.on_answers(at)
             return
         if at < self.clock:
             # Repeated by a replay; or from a worker whose clock is behind the one before it.
@@ -441,7 +441,8 @@ class Ledger:
         return self._stalls.due.get(key)
 
     def take_answered(self) -> bool:
-        """Whether an answer waits for the next look; asked again, only whether another has come."""
+        """Whether a job waits for the next look that its provider calls queued; asked again, only
+        whether another does."""
         return self._stalls.take_answered()
 
     def stored(self, key: str) -> bytes | None:

@@ -94,8 +94,10 @@ class Stalls:
         self._held: dict[str, tuple[int, int]] = {}
         #: The jobs that are in a stall.
         self.open: dict[str, OpenStall] = {}
-        #: Whether an answer has come that may prove something, and no look since.
-        self._answered = False
+        #: Jobs that were called queued when they were asked about, and not looked at since; and
+        #: whether nobody has been told yet that there are such.
+        self._answered: dict[str, None] = {}
+        self._untold = False
         #: Fleets in which jobs are claimed: only there a runner can be taken from a job.
         self._claiming: dict[str, None] = {}
 
@@ -145,15 +147,25 @@ class Stalls:
                 due = max(due, until)
         self._put(key, due)
 
-    def on_fact(self, fact: StallFact) -> None:
-        """Something new is known of a stall."""
-        if fact.answered is not None and fact.answered.answer is not Answer.UNKNOWN:
-            self._answered = True
+    def on_fact(self, key: str, fact: StallFact) -> None:
+        """Something new is known of a job's stall."""
+        # Of a job that is over there is more to come: what its run says takes another way.
+        if fact.answered is not None and fact.answered.answer is Answer.QUEUED:
+            self._answered[key] = None
+            self._untold = True
 
     def take_answered(self) -> bool:
         """See :meth:`pipeline.ledger.Ledger.take_answered`."""
-        answered, self._answered = self._answered, False
-        return answered
+        untold, self._untold = self._untold, False
+        return untold
+
+    def on_answers(self, at: int) -> None:
+        """Look at what was answered since the last tick, and is due."""
+        answered, self._answered = self._answered, {}
+        for key in answered:
+            when = self.due.get(key)
+            if when is not None and when <= at:
+                self._look(key, at)
 
     def forget(self, key: str) -> None:
         """The job has expired."""
@@ -161,21 +173,14 @@ class Stalls:
 
     def on_tick(self, at: int) -> None:
         """Look at what is due, the oldest first."""
-        self._answered = False
+        self._answered.clear()
+        self._untold = False
         self._ripen(at)
         looks = 0
         while self._ripe and self._ripe[0][0] <= at and looks < MOST_LOOKS:
             when, key = heapq.heappop(self._ripe)
-            if self.due.get(key) != when:
-                continue
-            del self.due[key]
-            found = self._entries.look(key)
-            if found is None:
-                self._held.pop(key, None)
-                continue
-            looks += 1
-            job, v = found
-            self._act(job, v, at, judge(job, v, at, self._policies.of(v.fleet)))
+            if self.due.get(key) == when:
+                looks += self._look(key, at)
         if len(self._held) > MOST_LOOKS:
             self._held = {key: held for key, held in self._held.items() if held[0] > at}
         self._pending.note(metrics.RECOVERY_SWEEPS, ())
@@ -237,6 +242,17 @@ class Stalls:
         else:
             for each in found:
                 heapq.heappush(ripe, each)
+
+    def _look(self, key: str, at: int) -> bool:
+        """Look at a job; whether there is one."""
+        del self.due[key]
+        found = self._entries.look(key)
+        if found is None:
+            self._held.pop(key, None)
+            return False
+        job, v = found
+        self._act(job, v, at, judge(job, v, at, self._policies.of(v.fleet)))
+        return True
 
     def _act(self, job: Job, v: View, at: int, judged: Judgement) -> None:
         todo = judged.todo
