@@ -227,10 +227,10 @@ class Stalls:
             keys.append(key)
 
     def _ripen(self, at: int) -> None:
-        """Take what is still to be looked at from the slots that have come."""
+        """Take what is still to be looked at from slots that have come, as many as are needed."""
         due, ripe = self.due, self._ripe
         found: list[tuple[int, str]] = []
-        while self._next and self._next[0] * SLOT_MS <= at:
+        while self._next and self._next[0] * SLOT_MS <= at and len(ripe) + len(found) < MOST_LOOKS:
             slot = heapq.heappop(self._next)
             for key in self._slots.pop(slot):
                 when = due.get(key, -1)
