@@ -228,28 +228,12 @@ class World:
     def _tick(self) -> None:
         for topic, parts in self.parts.items():
             for n, part in enumerate(parts):
-                self._tick_of(n, part)
+                tick = Tick(
+                    id=f"t{self.now}", source="t", key=f"tick:{n}", occurred_at=self.now,
+                    received_at=self.now, by=part.ledger.me, sources_to=self.now - SECOND,
+                )  # fmt: skip
+                part.log.append((tick, self.now))
                 self.count[f"ticks of {topic}"] += 1
-
-    def _look(self) -> None:
-        """What was answered is looked at before the next tick."""
-        for n, part in enumerate(self.parts[JOBS]):
-            if self.now < part.asleep_until or part.read == len(part.log):
-                continue
-            self._publish(part.fold(self.now))
-            assert isinstance(part.ledger, Ledger)
-            if part.ledger.take_answered():
-                self._tick_of(n, part, looks_only=True)
-                self._publish(part.fold(self.now))
-                self.count["looks"] += 1
-
-    def _tick_of(self, n: int, part: Part, looks_only: bool = False) -> None:
-        tick = Tick(
-            id=f"t{self.now}", source="t", key=f"tick:{n}", occurred_at=self.now,
-            received_at=self.now, by=part.ledger.me, sources_to=self.now - SECOND,
-            looks_only=looks_only,
-        )  # fmt: skip
-        part.log.append((tick, self.now))
 
     def _sleep(self, part: Part) -> None:
         part.asleep_until = self.now + 30 * MINUTE
@@ -424,7 +408,6 @@ class World:
             key=probe.key, cause="recovery.answered", stall=stall,
         )  # fmt: skip
         self._post(JOBS, probe.key, fact)
-        self.at(self.now + SECOND, self._look)
 
     def _execute(self, command: Command) -> None:
         if command.dry_run or command.id in self.done:
