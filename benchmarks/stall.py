@@ -40,8 +40,8 @@ STUCK_PER_SECOND: Final = 4
 STUCK_FLEETS: Final = 24
 #: Thresholds, in ticks.
 THRESHOLD_TICKS: Final = 2
-#: Left out at the beginning: nobody acts before a tick of one's own, and caches are cold.
-WARM_UP_S: Final = 5.0
+#: Ticks before the first job gets stuck: caches are cold, the group has just formed.
+WARM_UP_TICKS: Final = 2
 #: How long to wait for the last commands beyond what they may take, in ticks and seconds.
 PATIENCE_TICKS: Final = 8
 PATIENCE_S: Final = 30.0
@@ -116,7 +116,7 @@ def measure(options: Options) -> dict[str, Any]:
     tick_s = options.tick_seconds
     # The load goes on until the last commands are due.
     tail = (THRESHOLD_TICKS + 3) * tick_s
-    seconds = WARM_UP_S + options.stall_seconds + tail
+    seconds = WARM_UP_TICKS * tick_s + options.stall_seconds + tail
     load = latency.records(int(options.rate * seconds))
     threshold = THRESHOLD_TICKS * tick_s
     stuck = {f"stuck-{n:02d}": threshold for n in range(STUCK_FLEETS)}
@@ -166,7 +166,7 @@ def _offer(
     watch.start()
     number = int(options.stall_seconds * STUCK_PER_SECOND)
     kinds: dict[str, StallKind] = {}
-    late = 0.0
+    warm_up_s, late = WARM_UP_TICKS * options.tick_seconds, 0.0
     with Producer(place.bootstrap) as producer:
         cpu = machine.cpu_seconds(worker.pid or 0)
         began = time.monotonic()
@@ -178,7 +178,7 @@ def _offer(
             now = time.monotonic()
             late = max(late, now - due)
             producer.send(record.topic, record.key, record.value, record.headers)
-            wanted = int((now - began - WARM_UP_S) * STUCK_PER_SECOND)
+            wanted = int((now - began - warm_up_s) * STUCK_PER_SECOND)
             while len(kinds) < min(number, wanted):
                 kind = _KINDS[len(kinds) % len(_KINDS)]
                 key, events = _stuck(len(kinds), kind)

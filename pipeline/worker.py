@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 try:
     import uvloop
@@ -46,6 +46,10 @@ from topics.recovery import BreakerState, Mode, StallKind
 from topics.tables import JOBS_TABLE
 
 log = logging.getLogger(__name__)
+
+#: An answer is looked at after so many seconds, or a tick's part, and before twice as many.
+LOOK_S: Final = 1.0
+LOOK_PART: Final = 4
 
 
 class Worker:
@@ -119,6 +123,7 @@ class Worker:
             moved.connect(self._forget, weak=False)
         app.task(self._start_outbox)
         app.task(self._clock)
+        app.task(self._look)
         self.metrics.watch_jobs(self.live_jobs)
         self.metrics.watch_stalls(self.open_stalls)
         self.metrics.watch_fleets(self.fleet_levels)
@@ -218,6 +223,32 @@ class Worker:
             ]
             await self.outbox.publish(ticks)
             self.metrics.count(metrics.TICKS, (), len(ticks))
+
+    async def _look(self) -> None:
+        """Put a tick into the partitions of ``runners.jobs`` in which jobs were found queued.
+
+        What follows need not wait for the clock, which has already been waited for once: by the
+        question. Rules still run at ticks only, and only at those of the partition's owner. But
+        not at once: an event of the job may be on its way.
+        """
+        answered: set[int] = set()
+        while not self.app.should_stop:
+            await asyncio.sleep(min(LOOK_S, self.settings.tick_interval / LOOK_PART))
+            if not self.settled:
+                continue
+            at, fold = int(time.time() * 1000), self.fold
+            ticks = [
+                tick(JOBS, partition, at, fold.me, self.sources.at, looks_only=True)
+                for partition in sorted(answered & fold.ledgers.keys())
+            ]
+            answered = {
+                partition
+                for partition, ledger in list(fold.ledgers.items())
+                if ledger.take_answered()
+            }
+            if ticks:
+                await self.outbox.publish(ticks)
+                self.metrics.count(metrics.TICKS, (), len(ticks))
 
     # -- what the views ask (:mod:`pipeline.web.ports`) ------------------------------------------
 
@@ -319,12 +350,18 @@ class Worker:
 
 
 def tick(
-    topic: str, partition: int, at: int, by: str = "", sources_to: int | None = None
+    topic: str,
+    partition: int,
+    at: int,
+    by: str = "",
+    sources_to: int | None = None,
+    looks_only: bool = False,
 ) -> Output:
     """The tick of a log's partition. See :class:`topics.models.Tick`."""
     record = Tick(
         by=by,
         sources_to=sources_to,
+        looks_only=looks_only,
         id=f"tick:{partition}:{at}",
         source="runnerstream",
         occurred_at=at,

@@ -68,6 +68,30 @@ def test_a_tiny_tick_part_times_what_is_due(tmp_path: Path) -> None:
     assert "tick, all due" in done.stdout
 
 
+def test_a_tiny_stall_part_gets_a_command_for_every_stuck_job(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--parts", "stall", "--rate", "50",
+         "--stall-seconds", "1.5", "--tick-seconds", "0.5", "--json", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    part = json.loads(out.read_text())["parts"]["stall"]
+    assert part["commanded"] == part["stuck"] == 6, done.stderr
+    assert part["other_commands"] == 0
+    assert part["questions"] >= 4
+    assert set(part["by_kind"]) == {"orphan", "runner_lost", "stale_claim"}
+    # Nobody commands before the rule applies, and no job is stuck before it says so.
+    for each in part["by_kind"].values():
+        assert 0 < each["found_ms"]["p50"] <= each["found_ms"]["max"]
+        assert each["took_ms"]["p50"] > 0
+    assert "stall to command" in done.stdout
+
+
 def test_wrong_parts_are_refused() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--parts", "speed"],

@@ -379,6 +379,8 @@ class Tick(Record):
     by: Word = ""
     #: Up to this time all that producers posted is in the log; None when nobody knows.
     sources_to: Millis | None = None
+    #: Sent between two others because an answer has come: rules look, and time does not move.
+    looks_only: bool = False
 
 
 JobsRecord = Annotated[JobFact | RunFact | RunLink | Tick, Field(discriminator="kind")]

@@ -257,6 +257,8 @@ class Ledger:
             self._changed[key] = _Change(before, job)
         else:
             change.job = job
+        if fact.stall is not None:
+            self._stalls.on_fact(key, fact.stall)
 
     def _settle(self) -> None:
         """End the stretch: work out what follows from what has changed in it."""
@@ -360,6 +362,11 @@ class Ledger:
 
     def _tick(self, offset: int, tick: Tick) -> None:
         at = tick.occurred_at
+        if tick.looks_only:
+            # Nothing that depends on the time but what rules do, and that is not repeated.
+            if at >= self.clock and acts(tick, self.me, self.now):
+                self._stalls.on_answers(at)
+            return
         if at < self.clock:
             # Repeated by a replay; or from a worker whose clock is behind the one before it.
             self._pending.note(metrics.REFUSED_TICKS, ("past",))
@@ -434,6 +441,11 @@ class Ledger:
     def next_look(self, key: str) -> int | None:
         """When recovery looks at a job next; ``None``: when something new is known of it."""
         return self._stalls.due.get(key)
+
+    def take_answered(self) -> bool:
+        """Whether a job waits for the next look that its provider calls queued; asked again, only
+        whether another does."""
+        return self._stalls.take_answered()
 
     def stored(self, key: str) -> bytes | None:
         """The bytes of a job or run in the table; ``None`` when there is none."""

@@ -107,6 +107,10 @@ class Stalls:
         self._held: dict[str, tuple[int, int]] = {}
         #: The jobs that are in a stall.
         self.open: dict[str, OpenStall] = {}
+        #: Jobs that were called queued when they were asked about, and not looked at since; and
+        #: whether nobody has been told yet that there are such.
+        self._answered: dict[str, None] = {}
+        self._untold = False
         #: Fleets in which jobs are claimed: only there a runner can be taken from a job.
         self._claiming: dict[str, None] = {}
 
@@ -156,26 +160,40 @@ class Stalls:
                 due = max(due, until)
         self._put(key, due)
 
+    def on_fact(self, key: str, fact: StallFact) -> None:
+        """Something new is known of a job's stall."""
+        # Of a job that is over there is more to come: what its run says takes another way.
+        if fact.answered is not None and fact.answered.answer is Answer.QUEUED:
+            self._answered[key] = None
+            self._untold = True
+
+    def take_answered(self) -> bool:
+        """See :meth:`pipeline.ledger.Ledger.take_answered`."""
+        untold, self._untold = self._untold, False
+        return untold
+
+    def on_answers(self, at: int) -> None:
+        """Look at what was answered since the last tick, and is due."""
+        answered, self._answered = self._answered, {}
+        for key in answered:
+            when = self.due.get(key)
+            if when is not None and when <= at:
+                self._look(key, at)
+
     def forget(self, key: str) -> None:
         """The job has expired."""
         self.open.pop(key, None)
 
     def on_tick(self, at: int) -> None:
         """Look at what is due, the oldest first."""
+        self._answered.clear()
+        self._untold = False
         self._ripen(at)
         looks = 0
         while self._ripe and self._ripe[0][0] <= at and looks < MOST_LOOKS:
             when, key = heapq.heappop(self._ripe)
-            if self.due.get(key) != when:
-                continue
-            del self.due[key]
-            found = self._entries.look(key)
-            if found is None:
-                self._held.pop(key, None)
-                continue
-            looks += 1
-            job, v = found
-            self._act(job, v, at, judge(job, v, at, self._policies.of(v.fleet)))
+            if self.due.get(key) == when:
+                looks += self._look(key, at)
         if len(self._held) > MOST_LOOKS:
             self._held = {key: held for key, held in self._held.items() if held[0] > at}
         self._pending.note(metrics.RECOVERY_SWEEPS, ())
@@ -223,10 +241,10 @@ class Stalls:
             keys.append(key)
 
     def _ripen(self, at: int) -> None:
-        """Take what is still to be looked at from the slots that have come."""
+        """Take what is still to be looked at from slots that have come, as many as are needed."""
         due, ripe = self.due, self._ripe
         found: list[tuple[int, str]] = []
-        while self._next and self._next[0] * SLOT_MS <= at:
+        while self._next and self._next[0] * SLOT_MS <= at and len(ripe) + len(found) < MOST_LOOKS:
             slot = heapq.heappop(self._next)
             for key in self._slots.pop(slot):
                 when = due.get(key, -1)
@@ -238,6 +256,17 @@ class Stalls:
         else:
             for each in found:
                 heapq.heappush(ripe, each)
+
+    def _look(self, key: str, at: int) -> bool:
+        """Look at a job; whether there is one."""
+        del self.due[key]
+        found = self._entries.look(key)
+        if found is None:
+            self._held.pop(key, None)
+            return False
+        job, v = found
+        self._act(job, v, at, judge(job, v, at, self._policies.of(v.fleet)))
+        return True
 
     def _act(self, job: Job, v: View, at: int, judged: Judgement) -> None:
         todo = judged.todo

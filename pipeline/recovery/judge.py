@@ -226,6 +226,13 @@ def _answer_now(job: Job, stall: Stall, at: int, policy: RecoveryPolicy) -> Answ
         return None
     if answered.at + policy.answer_ms < at:
         return None
+    proposed = stall.proposed
+    if (
+        proposed is not None
+        and proposed.at >= answered.at
+        and str(proposed.attempt) in stall.issued
+    ):
+        return None  # a command rested on it, also where the fleet's clock was behind
     last = max((issued.at for issued in _issued(job)), default=0)
     return answered if answered.at > last else None
 
