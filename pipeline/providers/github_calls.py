@@ -301,9 +301,9 @@ class GitHubCalls:
             return raw
         asked_to_wait = _seconds(headers.get("retry-after"))
         if status >= 500:
+            budget.failed()
             if asked_to_wait is not None:
                 budget.pause(asked_to_wait)
-            budget.failed()
             raise self._failed(Outcome.SERVER_ERROR, Detail.SERVER_ERROR, again=True)
         spent = headers.get("x-ratelimit-remaining") == "0"
         secondary = status == 403 and b"secondary rate limit" in raw.content.lower()
