@@ -370,6 +370,19 @@ def test_failures_in_a_row_are_answered_with_longer_pauses(world: World) -> None
     assert world.client.opens("", 0) <= 1
 
 
+def test_requests_that_fail_together_are_one_failure() -> None:
+    clock = Clock()
+    budget = Budget(1_000, clock)
+    pauses = []
+    for _ in range(8):
+        for _ in range(8):  # as many are under way at once
+            budget.failed()
+        pauses.append(budget.opens(0))
+        clock.now += pauses[-1]
+    assert all(2**n / 2 <= pause <= 2**n for n, pause in enumerate(pauses[:6]))
+    assert all(30 <= pause <= 60 for pause in pauses[6:])
+
+
 @given(
     st.integers(3, 12),
     st.lists(st.tuples(st.floats(0, 40), st.integers(0, 3)), max_size=80),

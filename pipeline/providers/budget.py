@@ -86,8 +86,13 @@ class Budget:
             self._closed = max(self._closed, until)
 
     def failed(self) -> None:
-        """The provider failed: it is left alone for a while, longer each time in a row."""
+        """The provider failed: it is left alone for a while, longer each time in a row.
+
+        Requests that were under way together fail together: that is once.
+        """
         with self._lock:
+            if self.clock() < self._closed:
+                return
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures, 16))
             self._failures += 1
             # Jitter, so that probers that failed together do not come back together.

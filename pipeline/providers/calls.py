@@ -223,9 +223,9 @@ class Calls:
             return raw
         asked_to_wait = _seconds(headers.get("retry-after"))
         if status >= 500:
+            budget.failed()
             if asked_to_wait is not None:
                 budget.pause(asked_to_wait)
-            budget.failed()
             raise self._failed(Outcome.SERVER_ERROR, Detail.SERVER_ERROR, again=True)
         spent = headers.get(f"{self._limits}-remaining") == "0"
         secondary = status == 403 and b"secondary rate limit" in raw.content.lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import time
@@ -50,6 +51,9 @@ def main(
         "three": Mode("three", workers or 3),
         "lag": Mode("lag", workers or 2, lag_minutes=lag),
     }
+    # So that whoever ends it ends all that it has started.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     folder = keep or Path(tempfile.mkdtemp(prefix="soak-"))
     failed = False
     for name in modes or _MODES:

@@ -180,7 +180,7 @@ class Plant:
             self.wait_drained(REPLAY, 900)
             before = worker.metric("runnerstream_recovery_sweeps_total")
             # Live ticks after all of the old ones: now it could act.
-            while worker.metric("runnerstream_recovery_sweeps_total") < before + 20 * PARTITIONS:
+            while worker.metric("runnerstream_recovery_sweeps_total") < before + 8 * PARTITIONS:
                 time.sleep(0.2)
             self.wait_drained(REPLAY)
             yield worker

@@ -24,13 +24,13 @@ from tests.support.receivers import Receiver
 from tests.support.stall_world import HOUR, MINUTE
 from topics.catalogue import COMMANDS, JOB_STATES, OUTCOMES, PROBES
 from topics.reading import read
-from topics.recovery import COMMAND, OUTCOME
+from topics.recovery import COMMAND, OUTCOME, Result
 
 #: So long ago the clock begins: it must not overtake the broker's.
 _AGO_S: Final = 12 * 3_600.0
 _RULES: Final = RecoveryPolicy()
 #: A stuck job is free so long after it was suspected, of the day: with the provider's and the
-#: dispatcher's outages, and a command that failed.
+#: dispatcher's outages. After a command that came to nothing it also waits for its cool-down.
 WITHIN_MS: Final = HOUR
 #: And so much more, in real seconds, for what no clock of ours makes shorter: the longest pause of
 #: the prober after an outage; with kills the groups' time-outs, and starts of processes.
@@ -206,6 +206,8 @@ def _judge(report: Report, day: Day, plant: Plant, mode: Mode, pace: Pace, took:
     unserved = [job for job in day.jobs.values() if not job.settled]
     waits = {job.number: _waited(job, pace) for job in freed}
     within = mode.within_ms(pace)
+    tries = Counter(command.job_key for command in commands)
+    tries.subtract(each.job_key for each in outcomes if each.result is Result.REFUSED)
     ids = {command.id for command in commands}
     alive = sum(alive for job in day.jobs.values() for _, alive in job.hits)
     report.figures |= {
@@ -236,7 +238,7 @@ def _judge(report: Report, day: Day, plant: Plant, mode: Mode, pace: Pace, took:
     report.failures += [
         f"{waits[job.number] / MINUTE:.0f} min of the clock after it was suspected: {job}"
         for job in freed
-        if waits[job.number] > within
+        if waits[job.number] > within + pace.ms(_cooling(job, tries[job.key] - 1))
     ]
     report.failures += [f"not recovered: {job}" for job in lost]
     report.failures += [f"not as it is: {job}" for job in unserved if job not in lost]
@@ -249,6 +251,13 @@ def _waited(job: Job, pace: Pace) -> int:
     assert job.stuck_at is not None
     assert job.freed_at is not None
     return job.freed_at - job.stuck_at - pace.ms(SUSPECTED[job.fault])
+
+
+def _cooling(job: Job, failed: int) -> int:
+    """How long the rules wait after so many commands that came to nothing, ms of the day."""
+    least = _RULES.stale_queue_ms if job.fault == "missed_by_autoscaler" else 0
+    waits = (min(_RULES.cool_down_ms << n, _RULES.cool_down_most_ms) for n in range(failed))
+    return sum(max(least, wait) for wait in waits)
 
 
 def _quantiles(waits: list[float]) -> str:
