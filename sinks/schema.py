@@ -41,9 +41,9 @@ _COMMENT_LINE = re.compile(r"^\s*--.*$", re.MULTILINE)
 _DATABASE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
 
 #: Codes seen when two appliers create the same object at the same moment: table exists (57),
-#: database exists (82), table is being dropped or replaced (60, 219), DDL guard (337).
-_RACE_CODES: Final = frozenset({57, 60, 82, 219, 337})
-_RACE_ATTEMPTS: Final = 5
+#: database exists (82), table is being dropped or replaced (60, 218, 219), DDL guard (337).
+_RACE_CODES: Final = frozenset({57, 60, 82, 218, 219, 337})
+_RACE_ATTEMPTS: Final = 8
 _RACE_PAUSE_S: Final = 0.2
 
 _LEDGER: Final = """

@@ -751,12 +751,12 @@ def test_a_flood_of_malformed_records_stops_nothing(config: SinkConfig, producer
             if number % (bad // good) == 0:
                 send(producer, rows.JOB_STATES, job_state("flood", number, 1))
         producer.flush()
-        eventually(lambda: count(config, "jobs", "flood") == good, 120)
+        eventually(lambda: count(config, "jobs", "flood") == good, 600)
         letters = (
             f"SELECT uniqExact(partition, offset) FROM dead_letters WHERE topic = '{rows.SAMPLES}'"
             " AND startsWith(record_value, '{malformed')"
         )
-        eventually(lambda: query(config, letters) == [(bad,)], 240)
+        eventually(lambda: query(config, letters) == [(bad,)], 900)
         eventually(lambda: set(sink.status().lag.values()) == {0}, 60)
         assert sink.status().ready
         assert value_of(sink.metrics.dead_letters, "not_json") >= bad
