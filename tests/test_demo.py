@@ -80,12 +80,12 @@ def test_it_is_right_and_stops_and_starts_again(directory: Path) -> None:
     assert demo.end(240) == 0, demo.output
     assert "all equal" in demo.output
     # Jobs got stuck; a real executor did what recovery commanded, once each, to none that lived.
-    for what, least in (("stuck jobs: found and recovered", 3), ("how they ended, each once", 2)):
+    for what, least in (("stuck jobs: found and recovered", 2), ("how they ended, each once", 1)):
         compared = re.search(rf"{what} +(\d+) +\1 +0$", demo.output, re.MULTILINE)
         assert compared, demo.output
         assert int(compared[1]) >= least
     assert re.search(r"against living jobs +0 +0 +0$", demo.output, re.MULTILINE)
-    assert re.search(r"minted 1\d s ago, GitHub says queued; requeue → done; stranded", demo.output)
+    assert re.search(r"minted \d+ s ago, GitHub says queued; requeue → done; stranded", demo.output)
     for what in ("actor, trigger, pull request, head repository", "steps of some", "steps  "):
         assert what in demo.output
     assert "rows of jobs in ClickHouse" in demo.output

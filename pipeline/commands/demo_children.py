@@ -16,8 +16,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class Children:
-    """Programs by name, as ``runnerstream ARGUMENTS``. They hold the other end of a pipe of ours:
-    their arguments must say ``--until-stdin-closes``."""
+    """Commands of ``runnerstream`` by name. They hold the other end of a pipe of ours: their
+    arguments must say ``--until-stdin-closes``."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

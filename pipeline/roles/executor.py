@@ -1,7 +1,7 @@
 """The role ``executor``: does what recovery commands, in the way that the settings say.
 
-``runnerstream executor`` is the same as a program of its own, with options instead of settings, and
-is made of the same parts. Whichever ways run, each has a consumer group.
+The command of the same name is a program of its own, with options instead of settings, and is made
+of the same parts. Whichever ways run, each has a consumer group.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _show(command: Command, note: str) -> None:
 
 
 class _ExecutorRole(Role):
-    """Its group is that of its way, as it is of ``runnerstream executor``."""
+    """Its group is that of its way, as it is of the command of the same name."""
 
     def group(self, settings: Settings) -> str:
         return super().group(settings).replace(_WAY, settings.executor_via or _WAY)
