@@ -40,10 +40,10 @@ unit: $(VENV)/.dev ## The tests that need no server, with few generated examples
 	"$(BIN)/python" -m pytest --quiet $(UNIT:%=tests/test_%.py) $(ARGS)
 
 test: lint ## Lint, types, and all tests with coverage; options of pytest in ARGS="...".
-	"$(BIN)/python" -m pytest $(COVERAGE) $(ARGS)
+	"$(BIN)/python" -m pytest --durations=15 $(COVERAGE) $(ARGS)
 
 nightly: export HYPOTHESIS_PROFILE = nightly
-nightly: lint ## The same tests with ten times as many generated examples.
+nightly: lint ## The same tests with ten times as many generated examples, and a small soak.
 	"$(BIN)/python" -m pytest $(COVERAGE) $(ARGS)
 
 lint: $(VENV)/.dev ## Style, formatting and types only.

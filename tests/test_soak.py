@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from tests.support.receivers import Got
 
 @pytest.mark.crash
 @pytest.mark.slow
+@pytest.mark.skipif(
+    os.environ.get("HYPOTHESIS_PROFILE") != "nightly",
+    reason="takes more than a minute: nightly, or python -m tests.soak",
+)
 def test_a_day_with_kills_recovers_whatever_is_stuck_and_hits_nothing_alive(
     tmp_path: Path,
 ) -> None:

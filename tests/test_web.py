@@ -194,6 +194,8 @@ def workers(kafka: Broker) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
 def _settled(worker: WorkerProcess) -> bool:
     _, jobs = worker.get("/jobs?state=any&limit=1000")
     _, group = worker.get("/workers")
+    # The fleets of a partition are loaded after its jobs.
+    _, runners = worker.get("/runners")
     return (
         jobs["matched"] == JOBS + 5
         and sum(job["status"] == "completed" for job in jobs["jobs"]) == 4
@@ -202,6 +204,7 @@ def _settled(worker: WorkerProcess) -> bool:
         and all(each["assigned"] for each in group["workers"])
         and len(group["workers"]) == 2
         and not jobs["incomplete"]
+        and not runners["incomplete"]
     )
 
 
