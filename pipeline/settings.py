@@ -376,6 +376,16 @@ class Settings(BaseSettings):
             options["sasl_plain_password"] = self.kafka_password.get_secret_value()
         return options
 
+    def member_options(self) -> dict[str, Any]:
+        """Those, and what kafka-python needs to know of a member of a consumer group."""
+        return {
+            **self.kafka_options(),
+            "session_timeout_ms": int(self.session_timeout * 1000),
+            "heartbeat_interval_ms": max(500, int(self.session_timeout * 100)),
+            # Also how long a group waits for members to join again.
+            "max_poll_interval_ms": int(max(self.rebalance_timeout, 1) * 1000),
+        }
+
 
 def load(
     config: str | os.PathLike[str] | None = None,

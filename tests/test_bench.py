@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks import facts, marks, report
 from tests.support.worker import ROOT
@@ -13,19 +14,25 @@ from topics.models import JOBS_RECORD, JobFact, RunLink
 from topics.reading import read
 
 
-def test_a_tiny_run_writes_sane_figures(tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
+def bench(
+    folder: Path, options: str, timeout: float = 120
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Run it with these options; what it printed, and what it wrote down."""
+    out = folder / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--facts", "2000", "--rounds", "1",
-         "--parts", "throughput", "--json", str(out)],
+        [sys.executable, "-m", "benchmarks", *options.split(), "--json", str(out)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
         cwd=ROOT,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
+    return done, json.loads(out.read_text())
+
+
+def test_a_tiny_run_writes_sane_figures(tmp_path: Path) -> None:
+    done, result = bench(tmp_path, "--facts 2000 --rounds 1 --parts throughput")
     assert result["machine"]["cores"] >= 1
     part = result["parts"]["throughput"]
     assert part["facts"] == 2000
@@ -42,18 +49,8 @@ def test_a_tiny_run_writes_sane_figures(tmp_path: Path) -> None:
 
 
 def test_a_tiny_tick_part_times_what_is_due(tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--parts", "tick", "--jobs-live", "400",
-         "--runners", "200", "--ticks", "3", "--json", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    part = json.loads(out.read_text())["parts"]["tick"]
+    done, result = bench(tmp_path, "--parts tick --jobs-live 400 --runners 200 --ticks 3")
+    part = result["parts"]["tick"]
     jobs, fleets = part["jobs"], part["fleets"]
     assert jobs["live"] >= 400
     assert set(jobs["by_status"]) >= {"queued", "claimed", "starting", "running"}
@@ -69,18 +66,10 @@ def test_a_tiny_tick_part_times_what_is_due(tmp_path: Path) -> None:
 
 
 def test_a_tiny_stall_part_gets_a_command_for_every_stuck_job(tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--parts", "stall", "--rate", "50",
-         "--stall-seconds", "1.5", "--tick-seconds", "0.5", "--json", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    part = json.loads(out.read_text())["parts"]["stall"]
+    done, result = bench(
+        tmp_path, "--parts stall --rate 50 --stall-seconds 1.5 --tick-seconds 0.5", timeout=240
+    )
+    part = result["parts"]["stall"]
     assert part["commanded"] == part["stuck"] == 6, done.stderr
     assert part["other_commands"] == 0
     assert part["questions"] >= 4

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.executor import GitHub, Hook, Redeliver
 from pipeline.roles import RoleFailed, wanted
-from pipeline.roles.executor import EXECUTOR, executor_of, kafka_of, via_of, way_of
+from pipeline.roles.executor import EXECUTOR, executor_of, via_of, way_of
 from pipeline.roles.supervisor import command as child_of
 from pipeline.settings import load
 from tests.support.executors import command
@@ -56,7 +56,7 @@ def test_each_way_is_made_as_the_settings_say(secret: str) -> None:
     # The group is that of the program with the same way.
     settings = load(environment=False, app_id=APP_ID, executor_via="hook")
     assert EXECUTOR.group(settings) == f"{APP_ID}-executor-hook"
-    assert kafka_of(settings)["session_timeout_ms"] == 30_000
+    assert settings.member_options()["session_timeout_ms"] == 30_000
 
 
 def test_it_takes_the_commands_that_are_named() -> None:

@@ -20,7 +20,7 @@ from pipeline.commands.worker import end_with_stdin
 from pipeline.executor import Executor, ExecutorConfig, Print, States, Via, parts
 from pipeline.executor.github import ACTIONS
 from pipeline.faust_safe.app import logging_config
-from pipeline.roles.executor import Way, kafka_of, via_of
+from pipeline.roles.executor import Way, via_of
 from pipeline.settings import Settings
 from pipeline.text import version
 from sinks.http import HealthServer
@@ -82,7 +82,7 @@ def executor(
     stop = threading.Event()
     via = _via(settings, way, options, stop)
     config = ExecutorConfig(
-        kafka_of(settings),
+        settings.member_options(),
         group or f"{settings.app_id}-executor-{way}",
         frozenset(map(CommandKind, only)) or frozenset(CommandKind),
         lease_s=lease,

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pipeline.roles.role import Role, RoleFailed, http
 from pipeline.roles.supervisor import Supervisor
@@ -66,19 +66,8 @@ def via_of(way: Way, settings: Settings, stop: threading.Event) -> Via | None:
         return Hook(way.url, way.secret)
     client = f"{settings.app_id}-executor-search"
     secrets, trusted = settings.webhook_secrets(), settings.trust_envelopes
-    return Redeliver(way.url, way.secret, Deliveries(kafka_of(settings), client, secrets, trusted,
-                                                     stop))  # fmt: skip
-
-
-def kafka_of(settings: Settings) -> dict[str, Any]:
-    """Options of kafka-python's clients, for an executor."""
-    return {
-        **settings.kafka_options(),
-        "session_timeout_ms": int(settings.session_timeout * 1000),
-        "heartbeat_interval_ms": max(500, int(settings.session_timeout * 100)),
-        # Also how long a group waits for members to join again.
-        "max_poll_interval_ms": int(max(settings.rebalance_timeout, 1) * 1000),
-    }
+    deliveries = Deliveries(settings.member_options(), client, secrets, trusted, stop)
+    return Redeliver(way.url, way.secret, deliveries)
 
 
 def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
@@ -115,7 +104,7 @@ def executor_of(settings: Settings, stop: threading.Event) -> Executor:
     from pipeline.roles.fold import FOLD
 
     via = via_of(way_of(settings), settings, stop)
-    config = ExecutorConfig(kafka_of(settings), EXECUTOR.group(settings), _only(settings))
+    config = ExecutorConfig(settings.member_options(), EXECUTOR.group(settings), _only(settings))
     if via is None:
         return Executor(config, stop, show=_show)
     return Executor(config, stop, via, States(FOLD.url(settings)))

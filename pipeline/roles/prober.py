@@ -39,13 +39,8 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     metrics = ProberMetrics()
     clients = clients_of(settings, metrics)
     others = Unsupported(unasked(settings))
-    kafka = {
-        **settings.kafka_options(),
-        "session_timeout_ms": int(settings.session_timeout * 1000),
-        "heartbeat_interval_ms": max(500, int(settings.session_timeout * 100)),
-        "max_poll_interval_ms": int(max(settings.rebalance_timeout, 1) * 1000),
-    }
-    prober = Prober(ProberConfig(kafka, PROBER.group(settings)), clients, others, metrics)
+    config = ProberConfig(settings.member_options(), PROBER.group(settings))
+    prober = Prober(config, clients, others, metrics)
     about = PROBER.deployment(settings)
     health = HealthServer(prober, settings.web_bind, settings.prober_port, about)
     log.info(

@@ -28,16 +28,9 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     from sinks.sink import Sink
 
     logging.config.dictConfig(logging_config(settings))
-    kafka = {
-        **settings.kafka_options(),
-        "session_timeout_ms": int(settings.session_timeout * 1000),
-        "heartbeat_interval_ms": max(500, int(settings.session_timeout * 100)),
-        # Also how long a group waits for members to join again.
-        "max_poll_interval_ms": int(max(settings.rebalance_timeout, 1) * 1000),
-    }
     url = settings.clickhouse.get_secret_value()
     group = SINK.group(settings)
-    sink = Sink(SinkConfig(kafka, url, group_id=group))
+    sink = Sink(SinkConfig(settings.member_options(), url, group_id=group))
     about = SINK.deployment(settings)
     health = HealthServer(sink, settings.web_bind, settings.sink_port, about)
     log.info(
