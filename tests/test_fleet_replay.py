@@ -29,6 +29,7 @@ from tests.support.fleet_world import (
     tick,
 )
 from topics.catalogue import COMMANDS
+from topics.envelope import EARLIEST_MS, LATEST_MS
 from topics.models import JobFact, Tick
 from topics.recovery import (
     CommandKind,
@@ -128,7 +129,9 @@ def test_any_interleaving_keeps_the_rules_and_a_replay_says_the_same(
     assert {c.id.removesuffix(":dry") for c in commands(world.durable.published)} <= issued
 
 
-_AT = st.sampled_from([BASE, BASE - 1, BASE - 400 * SECOND, BASE - 9 * 24 * HOUR, BASE + MINUTE])
+_AT = st.sampled_from(
+    [BASE, BASE - 1, BASE - 400 * SECOND, BASE - 9 * 24 * HOUR, BASE + MINUTE, EARLIEST_MS, LATEST_MS]
+)
 _WORD = st.sampled_from(["", "r", "a:b:c", "a:\n:c", "x" * 256, "ключ|\x00", job(1)])
 _KEY = st.sampled_from(["f0", "f" * 512, "[]", "~clock:0", "tick:0"])
 
@@ -144,9 +147,9 @@ def _odd(draw: st.DrawFn) -> Any:
         "host": draw(_WORD),
         "job_key": draw(_WORD),
         "claim": draw(_WORD),
-        "partition": draw(st.integers(-1, 2)),
-        "counts": {"queued": draw(st.integers(-1, 3))},
-        "queued_since": draw(st.one_of(st.none(), st.integers(0, BASE))),
+        "partition": draw(st.integers(0, 2)),
+        "counts": {"queued": draw(st.integers(0, 3))},
+        "queued_since": draw(st.one_of(st.none(), _AT)),
         "command_id": draw(st.sampled_from(["c", "d" * 512])),
         "command": draw(st.sampled_from(CommandKind)),
         "stall": StallKind.ORPHAN,

@@ -343,10 +343,10 @@ class Depth(Record):
     """One partition's live jobs of a fleet at a tick."""
 
     kind: Literal["fleet.depth"] = "fleet.depth"
-    partition: int
-    counts: dict[str, int] = {}
+    partition: Annotated[int, Field(ge=0)]
+    counts: dict[str, Annotated[int, Field(ge=0)]] = {}
     #: Since when the job longest queued is.
-    queued_since: int | None = None
+    queued_since: Millis | None = None
 
 
 class Proposal(Record):
