@@ -22,6 +22,8 @@ PIP = "$(BIN)/python" -m pip --quiet --disable-pip-version-check
 # A part of the tests covers a part of the code, so the floor is for all of them.
 COVERAGE = --cov=topics --cov=pipeline --cov=sinks --cov-report=term:skip-covered \
 	$(if $(ARGS),,--cov-fail-under=60)
+# Two files of tests at a time: most of what they do is wait. ARGS="-n 0" takes one by one.
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 # The tests that need neither a server nor a process. tests/test_tidy.py keeps the list true.
 UNIT = both_folds cases explain fleet fleet_replay folds github_payloads invariants jobs_properties keys \
 	ledger metrics origins policies prober_desk providers quirks reading replay rooms settings simulate sink_rows \
@@ -40,11 +42,11 @@ unit: $(VENV)/.dev ## The tests that need no server, with few generated examples
 	"$(BIN)/python" -m pytest --quiet $(UNIT:%=tests/test_%.py) $(ARGS)
 
 test: lint ## Lint, types, and all tests with coverage; options of pytest in ARGS="...".
-	"$(BIN)/python" -m pytest --durations=15 $(COVERAGE) $(ARGS)
+	"$(BIN)/python" -m pytest $(PARALLEL) --durations=15 $(COVERAGE) $(ARGS)
 
 nightly: export HYPOTHESIS_PROFILE = nightly
 nightly: lint ## The same tests with ten times as many generated examples, and a small soak.
-	"$(BIN)/python" -m pytest $(COVERAGE) $(ARGS)
+	"$(BIN)/python" -m pytest $(PARALLEL) $(COVERAGE) $(ARGS)
 
 lint: $(VENV)/.dev ## Style, formatting and types only.
 	"$(BIN)/ruff" check .

@@ -128,6 +128,7 @@ WHY: Final = {
     "pytest": "Runs the tests.",
     "trustme": "Certificates for tests of TLS.",
     "pytest-cov": "Tells what they cover.",
+    "pytest-xdist": "Runs two files of tests at a time.",
     "pytest-asyncio": "Runs the tests that are coroutines.",
     "hypothesis": "Makes up histories, orders and crashes, and shrinks what fails.",
     "mypy": "Checks types, strictly.",

@@ -37,6 +37,13 @@ def pytest_report_header() -> str:
     return brokers.describe()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that kill processes come first: of two that run at a time none is left alone with the
+    longest."""
+    long = {item.path for item in items if item.get_closest_marker("crash")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_leftovers() -> Iterator[None]:
     """A failed test must not leave a worker running beside the next module."""
