@@ -129,9 +129,8 @@ def test_any_interleaving_keeps_the_rules_and_a_replay_says_the_same(
     assert {c.id.removesuffix(":dry") for c in commands(world.durable.published)} <= issued
 
 
-_AT = st.sampled_from(
-    [BASE, BASE - 1, BASE - 400 * SECOND, BASE - 9 * 24 * HOUR, BASE + MINUTE, EARLIEST_MS, LATEST_MS]
-)
+_LONG_AGO = (BASE - 400 * SECOND, BASE - 9 * 24 * HOUR, EARLIEST_MS)
+_AT = st.sampled_from([BASE, BASE - 1, *_LONG_AGO, BASE + MINUTE, LATEST_MS])
 _WORD = st.sampled_from(["", "r", "a:b:c", "a:\n:c", "x" * 256, "ключ|\x00", job(1)])
 _KEY = st.sampled_from(["f0", "f" * 512, "[]", "~clock:0", "tick:0"])
 

@@ -128,7 +128,10 @@ def run_outcomes(before: Run | None, after: Run) -> list[RunOutcome]:
     heard = {} if before is None else before.jobs
     old = {} if before is None else before.attempts
     # A run of thousands of jobs is linked to one after the other: only the new one is told.
-    about_is_new = about != (None if before is None else _to_tell(before))
+    if before is None:
+        about_is_new = about is not None
+    else:
+        about_is_new = before.said is not after.said and about != _to_tell(before)
     if about_is_new or after.attempts != old:
         jobs = list(after.jobs.items())
     else:
