@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.fleet import ACT_WITHIN_MS, FleetPolicy, Policies
+from pipeline.fleet import ACT_WITHIN_MS, FleetPolicy, Policies, state
 from pipeline.fleet.breaker import breaker
 from pipeline.fleet.runners import Runner, displaced, loss, merge
 from tests.support.fleet_world import (
@@ -503,3 +503,19 @@ def test_a_policy_that_would_be_forgotten_is_refused() -> None:
         FleetPolicy(cool_down_ms=2 * HOUR)
     with pytest.raises(ValueError, match="positive"):
         FleetPolicy(command_ttl_ms=0)
+
+
+def test_runners_are_forgotten_an_hour_after_they_went_and_the_oldest_when_they_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state, "MAX_RUNNERS", 2)
+    bench = Bench()
+    bench.tell(tick(BASE), seen("gone", BASE, GONE), seen("a", BASE, IDLE))
+    bench.tell(seen("gone", BASE + MINUTE, GONE), tick(BASE + HOUR))
+    assert set(bench.ledger.fleets["f0"].runners) == {"gone", "a"}
+    bench.tell(tick(BASE + HOUR + MINUTE + 1))
+    assert set(bench.ledger.fleets["f0"].runners) == {"a"}
+    later = BASE + HOUR + 2 * MINUTE
+    bench.tell(seen("c", later + 1, IDLE), seen("b", later, IDLE), tick(later + 2))
+    assert set(bench.ledger.fleets["f0"].runners) == {"b", "c"}
+    assert bench.ledger.fleets["f0"].counts() == {IDLE: 2}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.fleet import FleetLedger
+from pipeline.fleet.runners import gone_since, state_of
+from pipeline.fleet.state import GONE_MS, UNHEARD_MS
 from tests.support.fleet_world import (
     BASE,
     HOUR,
@@ -122,6 +125,8 @@ def test_any_interleaving_keeps_the_rules_and_a_replay_says_the_same(
     assert not said(effects.outputs)
     rebuilt.write()
     assert rebuilt.durable.tables == world.durable.tables
+    for ledger in (world.ledger, rebuilt.ledger):
+        _counts_its_runners(ledger)
     # Jobs were told at least what the log says, and every command has its decision there.
     told = {fact.id: fact for fact in facts(world.durable.published)}
     assert {fact.id for fact in _decided(effects.outputs)} <= set(told)
@@ -169,15 +174,32 @@ def _odd(draw: st.DrawFn) -> Any:
 def test_nothing_that_the_log_can_hold_raises(told: list[Any]) -> None:
     bench = Bench()
     bench.tell(tick(BASE), *told, tick(BASE + SECOND), now=BASE + SECOND)
+    _counts_its_runners(bench.ledger)
+    _keeps_none_for_too_long(bench.ledger)
     # And it is all found again.
     rows = bench.durable.tables[FLEETS_TABLE.name]
     again = FleetLedger(0)
     again.load({FLEETS_TABLE.name: list(rows.items())})
+    _counts_its_runners(again)
     known = {name: fleet for name, fleet in bench.ledger.fleets.items() if fleet.known}
     assert set(again.fleets) == set(known)
     for name, fleet in known.items():
         for part in ("runners", "hosts", "pending", "issued", "endings", "told"):
             assert getattr(again.fleets[name], part) == getattr(fleet, part)
+
+
+def _counts_its_runners(ledger: FleetLedger) -> None:
+    for fleet in ledger.fleets.values():
+        states = (state_of(each, fleet.host_gone(each)) for each in fleet.runners.values())
+        assert fleet.counts() == Counter(states)
+
+
+def _keeps_none_for_too_long(ledger: FleetLedger) -> None:
+    for fleet in ledger.fleets.values():
+        for runner in fleet.runners.values():
+            gone = gone_since(runner, fleet.host_gone(runner))
+            kept = UNHEARD_MS if gone is None else GONE_MS
+            assert ledger.clock - max(runner.seen, gone or 0) <= kept
 
 
 def _decided(outputs: list[Any]) -> list[JobFact]:

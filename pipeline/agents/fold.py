@@ -20,7 +20,7 @@ from pipeline.effects import Effects, Note, Output
 from pipeline.faust_safe import Batch
 from pipeline.faust_safe.store import PartitionedStore
 from pipeline.fold_spec import OUTPUTS, FoldSpec, L, Lookup
-from topics.models import Unreadable
+from topics.models import Tick, Unreadable
 from topics.reading import read
 from topics.tables import in_order
 
@@ -70,11 +70,16 @@ class Fold(Generic[L]):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
             try:
-                ledger.apply(record.offset, read(records, record.value), record.timestamp)
+                found = read(records, record.value)
+                ledger.apply(record.offset, found, record.timestamp)
             except Unreadable as why:
                 letter, note = bury(self.stage, record, why)
                 letters.append(letter)
                 notes.append(note)
+            else:
+                if isinstance(found, Tick):
+                    # It may cost as much as thousands of records: behind, many come in a row.
+                    await asyncio.sleep(0)
         effects = ledger.flush()
         effects.outputs += letters
         effects.notes += notes

@@ -83,9 +83,8 @@ class FleetLedger:
         self._by = ""
         #: Commands issued at this tick.
         self._in_tick = 0
-        #: What was last said of each fleet, and its runners by state while nothing changes.
+        #: What was last said of each fleet.
         self._said: dict[str, dict[str, Any]] = {}
-        self._counts: dict[str, dict[RunnerState, int]] = {}
         # The batch under way.
         self._outputs: list[Output] = []
         self._notes: Counter[tuple[metrics.Counter[Any], tuple[str, ...]]] = Counter()
@@ -107,6 +106,9 @@ class FleetLedger:
                 self.switches[name] = known
             else:
                 getattr(self._fleet(fleet), part)[name] = known
+        for each in self.fleets.values():
+            for name in each.runners:
+                each.runner_changed(name)
         self._heal()
 
     def apply(self, offset: int, record: Any, written: int | None = None) -> None:
@@ -357,7 +359,6 @@ class FleetLedger:
                 )
             if not fleet.known and not fleet.depth:
                 del self.fleets[fleet.name]
-                self._counts.pop(fleet.name, None)
 
     def _say(self, offset: int, fleet: Fleet) -> None:
         """Say how the fleet is, if it is no longer as last said."""
@@ -379,14 +380,10 @@ class FleetLedger:
         self._outputs.append(records.output(FLEET_STATES, record, self.partition))
 
     def _state(self, fleet: Fleet) -> dict[str, Any]:
-        counts = self._counts.get(fleet.name)
-        if counts is None:
-            states = (state_of(each, fleet.host_gone(each)) for each in fleet.runners.values())
-            counts = self._counts[fleet.name] = dict(sorted(Counter(states).items()))
         breaker = fleet.breaker(self._policies.of(fleet.name))
         state = breaker.state(self.clock)
         return {
-            "runners": counts,
+            "runners": fleet.counts(),
             "pending": len(fleet.pending),
             "in_flight": fleet.in_flight(self.clock),
             "issued_hour": fleet.issued_since(self.clock - HOUR_MS),
@@ -523,8 +520,10 @@ class FleetLedger:
 
     def _touch(self, fleet: Fleet, part: str, name: str) -> None:
         self._dirty[part, fleet.name, name] = None
-        if part in ("runners", "hosts"):
-            self._counts.pop(fleet.name, None)
+        if part == "runners":
+            fleet.runner_changed(name)
+        elif part == "hosts":
+            fleet.host_changed(name)
         elif part in ("issued", "endings"):
             fleet.changed()
 

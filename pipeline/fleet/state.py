@@ -7,6 +7,8 @@ when it decided and what a replay learns from the log end alike.
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -14,8 +16,8 @@ from msgspec import Struct
 
 from pipeline.fleet.breaker import Breaker, breaker
 from pipeline.fleet.policy import HOUR_MS, MINUTE_MS, FleetPolicy
-from pipeline.fleet.runners import Runner, gone_since
-from topics.recovery import Decision, Ending, Proposal, Result, Why, command_id
+from pipeline.fleet.runners import Runner, gone_since, state_of
+from topics.recovery import Decision, Ending, Proposal, Result, RunnerState, Why, command_id
 
 #: A proposal is judged by what was true then: for so long.
 FRESH_MS: Final = 2 * MINUTE_MS
@@ -76,10 +78,39 @@ class Fleet:
         self.silent: dict[str, int] = {}
         self._by_job: dict[str, list[Decision]] | None = None
         self._breaker: Breaker | None = None
+        # The state each runner is counted in, and how many there are in each.
+        self._state_of: dict[str, RunnerState] = {}
+        self._counts: Counter[RunnerState] = Counter()
+        # Heap of the (time, runner) at which one may be forgotten, and that time by runner. What
+        # was seen since is found out when it has come.
+        self._ages: list[tuple[int, str]] = []
+        self._age_of: dict[str, int] = {}
 
     def changed(self) -> None:
         """Commands or endings are no longer as they were."""
         self._by_job = self._breaker = None
+
+    def runner_changed(self, name: str) -> None:
+        """A runner is no longer as it was, or is no more."""
+        runner = self.runners.get(name)
+        before = self._state_of.pop(name, None)
+        if before is not None:
+            self._counts[before] -= 1
+        if runner is None:
+            self._age_of.pop(name, None)
+            return
+        state = self._state_of[name] = state_of(runner, self.host_gone(runner))
+        self._counts[state] += 1
+        due = self._kept_until(runner)
+        known = self._age_of.get(name)
+        if known is None or due < known:
+            self._remember(due, name)
+
+    def host_changed(self, host: str) -> None:
+        """A host is gone, or it is forgotten that it was."""
+        for name, runner in self.runners.items():
+            if runner.host == host:
+                self.runner_changed(name)
 
     @property
     def known(self) -> bool:
@@ -89,6 +120,10 @@ class Fleet:
         )
 
     # -- what is asked of it -------------------------------------------------------------------
+
+    def counts(self) -> dict[RunnerState, int]:
+        """Its runners by state."""
+        return {state: n for state, n in sorted(self._counts.items()) if n}
 
     def issued_for(self, job_key: str) -> Iterable[Decision]:
         """The commands of a job that are remembered."""
@@ -172,17 +207,37 @@ class Fleet:
         yield from self._outdated_runners(clock)
 
     def _outdated_runners(self, clock: int) -> Iterator[tuple[str, str]]:
-        kept = []
-        for name, runner in self.runners.items():
-            gone = gone_since(runner, self.host_gone(runner))
-            seen = max(runner.seen, gone or 0)
-            if clock - seen > (UNHEARD_MS if gone is None else GONE_MS):
-                yield "runners", name
+        outdated: dict[str, None] = {}
+        while self._ages and self._ages[0][0] < clock:
+            due, name = heapq.heappop(self._ages)
+            if self._age_of.get(name) != due:
+                continue
+            until = self._kept_until(self.runners[name])
+            if until < clock:
+                outdated[name] = None
             else:
-                kept.append((seen, name))
-        if len(kept) > MAX_RUNNERS:
-            for _, name in sorted(kept)[: len(kept) - MAX_RUNNERS]:
+                self._remember(until, name)
+        for name in outdated:
+            yield "runners", name
+        surplus = len(self.runners) - len(outdated) - MAX_RUNNERS
+        if surplus > 0:
+            kept = ((*self._seen(one), name) for name, one in self.runners.items())
+            oldest = sorted((at, name) for at, _, name in kept if name not in outdated)
+            for _, name in oldest[:surplus]:
                 yield "runners", name
+
+    def _seen(self, runner: Runner) -> tuple[int, bool]:
+        """When it was last heard of, and whether it is gone."""
+        gone = gone_since(runner, self.host_gone(runner))
+        return max(runner.seen, gone or 0), gone is not None
+
+    def _kept_until(self, runner: Runner) -> int:
+        seen, is_gone = self._seen(runner)
+        return seen + (GONE_MS if is_gone else UNHEARD_MS)
+
+    def _remember(self, due: int, name: str) -> None:
+        self._age_of[name] = due
+        heapq.heappush(self._ages, (due, name))
 
 
 def number_of(proposal: Proposal) -> tuple[int, int]:
