@@ -135,8 +135,23 @@ def test_gone_is_believed_when_it_is_said_again_later(loop: Loop) -> None:
     found = loop.ledger.job(KEY)
     assert found is not None
     assert (found[1].status, found[1].conclusion) == ("completed", "unknown")
-    assert len(loop.probes) >= 2
+    assert len(loop.probes) >= 3
     assert {p.proposed.command for p in loop.proposals} <= {CommandKind.RELEASE_CLAIM}
+
+
+@pytest.mark.parametrize("other", [Answer.UNKNOWN, Answer.QUEUED, Answer.IN_PROGRESS])
+def test_gone_is_not_believed_of_a_provider_that_now_and_then_says_something_else(
+    loop: Loop, other: Answer
+) -> None:
+    loop.claimed()
+    loop.started()
+    loop.wait(POLICY.running_ms + TICK)
+    for n in range(12):
+        loop.answer(loop.probes[-1], other if n % 3 == 2 else Answer.GONE)
+        before = len(loop.probes)
+        while len(loop.probes) == before:
+            loop.wait(10 * MINUTE)
+        assert loop.status == "running"
 
 
 def test_evidence_shortens_the_wait(loop: Loop) -> None:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faust.types import TP
 
-from pipeline import folds
-from pipeline.agents.fold import Fold
 from pipeline.effects import Effects
-from pipeline.faust_safe import Batch
 from pipeline.ledger import Ledger, Retention, ledger, stalls
 from pipeline.ledger.limits import heard_until
 from pipeline.recovery import RecoveryPolicy
-from pipeline.settings import Settings
 from tests.support.stall_loop import BASE, POLICY, SECOND, TICK, Loop
 from topics.catalogue import JOB_STATES, JOBS, PROBES
 from topics.models import Clock, JobFact, Milestone, Tick
@@ -245,49 +238,3 @@ def test_an_answer_is_good_for_one_command_also_when_the_fleets_clock_is_behind(
     loop.answer(loop.probes[-1], Answer.QUEUED)
     loop.tick()
     assert [each.proposed.attempt for each in loop.proposals] == [1, 2]
-
-
-class Nothing:
-    """A table with nothing in it."""
-
-    changelog_topic_name = "changelog"
-
-    def __init__(self) -> None:
-        self.data = self
-
-    def items(self, partition: int) -> tuple[()]:
-        return ()
-
-    def get(self, partition: int, key: bytes) -> None:
-        return None
-
-
-async def test_old_ticks_in_a_row_let_others_run_between_them() -> None:
-    """Behind by an hour there are 700 of a partition in a row, and some cost a tenth of a second:
-    what is to be sent and acknowledged meanwhile would run out of its time."""
-    spec = folds.jobs(Settings())
-    tables = {each.name: Nothing() for each in spec.tables}
-    fold = Fold(spec, tables, lambda topic: [0], lambda notes: None)
-    records = [
-        SimpleNamespace(offset=n, key=b"tick:0", value=_old_tick(n), timestamp=BASE + n * SECOND)
-        for n in range(NUMBER)
-    ]
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    running = asyncio.create_task(others())
-    await fold.fold(Batch(TP(JOBS, 0), records))
-    running.cancel()
-    assert turns >= NUMBER
-    assert fold.ledgers[0].clock == BASE + (NUMBER - 1) * SECOND
-
-
-def _old_tick(n: int) -> bytes:
-    at = BASE + n * SECOND
-    tick = Tick(id=f"t{n}", source="t", occurred_at=at, received_at=at, key="tick:0", by="gone")
-    return tick.model_dump_json(exclude_none=True).encode()

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from faust.types.tuples import TP
 
+from pipeline import folds
+from pipeline.agents.fold import Fold
 from pipeline.agents.transaction import Transactions
 from pipeline.effects import Effects, Output
 from pipeline.faust_safe import Batch
+from pipeline.settings import Settings
 from topics.catalogue import JOBS
+from topics.models import Tick
 
 TIMEOUT = 5.0
 
@@ -306,3 +310,52 @@ async def test_a_stop_in_the_middle_cancels_the_write(rig: Rig) -> None:
     await settle()
     assert not stream.acked
     assert not rig.tables
+
+
+BASE, TICKS = 1_700_000_000_000, 25
+
+
+class Nothing:
+    """A table with nothing in it."""
+
+    changelog_topic_name = "changelog"
+
+    def __init__(self) -> None:
+        self.data = self
+
+    def items(self, partition: int) -> tuple[()]:
+        return ()
+
+    def get(self, partition: int, key: bytes) -> None:
+        return None
+
+
+async def test_old_ticks_in_a_row_let_others_run_between_them() -> None:
+    """Behind by an hour there are 700 of a partition in a row, and some cost a tenth of a second:
+    what is to be sent and acknowledged meanwhile would run out of its time."""
+    spec = folds.jobs(Settings())
+    tables = {each.name: Nothing() for each in spec.tables}
+    fold = Fold(spec, tables, lambda topic: [0], lambda notes: None)
+    records = [
+        SimpleNamespace(offset=n, key=b"tick:0", value=_old_tick(n), timestamp=BASE + n * 1_000)
+        for n in range(TICKS)
+    ]
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(others())
+    await fold.fold(Batch(TP(JOBS, 0), records))
+    running.cancel()
+    assert turns >= TICKS
+    assert fold.ledgers[0].clock == BASE + (TICKS - 1) * 1_000
+
+
+def _old_tick(n: int) -> bytes:
+    at = BASE + n * 1_000
+    tick = Tick(id=f"t{n}", source="t", occurred_at=at, received_at=at, key="tick:0", by="gone")
+    return tick.model_dump_json(exclude_none=True).encode()

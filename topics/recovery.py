@@ -201,14 +201,16 @@ class StallState(Part):
     """Everything known about one stall of a job, in its state. Arrays, as they are merged.
 
     ``head`` is opened_at, since, kind, claim, rev; ``asked`` k, at; ``answered`` k, at, answer,
-    detail; ``proposed`` k, at, command, attempt; ``withheld`` k, at, why; by attempt ``issued`` is
-    at, expires_at, command and ``ended`` at, result, reason.
+    detail; ``gone`` k, at of the last answers that did not know the job, ``known_k`` the last
+    question with another answer; ``proposed`` k, at, command, attempt; ``withheld`` k, at, why; by
+    attempt ``issued`` is at, expires_at, command and ``ended`` at, result, reason.
     """
 
     head: tuple[int, int, StallKind, str, int]
     asked: tuple[int, int] | None = None
     answered: tuple[int, int, Answer, str] | None = None
-    gone_at: int | None = None
+    gone: tuple[tuple[int, int], ...] = ()
+    known_k: int = 0
     proposed: tuple[int, int, CommandKind, int] | None = None
     withheld: tuple[int, int, Why] | None = None
     issued: dict[int, tuple[int, int, CommandKind]] = {}

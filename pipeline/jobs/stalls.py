@@ -9,7 +9,8 @@ told      set union of fact digests, apart from those about the job itself
 stalls    by number: the least head (kind, since, opening, fence)
 asked     the greatest question
 answered  the answer to the greatest question
-gone_at   the earliest time at which the provider did not know the job
+gone      the answers to the three greatest questions to which the provider did not know the job
+known_k   the greatest question to which it said something else
 proposed  the greatest proposal
 withheld  the greatest proposal that was withheld
 issued    per attempt the earliest
@@ -30,6 +31,8 @@ from topics.recovery import Answer, Result, StallFact, StallKind
 MAX_STALLS: Final = 64
 #: Digests of facts about stalls that are kept.
 MAX_TOLD: Final = 1_000
+#: So many answers in a row must say that the provider does not know a job before it is believed.
+GONE_ANSWERS: Final = 3
 
 #: The stronger a result, the smaller its place.
 _STRENGTH: Final = {result.value: place for place, result in enumerate(Result)}
@@ -102,12 +105,19 @@ class Stall(Struct, frozen=True, omit_defaults=True, gc=False):
     head: Head
     asked: Asked | None = None
     answered: Answered | None = None
-    gone_at: int | None = None
+    gone: tuple[Asked, ...] = ()
+    known_k: int = 0
     proposed: Proposed | None = None
     withheld: Withheld | None = None
     #: By the number of the attempt, as text: keys of a JSON object.
     issued: dict[str, Issued] = {}
     ended: dict[str, Ended] = {}
+
+    def unknown_for(self) -> int | None:
+        """For how long the provider has said, and nothing else, that it does not know the job, in
+        ms; None when it has not said so often enough."""
+        last = [each.at for each in self.gone if each.k > self.known_k]
+        return max(last) - min(last) if len(last) >= GONE_ANSWERS else None
 
 
 class Recovery(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -174,13 +184,15 @@ def _stall(fact: StallFact) -> Stall:
         command = "" if decided.command is None else decided.command.value
         expires_at = decided.expires_at or decided.at
         issued[str(decided.attempt)] = Issued(decided.at, expires_at, command)
+    is_gone = answered is not None and answered.answer is Answer.GONE
     return Stall(
         Head(fact.opened_at, fact.since, fact.kind.value, fact.fence.claim, fact.fence.rev),
         None if fact.asked is None else Asked(fact.asked.k, fact.asked.at),
         None
         if answered is None
         else Answered(answered.k, answered.at, answered.answer.value, answered.detail),
-        answered.at if answered is not None and answered.answer is Answer.GONE else None,
+        (Asked(answered.k, answered.at),) if answered is not None and is_gone else (),
+        0 if answered is None or is_gone else answered.k,
         None
         if fact.proposed is None
         else Proposed(
@@ -199,16 +211,21 @@ def _join(a: Stall, b: Stall) -> Stall:
         min(a.head, b.head, key=_head_order),
         _greater(a.asked, b.asked),
         _greater(a.answered, b.answered),
-        b.gone_at
-        if a.gone_at is None
-        else a.gone_at
-        if b.gone_at is None
-        else min(a.gone_at, b.gone_at),
+        _last_gone(a.gone, b.gone),
+        max(a.known_k, b.known_k),
         _greater(a.proposed, b.proposed),
         _greater(a.withheld, b.withheld),
         _merged(a.issued, b.issued, _earlier),
         _merged(a.ended, b.ended, _stronger),
     )
+
+
+def _last_gone(a: tuple[Asked, ...], b: tuple[Asked, ...]) -> tuple[Asked, ...]:
+    # Of two answers to one question the earlier; the greatest of a union are a join.
+    at: dict[int, int] = {}
+    for each in (*a, *b):
+        at[each.k] = min(at.get(each.k, each.at), each.at)
+    return tuple(Asked(k, at[k]) for k in sorted(at)[-GONE_ANSWERS:])
 
 
 def _head_order(head: Head) -> tuple[bool, Head]:

@@ -168,8 +168,8 @@ def _over(job: Job, n: int, stall: Stall, at: int, policy: RecoveryPolicy) -> Ju
     answered = stall.answered
     assert answered is not None
     if answered.answer == Answer.GONE:
-        first = stall.gone_at if stall.gone_at is not None else answered.at
-        if answered.at - first < policy.gone_ms:
+        unknown = stall.unknown_for()
+        if unknown is None or unknown < policy.gone_ms:
             return None
     elif (job.run is None or job.run.conclusion is None) and at < answered.at + _RUN_MS:
         return Judgement(None, answered.at + _RUN_MS)

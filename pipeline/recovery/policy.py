@@ -38,7 +38,8 @@ class RecoveryPolicy:
     #: After an answer that proves nothing: doubled with each, up to the most.
     ask_again_ms: int = _MINUTE
     ask_again_most_ms: int = 15 * _MINUTE
-    #: Two answers this far apart must say that the job is not known before that is believed.
+    #: That the job is not known is believed when three answers in a row say so, the last of them
+    #: this long after the first.
     gone_ms: int = 5 * _MINUTE
     #: A proposal without a command is made again after this long: doubled with each, up to the
     #: most.
