@@ -106,8 +106,13 @@ class Settings(BaseSettings):
 
     # -- webhooks ------------------------------------------------------------------------------
     #: Secrets of GitHub webhooks in raw form, separated by commas, or a JSON array of them: each
-    #: body must be signed by one. Several while you rotate. Without any nothing is checked.
+    #: body must be signed by one. Several while you rotate. Where no provider has any, nothing is
+    #: checked; else webhooks of a provider that has none are refused.
     github_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    #: The same of Gitea and Forgejo.
+    gitea_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    #: The same of GitLab: secret tokens, and signing tokens (``whsec_...``).
+    gitlab_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     #: Take webhooks in envelopes without a signature although secrets are set. For producers that
     #: check them before they post; never where a bridge posts what anybody sends it.
     trust_envelopes: bool = False
@@ -222,22 +227,19 @@ class Settings(BaseSettings):
             policies(value)
         return value
 
-    @field_validator("github_secrets", mode="before")
+    @field_validator("github_secrets", "gitea_secrets", "gitlab_secrets", mode="before")
     @classmethod
     def _secrets(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        found: Any = [part.strip() for part in value.split(",")] if value.strip() else []
-        if value.lstrip().startswith("["):
-            try:
-                found = json.loads(value)
-            except ValueError:
-                raise ValueError(
-                    'begins with [ and is no JSON array such as ["new", "old"]'
-                ) from None
-        return found
+        if not value.lstrip().startswith("["):
+            return [part.strip() for part in value.split(",")] if value.strip() else []
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('begins with [ and is no JSON array such as ["new", "old"]') from None
 
-    @field_validator("github_secrets")
+    @field_validator("github_secrets", "gitea_secrets", "gitlab_secrets")
     @classmethod
     def _usable(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not all(each.get_secret_value() for each in value):

@@ -15,7 +15,7 @@ from pipeline.faust_safe import Batch
 from pipeline.fold_spec import OUTPUTS
 from pipeline.providers import lifecycle, outcomes
 from pipeline.providers.base import Fact
-from pipeline.providers.registry import PROVIDERS, provider_of
+from pipeline.providers.registry import PROVIDERS, check, provider_of
 from topics import bridge
 from topics.catalogue import FLEETS, JOBS, OUTCOMES, WEBHOOKS
 from topics.dead_letters import SourceRecord
@@ -121,17 +121,14 @@ def record_facts(
 ) -> tuple[Iterable[Fact], list[Note[Any]]]:
     """The facts of one ``runners.webhooks`` record, in raw form or an envelope.
 
-    Of a provider with ``secrets``, what has its HTTP headers must be signed, byte for byte. An
-    envelope must carry the signature of its payload among its headers, unless
+    With ``secrets``, what has a provider's HTTP headers must be signed, byte for byte, by one of
+    that provider's. An envelope must carry the signature of its payload among its headers, unless
     ``trust_envelopes`` says that whoever posts them has checked them. Raises Unreadable.
     """
     raw = bridge.raw(record)
     if raw is None:
         return webhook_facts(record.value, NO_SECRETS if trust_envelopes else secrets)
-    name = raw.form.provider
-    known = secrets.get(name)
-    if known:
-        PROVIDERS[name].verify(raw.headers, raw.body, known)
+    check(PROVIDERS[raw.form.provider], raw.headers, raw.body, secrets)
     if raw.enveloped:
         return webhook_facts(record.value)
     return _delivery_facts(bridge.delivery(raw), [])
@@ -144,10 +141,9 @@ def webhook_facts(
     envelope: list[str] = []
     delivery = read(DELIVERY, value, odd=envelope)
     provider = provider_of(delivery.kind)
-    known = secrets.get(provider.name)
-    if known:
+    if secrets:
         headers = {name.lower(): told for name, told in delivery.headers.items()}
-        provider.verify(headers, delivery.payload.encode("utf-8", "surrogatepass"), known)
+        check(provider, headers, delivery.payload.encode("utf-8", "surrogatepass"), secrets)
     return _delivery_facts(delivery, envelope)
 
 
@@ -158,8 +154,10 @@ def _delivery_facts(
     if said.ignored is not None:
         return [], [Note(metrics.IGNORED_WEBHOOKS, (said.ignored,))]
     event = delivery.kind.partition(".")[2]
-    lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
-    seen = [Note(metrics.WEBHOOKS, (event,)), Note[Any](metrics.WEBHOOK_LAG, (), lag)]
+    seen = [Note[Any](metrics.WEBHOOKS, (event,))]
+    if delivery.occurred_at != delivery.received_at:  # else nobody said when it was made
+        lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
+        seen.append(Note(metrics.WEBHOOK_LAG, (), lag))
     return said, [*seen, *_odd(said.odd, envelope)]
 
 
