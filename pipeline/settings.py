@@ -24,6 +24,8 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipeline.routes import Routes
+
 PREFIX: Final = "RUNNERSTREAM_"
 #: Variables that are ours and no setting.
 CONFIG_VARIABLE: Final = "RUNNERSTREAM_CONFIG"
@@ -191,6 +193,9 @@ class Settings(BaseSettings):
     unfinished_retention: float = Field(70 * 86_400.0, ge=60)
     #: Pool or canonical label set -> the fleet's name: JSON, ``{"linux,x64": "linux-small"}``.
     fleets: Annotated[dict[str, str], NoDecode] = {}
+    #: Accounts by installation and owner, fleets by repository and labels: JSON,
+    #: ``{"accounts": {"acme": "acme"}, "fleets": [{"repo": "acme/*", "fleet": "linux"}]}``.
+    routes: Annotated[dict[str, Any], NoDecode] = {}
     #: What recovery does about stuck jobs: command (``live``), say what it would command
     #: (``dry_run``), or nothing (``paused``). A switch thrown at run time wins over it.
     recovery: Literal["live", "dry_run", "paused"] = "dry_run"
@@ -205,7 +210,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("fleets", "recovery_policies", mode="before")
+    @field_validator("fleets", "routes", "recovery_policies", mode="before")
     @classmethod
     def _object(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
@@ -213,18 +218,17 @@ class Settings(BaseSettings):
         try:
             return json.loads(value or "{}")
         except ValueError as exc:
-            like = {"fleets": '{"linux,x64": "linux-small"}'}.get(
+            like = {"fleets": '{"linux,x64": "linux-small"}', "routes": '{"accounts": {}}'}.get(
                 str(info.field_name), '{"*": {"orphan": 120}}'
             )
             raise ValueError(f"expected a JSON object such as {like}: {exc}") from None
 
-    @field_validator("recovery_policies")
+    @field_validator("recovery_policies", "routes")
     @classmethod
-    def _policies(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if value:
-            from pipeline.policies import policies
+    def _rules(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        from pipeline.policies import policies
 
-            policies(value)
+        (Routes if info.field_name == "routes" else policies)(value)
         return value
 
     @field_validator("github_secrets", "gitea_secrets", "gitlab_secrets", mode="before")
@@ -305,10 +309,8 @@ class Settings(BaseSettings):
             raise ValueError("kafka_key_file is set and kafka_cert_file is not: a key needs its "
                              "certificate (RUNNERSTREAM_KAFKA_CERT_FILE)")  # fmt: skip
         if bool(self.github_app_id) != bool(self.github_app_key_file):
-            raise ValueError(
-                "github_app_id and github_app_key_file are set together or not at all "
-                "(RUNNERSTREAM_GITHUB_APP_ID, RUNNERSTREAM_GITHUB_APP_KEY_FILE)"
-            )
+            raise ValueError("github_app_id and github_app_key_file are set together or not at "
+                             "all (RUNNERSTREAM_GITHUB_APP_ID, ..._APP_KEY_FILE)")  # fmt: skip
         if self.github_app_id and self.github_token.get_secret_value():
             raise ValueError("github_token and github_app_id are both set: the prober asks with "
                              "one of them")  # fmt: skip
@@ -443,9 +445,8 @@ def _unknown(name: str) -> bool:
 
 
 def _of_kubernetes(upper: str, value: str) -> bool:
-    if not _SERVICE.search(upper):
-        return False
-    return "_SERVICE_" in upper or "_PORT_" in upper or bool(_SERVICE_URL.match(value))
+    named = "_SERVICE_" in upper or "_PORT_" in upper or _SERVICE_URL.match(value)
+    return bool(_SERVICE.search(upper) and named)
 
 
 def _nearest(name: str) -> str:
@@ -453,11 +454,10 @@ def _nearest(name: str) -> str:
     known = [*(field.upper() for field in Settings.model_fields), "CONFIG"]
     bare = name.upper().removeprefix(PREFIX)
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
-    return (
-        f"; the nearest is {PREFIX}{close[0]}"
-        if close
-        else "; see the settings in docs/operators.md"
+    told = (
+        f"the nearest is {PREFIX}{close[0]}" if close else "see the settings in docs/operators.md"
     )
+    return f"; {told}"
 
 
 def _file_problems(path: Path) -> Iterable[str]:
