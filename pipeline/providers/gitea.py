@@ -93,7 +93,8 @@ class Gitea:
         if event == "workflow_run":
             part = run_words(part)
         else:
-            if _word(part.get("status")) in _HELD:
+            status = _word(part.get("status"))
+            if isinstance(status, str) and status in _HELD:
                 latest = delivery.received_at + AHEAD_MS
                 at = time_of(part.get("created_at"), "created_at", latest, odd)
             part = job_words(part)
