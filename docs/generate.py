@@ -82,7 +82,8 @@ REASONS_SAID: Final = {
     "too_many_facts": "Only in letters of earlier releases, which refused facts of one job beyond "
     "1,000. Replay them.",
     "bad_signature": "A secret is set, and none of the secrets signed the body, or nothing did. "
-    "Forged, changed on the way, or signed with a secret that the workers do not have.",
+    "Forged, changed on the way, or signed with a secret that the workers do not have. Or secrets "
+    "are set, and none for its provider.",
     "undecodable": "A whole batch: unknown codec, broken compression, wrong checksum. The letter "
     "names its offsets; the worker's carries the batch's bytes.",
     "unexpected": "A fault of ours. Please report it with the letter.",

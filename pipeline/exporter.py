@@ -212,7 +212,7 @@ def _collector(metric: metrics.Metric[Any], registry: CollectorRegistry) -> Any:
 def _values(label: Label) -> tuple[str, ...]:
     """All values of a label that are known before anything happens."""
     if label.values is Source.EVENT:
-        return tuple(event for provider in PROVIDERS.values() for event in provider.events)
+        return tuple(dict.fromkeys(event for each in PROVIDERS.values() for event in each.events))
     if label.values is Source.ODD_FIELD:
         odd = {"envelope", "occurred_at"}
         return tuple(sorted(odd.union(*(each.odd_fields for each in PROVIDERS.values()))))

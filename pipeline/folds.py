@@ -11,6 +11,7 @@ from pipeline.jobs import FleetNames
 from pipeline.jobs.attributes import Attributes
 from pipeline.ledger import Ledger, Retention
 from pipeline.policies import policies
+from pipeline.routes import Routes
 from pipeline.settings import Settings
 from pipeline.windows import WindowPolicy
 from topics.catalogue import FLEETS, JOBS
@@ -24,7 +25,8 @@ Declare = Callable[[Settings], FoldSpec[Any]]
 
 def fleet_names(settings: Settings) -> FleetNames:
     """How the jobs' fold calls fleets."""
-    return FleetNames(settings.fleets)
+    routes = Routes(settings.routes)
+    return FleetNames(settings.fleets, routes.fleet if routes.fleets else None)
 
 
 def pool_names(settings: Settings) -> Callable[[str], str]:

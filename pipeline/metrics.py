@@ -171,6 +171,14 @@ IGNORED_WEBHOOKS: Final = Counter[tuple[str]](
     "deliveries",
     (Label("event", ("ping", "other")),),
 )
+#: What the routes leave a job's delivery without.
+UNROUTED_REASONS: Final = ("no_account", "no_fleet")
+UNROUTED: Final = Counter[tuple[str]](
+    "webhooks_unrouted",
+    "Deliveries about jobs that the configured routes leave without an account, or a fleet.",
+    "deliveries",
+    (Label("reason", UNROUTED_REASONS),),
+)
 ODD_FIELDS: Final = Counter[tuple[str, str]](
     "odd_fields",
     "Optional fields with a value that cannot be, treated as missing. The event counts.",

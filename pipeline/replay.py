@@ -37,7 +37,7 @@ from pydantic import ValidationError
 
 from pipeline.providers.registry import PROVIDERS
 from pipeline.providers.sending import Signer
-from topics.bridge import CREDENTIALS, FORMS
+from topics.bridge import CREDENTIALS, FORMS, form_of
 from topics.catalogue import WEBHOOKS
 from topics.envelope import EARLIEST_MS, LATEST_MS
 from topics.keys import github_host, job_key, run_key
@@ -229,7 +229,7 @@ def _open(
     if body is payload or "form-urlencoded" in headers.get("content-type", ""):
         # Not the bytes that were signed.
         for provider in PROVIDERS.values():
-            for header in provider.sign(b"", b""):
+            for header in provider.signatures:
                 headers.pop(header, None)
     if not isinstance(body, dict):
         raise ReplayError(path, line, f"{item}payload: a body is an object")
@@ -248,11 +248,10 @@ def _event(
     path: Path, line: int | None, item: str, headers: dict[str, str], body: dict[str, Any]
 ) -> tuple[str, str]:
     """The provider and the event."""
-    for form in FORMS.values():
-        named = headers.get(form.event)
-        if named is None:
-            continue
-        provider = PROVIDERS[form.provider]
+    known = form_of(headers)
+    if known is not None:
+        form, header = known
+        provider, named = PROVIDERS[form.provider], form.named(headers[header])
         if named in provider.events or named in provider.other_events:
             return provider.name, named
         ours = EVENTS if provider.name == "github" else provider.events

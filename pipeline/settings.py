@@ -24,6 +24,8 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipeline.routes import Routes
+
 PREFIX: Final = "RUNNERSTREAM_"
 #: Variables that are ours and no setting.
 CONFIG_VARIABLE: Final = "RUNNERSTREAM_CONFIG"
@@ -106,8 +108,13 @@ class Settings(BaseSettings):
 
     # -- webhooks ------------------------------------------------------------------------------
     #: Secrets of GitHub webhooks in raw form, separated by commas, or a JSON array of them: each
-    #: body must be signed by one. Several while you rotate. Without any nothing is checked.
+    #: body must be signed by one. Several while you rotate. Where no provider has any, nothing is
+    #: checked; else webhooks of a provider that has none are refused.
     github_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    #: The same of Gitea and Forgejo.
+    gitea_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    #: The same of GitLab: secret tokens, and signing tokens (``whsec_...``).
+    gitlab_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     #: Take webhooks in envelopes without a signature although secrets are set. For producers that
     #: check them before they post; never where a bridge posts what anybody sends it.
     trust_envelopes: bool = False
@@ -186,6 +193,9 @@ class Settings(BaseSettings):
     unfinished_retention: float = Field(70 * 86_400.0, ge=60)
     #: Pool or canonical label set -> the fleet's name: JSON, ``{"linux,x64": "linux-small"}``.
     fleets: Annotated[dict[str, str], NoDecode] = {}
+    #: Accounts by installation and owner, fleets by repository and labels: JSON,
+    #: ``{"accounts": {"acme": "acme"}, "fleets": [{"repo": "acme/*", "fleet": "linux"}]}``.
+    routes: Annotated[dict[str, Any], NoDecode] = {}
     #: What recovery does about stuck jobs: command (``live``), say what it would command
     #: (``dry_run``), or nothing (``paused``). A switch thrown at run time wins over it.
     recovery: Literal["live", "dry_run", "paused"] = "dry_run"
@@ -200,7 +210,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("fleets", "recovery_policies", mode="before")
+    @field_validator("fleets", "routes", "recovery_policies", mode="before")
     @classmethod
     def _object(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
@@ -208,36 +218,32 @@ class Settings(BaseSettings):
         try:
             return json.loads(value or "{}")
         except ValueError as exc:
-            like = {"fleets": '{"linux,x64": "linux-small"}'}.get(
+            like = {"fleets": '{"linux,x64": "linux-small"}', "routes": '{"accounts": {}}'}.get(
                 str(info.field_name), '{"*": {"orphan": 120}}'
             )
             raise ValueError(f"expected a JSON object such as {like}: {exc}") from None
 
-    @field_validator("recovery_policies")
+    @field_validator("recovery_policies", "routes")
     @classmethod
-    def _policies(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if value:
-            from pipeline.policies import policies
+    def _rules(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        from pipeline.policies import policies
 
-            policies(value)
+        (Routes if info.field_name == "routes" else policies)(value)
         return value
 
-    @field_validator("github_secrets", mode="before")
+    @field_validator("github_secrets", "gitea_secrets", "gitlab_secrets", mode="before")
     @classmethod
     def _secrets(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        found: Any = [part.strip() for part in value.split(",")] if value.strip() else []
-        if value.lstrip().startswith("["):
-            try:
-                found = json.loads(value)
-            except ValueError:
-                raise ValueError(
-                    'begins with [ and is no JSON array such as ["new", "old"]'
-                ) from None
-        return found
+        if not value.lstrip().startswith("["):
+            return [part.strip() for part in value.split(",")] if value.strip() else []
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('begins with [ and is no JSON array such as ["new", "old"]') from None
 
-    @field_validator("github_secrets")
+    @field_validator("github_secrets", "gitea_secrets", "gitlab_secrets")
     @classmethod
     def _usable(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not all(each.get_secret_value() for each in value):
@@ -303,10 +309,8 @@ class Settings(BaseSettings):
             raise ValueError("kafka_key_file is set and kafka_cert_file is not: a key needs its "
                              "certificate (RUNNERSTREAM_KAFKA_CERT_FILE)")  # fmt: skip
         if bool(self.github_app_id) != bool(self.github_app_key_file):
-            raise ValueError(
-                "github_app_id and github_app_key_file are set together or not at all "
-                "(RUNNERSTREAM_GITHUB_APP_ID, RUNNERSTREAM_GITHUB_APP_KEY_FILE)"
-            )
+            raise ValueError("github_app_id and github_app_key_file are set together or not at "
+                             "all (RUNNERSTREAM_GITHUB_APP_ID, ..._APP_KEY_FILE)")  # fmt: skip
         if self.github_app_id and self.github_token.get_secret_value():
             raise ValueError("github_token and github_app_id are both set: the prober asks with "
                              "one of them")  # fmt: skip
@@ -441,9 +445,8 @@ def _unknown(name: str) -> bool:
 
 
 def _of_kubernetes(upper: str, value: str) -> bool:
-    if not _SERVICE.search(upper):
-        return False
-    return "_SERVICE_" in upper or "_PORT_" in upper or bool(_SERVICE_URL.match(value))
+    named = "_SERVICE_" in upper or "_PORT_" in upper or _SERVICE_URL.match(value)
+    return bool(_SERVICE.search(upper) and named)
 
 
 def _nearest(name: str) -> str:
@@ -451,11 +454,10 @@ def _nearest(name: str) -> str:
     known = [*(field.upper() for field in Settings.model_fields), "CONFIG"]
     bare = name.upper().removeprefix(PREFIX)
     close = difflib.get_close_matches(bare, known, n=1, cutoff=0.5)
-    return (
-        f"; the nearest is {PREFIX}{close[0]}"
-        if close
-        else "; see the settings in docs/operators.md"
+    told = (
+        f"the nearest is {PREFIX}{close[0]}" if close else "see the settings in docs/operators.md"
     )
+    return f"; {told}"
 
 
 def _file_problems(path: Path) -> Iterable[str]:

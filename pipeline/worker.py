@@ -27,6 +27,7 @@ from pipeline import folds, metrics
 from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import Handler, Transactions
+from pipeline.agents.unrouted import Unrouted
 from pipeline.effects import Output
 from pipeline.exporter import Exporter
 from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
@@ -37,6 +38,7 @@ from pipeline.fold_spec import FoldSpec, L
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
 from pipeline.reached import Reached
+from pipeline.routes import Routes
 from pipeline.settings import Settings
 from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
@@ -107,9 +109,12 @@ class Worker:
         secrets = settings.webhook_secrets()
         for provider, known in secrets.items():
             log.info("webhooks of %s must be signed by one of %d secrets", provider, len(known))
+        #: What no route fits; None without routes.
+        self.unrouted = Unrouted(Routes(settings.routes)) if settings.routes else None
         normalise = Normalise(
-            self.metrics.note, secrets, settings.trust_envelopes, folds.pool_names(settings)
-        )
+            self.metrics.note, secrets, settings.trust_envelopes, folds.pool_names(settings),
+            self.unrouted,
+        )  # fmt: skip
         self._agent((WEBHOOKS, LIFECYCLE, OUTCOMES), normalise)
         for fold in self.folds:
             self._agent(

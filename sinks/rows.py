@@ -222,6 +222,8 @@ def _raw(adapter: TypeAdapter[Any]) -> Callable[[SourceRecord], Item]:
             raw = bridge.raw(record) if adapter is DELIVERY else None
             if raw is None or raw.enveloped:
                 event = read(adapter, record.value)
+                if isinstance(event, Delivery):
+                    event = bridge.without_tokens(event)
             else:
                 event = bridge.delivery(raw)
         except Unreadable as refused:

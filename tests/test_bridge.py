@@ -187,6 +187,31 @@ def test_the_names_of_headers_are_read_in_any_case(style: Any) -> None:
     assert link.key.startswith("github:ghe.corp.example:run/")
 
 
+GHES = {"X-GitHub-Enterprise-Host": "GHE.corp.example:8443",
+        "X-GitHub-Enterprise-Version": "3.19.1"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted((Path(__file__).parent / "data/github").glob("*.json")),
+    ids=lambda file: file.stem,
+)
+def test_every_published_body_from_a_ghes_says_the_same_of_its_own_jobs(file: Path) -> None:
+    body, event = file.read_bytes(), file.name.partition(".")[0]
+    headers = {"X-GitHub-Event": event}
+    plain = facts(hook(body, headers=headers, signature=signed(body)), secrets=SECRETS)
+    there = facts(hook(body, headers=headers | GHES, signature=signed(body)), secrets=SECRETS)
+    for here, own in zip(plain, there, strict=True):
+        names = {name for name in here if here[name] != own[name]}
+        # A link is named after what it links.
+        assert names == {"key"} if own["kind"] != "run.link" else {"key", "job_key", "id"}
+        assert own["key"].startswith("github:ghe.corp.example:8443:")
+        assert own["key"].rpartition(":")[2] == here["key"].rpartition(":")[2]
+    assert reason(hook(body + b" ", headers=headers | GHES, signature=signed(body)), SECRETS) is (
+        Reason.BAD_SIGNATURE
+    )
+
+
 def test_a_tenants_host_is_part_of_the_key() -> None:
     [fact, _] = record_facts(hook(headers={"x-github-tenant": "octo"}))[0]
     assert fact.key.startswith("github:octo.ghe.com:")

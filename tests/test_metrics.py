@@ -29,6 +29,7 @@ NOTES: list[Note[Any]] = [
     Note(metrics.WEBHOOKS, ("workflow_job",)),
     Note(metrics.WEBHOOK_LAG, (), 0.3),
     Note(metrics.IGNORED_WEBHOOKS, ("ping",)),
+    Note(metrics.UNROUTED, ("no_fleet",)),
     Note(metrics.ODD_FIELDS, ("occurred_at", "future")),
     Note(metrics.ODD_FIELDS, ("envelope", "unusable"), 3.0),
     Note(metrics.LIFECYCLE_EVENTS, ("job.claimed",), 2.0),

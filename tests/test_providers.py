@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hmac
 import json
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 from prometheus_client import generate_latest
@@ -44,7 +45,8 @@ from topics.models import (
 from topics.reading import read
 
 T0 = 1_790_000_000_000
-GITHUB = Path(__file__).parent / "data" / "github"
+DATA = Path(__file__).parent / "data"
+LONG = "x" * 10_000
 
 
 class Toy:
@@ -54,6 +56,7 @@ class Toy:
     events: Final = ("build",)
     other_events: Final = frozenset({"hello"})
     odd_fields: Final = ("state",)
+    signatures: Final = ("x-toy-signature",)
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         verify_sha256(headers.get("x-toy-signature"), "x-toy-signature", body, secrets)
@@ -80,15 +83,51 @@ class Toy:
         )  # fmt: skip
 
 
-#: What each provider sends about a job: event and body. One without an entry here fails.
-SENT: Final[dict[str, list[tuple[str, str]]]] = {
-    "github": [
-        (path.name.partition(".")[0], path.read_text()) for path in sorted(GITHUB.glob("*.json"))
+def sent(provider: str) -> list[tuple[str, str]]:
+    """What a provider sends about a job: event and body."""
+    if provider == "toy":
+        return [("build", '{"number": 7}')]
+    files = sorted((DATA / provider).glob("*.json"))
+    assert files, "a provider without bodies here is not held to the contract"
+    return [(path.name.partition(".")[0], path.read_text("utf-8")) for path in files]
+
+
+class Secrets(NamedTuple):
+    """Secrets, a header with what the first makes of :data:`BODY`, and what is no secret."""
+
+    good: list[bytes]
+    header: str
+    value: str
+    other: bytes
+    #: Whether a signature is of one body only.
+    signs: bool = True
+    more: dict[str, str] = {}
+
+
+BODY: Final = b"\xff body \x00"
+HEX: Final = hmac.new(b"old", BODY, sha256).hexdigest()
+KEYS: Final = [b"whsec_" + b64encode(bytes([n]) * 32) for n in range(3)]
+SIGNED: Final = {
+    "github": [Secrets([b"old", b"new"], "x-hub-signature-256", f"sha256={HEX}", b"no")],
+    "gitea": [
+        Secrets([b"old", b"new"], "x-gitea-signature", HEX, b"no"),
+        Secrets([b"old", b"new"], "x-forgejo-signature", HEX, b"no"),
+        Secrets([b"old", b"new"], "x-hub-signature-256", f"sha256={HEX}", b"no"),
     ],
-    "toy": [("build", '{"number": 7}')],
+    "gitlab": [
+        Secrets([b"old", b"new"], "x-gitlab-token", "old", b"no", signs=False),
+        # Beside a secret token, as while a hook is changed from one to the other.
+        Secrets(
+            [KEYS[0], KEYS[1], b"old"],
+            "webhook-signature",
+            "v1,"
+            + b64encode(hmac.new(bytes(32), b"m1.1790000000." + BODY, sha256).digest()).decode(),
+            KEYS[2],
+            more={"webhook-id": "m1", "webhook-timestamp": "1790000000"},
+        ),
+    ],
+    "toy": [Secrets([b"old", b"new"], "x-toy-signature", f"sha256={HEX}", b"no")],
 }
-#: The header that each signs with.
-SIGNED: Final = {"github": "x-hub-signature-256", "toy": "x-toy-signature"}
 
 
 def declare_toy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +162,7 @@ def test_contract_of_every_provider(provider: Provider) -> None:
     assert not set(".:") & set(provider.name)
     assert not set(provider.events) & set(provider.other_events)
     # Facts: the same of the same, under its own keys; odd ones under declared names.
-    for event, body in SENT[provider.name]:
+    for event, body in sent(provider.name):
         assert event in provider.events
         said = provider.facts(delivery(provider, event, body))
         assert said
@@ -149,25 +188,50 @@ def test_contract_of_every_provider(provider: Provider) -> None:
 
 
 def test_contract_of_signatures(provider: Provider) -> None:
-    header, body, secrets = SIGNED[provider.name], b"\xff body \x00", [b"old", b"new"]
-    for secret in secrets:
-        right = "sha256=" + hmac.new(secret, body, sha256).hexdigest()
-        provider.verify({header: right}, body, secrets)
-        assert provider.sign(body, secret) == {header: right}
-        for headers, signed in (
-            ({header: right}, body + b"\n"),
-            ({header: right[:-1]}, body),
-            ({header: right.removeprefix("sha256=")}, body),
-            ({header: ""}, body),
-            ({header: "sha256=\u0394"}, body),
-            ({}, body),
-        ):
-            with pytest.raises(Unreadable) as caught:
-                provider.verify(headers, signed, secrets)
-            assert caught.value.reason is Reason.BAD_SIGNATURE
-            assert right not in caught.value.error
-    with pytest.raises(Unreadable):
-        provider.verify({header: right}, body, [b"another"])
+    for known in SIGNED[provider.name]:
+        good, header, value, other, signs, more = known
+        assert header in provider.signatures
+        told = more | {header: value}
+        # Any of the secrets, alone and among others.
+        for secrets in ([good[0]], [other, good[0]], good):
+            provider.verify(told, BODY, secrets)
+        for secret in good:
+            made = provider.sign(BODY, secret)
+            assert set(made) <= set(provider.signatures)
+            provider.verify(made, BODY, good)
+            if signs and secret != b"old":
+                with pytest.raises(Unreadable):
+                    provider.verify(made, BODY + b" ", good)
+        sha1 = {"x-hub-signature": "sha1=" + hmac.new(good[0], BODY, "sha1").hexdigest()}
+        wrong = [({header: value[:-1]}, BODY), ({header: value[1:]}, BODY), ({header: ""}, BODY),
+                 ({header: "\u0394"}, BODY), ({header: value + value}, BODY), ({}, BODY),
+                 (sha1, BODY), ({header: sha1["x-hub-signature"]}, BODY)]  # fmt: skip
+        if signs:
+            wrong += [({header: value}, body) for body in (BODY + b"\n", BODY[1:], b"")]
+        for headers, body in wrong:
+            refused(provider, more | headers, body, good, value)
+        refused(provider, told, BODY, [other], value)
+        for name in more:  # what the signature covers beside the body
+            refused(provider, told | {name: "2"}, BODY, good, value)
+            refused(provider, {n: v for n, v in told.items() if n != name}, BODY, good, value)
+
+
+def refused(
+    provider: Provider, headers: dict[str, str], body: bytes, secrets: list[bytes], right: str
+) -> None:
+    with pytest.raises(Unreadable) as caught:
+        provider.verify(headers, body, secrets)
+    assert caught.value.reason is Reason.BAD_SIGNATURE
+    assert right not in caught.value.error
+
+
+def test_a_body_that_was_written_anew_is_refused(provider: Provider) -> None:
+    for _, body in sent(provider.name):
+        made = provider.sign(body.encode(), b"old")
+        again = json.dumps(json.loads(body), separators=(",", ":")).encode()
+        assert again != body.encode()
+        if SIGNED[provider.name][0].signs:
+            refused(provider, dict(made), again, [b"old"], "old")
 
 
 def test_githubs_published_example_of_a_signature() -> None:
@@ -222,7 +286,7 @@ def test_a_toy_providers_deliveries_become_job_states(
 
 def test_a_provider_that_nobody_registered_is_an_unknown_kind() -> None:
     with pytest.raises(Unreadable) as caught:
-        provider_of("gitlab.job")
+        provider_of("bitbucket.job")
     assert caught.value.reason is Reason.UNKNOWN_KIND
 
 
@@ -232,7 +296,6 @@ def test_a_provider_that_nobody_registered_is_an_unknown_kind() -> None:
 ISO, MS = "2026-09-21T14:13:20Z", T0
 LATER, LATER_MS = "2026-09-21T14:13:21.500Z", T0 + 1_500
 ZERO = "0001-01-01T00:00:00Z"
-LONG = "x" * 10_000
 #: The first half of a character, which no encoding has: Python writes it as an escape.
 HALF = "\ud83d"
 RUN: Final[dict[str, Any]] = {

@@ -341,7 +341,7 @@ def test_authentic_events_that_are_not_ours_are_ignored_and_counted(
     assert value == 1
 
 
-@pytest.mark.parametrize("kind", ["github.workflow_jobs", "github.", "gitlab.job", "ping"])
+@pytest.mark.parametrize("kind", ["github.workflow_jobs", "github.", "gitlab.build", "ping"])
 def test_a_kind_that_nobody_sends_is_still_refused(kind: str) -> None:
     with pytest.raises(Unreadable) as caught:
         webhook_facts(hook(PING, kind=kind))

@@ -227,6 +227,7 @@ VIEWS = [
     "/recovery?kind=orphan&fleet=even,linux",
     "/runners",
     "/runners?state=idle,busy&fleet=even,linux",
+    "/webhooks",
     "/workers",
 ]
 

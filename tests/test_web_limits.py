@@ -523,6 +523,7 @@ KNOWN = {
     "/windows": ("size", "fleet", "from", "to", "limit", "cursor"),
     "/recovery": ("kind", "fleet", "limit", "cursor"),
     "/runners": ("fleet", "state", "limit", "cursor"),
+    "/webhooks": (),
     "/workers": (),
     "/healthz": (),
     "/readyz": ("part",),
@@ -536,6 +537,7 @@ KNOWN = {
     "/part/windows": ("partitions", "size", "fleet", "from", "to", "limit", "cursor"),
     "/part/recovery": ("partitions", "kind", "fleet", "limit", "cursor"),
     "/part/runners": ("partitions", "fleet", "state", "limit", "cursor"),
+    "/part/webhooks": ("partitions",),
     "/part/worker": ("partitions",),
 }  # fmt: skip
 

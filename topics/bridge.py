@@ -23,14 +23,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Final
 from urllib.parse import parse_qs
 
 from pydantic_core import from_json
 
-from topics.dead_letters import SourceRecord
+from topics.dead_letters import TOKENS, SourceRecord
 from topics.envelope import EARLIEST_MS, LATEST_MS
 from topics.keys import GITHUB_HOST, canonical_host, github_host
 from topics.models import Delivery, Reason, Unreadable
@@ -67,6 +67,15 @@ def guid_time_ms(guid: str) -> int | None:
     return ms if EARLIEST_MS <= ms <= LATEST_MS else None
 
 
+def _as_it_is(event: str) -> str:
+    return event.strip().lower()[:64]
+
+
+def _without_hook(event: str) -> str:
+    """``Job Hook`` is the event ``job``, ``Merge Request Hook`` is ``merge_request``."""
+    return event.strip().lower().removesuffix(" hook").replace(" ", "_")[:64]
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """What one provider's HTTP headers mean. Names are lower-case."""
@@ -85,10 +94,35 @@ class Form:
     #: Events that no webhook tells: what the provider's API answers. There are no HTTP headers for
     #: them, so they are always envelopes.
     asked: frozenset[str] = frozenset()
+    #: Other headers that name the event, and beside each the one with the delivery's id.
+    also: Mapping[str, str] = field(default_factory=dict)
+    #: The event's name in kinds, from the header's value; and the other way.
+    named: Callable[[str], str] = _as_it_is
+    header_of: Callable[[str], str] = str
 
 
-#: Every provider's form, by its name. A new provider has a line here.
+#: Every provider's form, by its name. A new provider has a line here. Gitea and Forgejo send
+#: GitHub's headers as well, so theirs are looked for first.
 FORMS: Final[dict[str, Form]] = {
+    "gitea": Form(
+        provider="gitea",
+        event="x-gitea-event",
+        delivery="x-gitea-delivery",
+        clock=lambda delivery: None,
+        # No header tells it; the URLs in the body do.
+        host=lambda headers: GITHUB_HOST,
+        also={"x-forgejo-event": "x-forgejo-delivery"},
+    ),
+    "gitlab": Form(
+        provider="gitlab",
+        event="x-gitlab-event",
+        delivery="x-gitlab-event-uuid",
+        clock=lambda delivery: None,
+        host=lambda headers: canonical_host(headers.get("x-gitlab-instance", "")) or GITHUB_HOST,
+        named_host="x-gitlab-instance",
+        named=_without_hook,
+        header_of=lambda event: f"{event.replace('_', ' ').title()} Hook",
+    ),
     "github": Form(
         provider="github",
         event="x-github-event",
@@ -101,11 +135,24 @@ FORMS: Final[dict[str, Form]] = {
 }
 
 
+def form_of(headers: Mapping[str, str]) -> tuple[Form, str] | None:
+    """Whose headers these are, and the one that names the event. Names are lower-case."""
+    for form in FORMS.values():
+        if form.event in headers:
+            return form, form.event
+        for name in form.also:
+            if name in headers:
+                return form, name
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Raw:
     """A record with a provider's HTTP headers: whose it is, headers and body as they came."""
 
     form: Form
+    #: The header that names the event.
+    event: str
     #: Lower-case names, without credentials. Of a name that came twice, the last.
     headers: dict[str, str]
     body: bytes
@@ -129,21 +176,23 @@ def raw(record: SourceRecord) -> Raw | None:
         for name, value in record.headers
         if value is not None
     }
-    for form in FORMS.values():
-        if form.event in headers:
-            for name in CREDENTIALS & headers.keys():
-                del headers[name]
-            return Raw(
-                form,
-                headers,
-                body,
-                record,
-                first=headers.pop(RECEIVED_AT, ""),
-                happened=headers.pop(OCCURRED_AT, ""),
-                source=headers.pop(SOURCE, "").strip()[:512] or form.provider,
-                enveloped=_is_envelope(form.provider, body),
-            )
-    return None
+    found = form_of(headers)
+    if found is None:
+        return None
+    form, event = found
+    for name in CREDENTIALS & headers.keys():
+        del headers[name]
+    return Raw(
+        form,
+        event,
+        headers,
+        body,
+        record,
+        first=headers.pop(RECEIVED_AT, ""),
+        happened=headers.pop(OCCURRED_AT, ""),
+        source=headers.pop(SOURCE, "").strip()[:512] or form.provider,
+        enveloped=_is_envelope(form.provider, body),
+    )
 
 
 def delivery(found: Raw) -> Delivery:
@@ -153,8 +202,11 @@ def delivery(found: Raw) -> Delivery:
     ``bad_time`` when neither the record nor the delivery id tells a time that can be.
     """
     form, headers = found.form, found.headers
-    event = headers[form.event].strip().lower()[:64]
-    told = headers.get(form.delivery, "").strip()[:512]
+    for name in TOKENS:
+        if name in headers:
+            headers = {each: value for each, value in headers.items() if each != name}
+    event = form.named(headers[found.event])
+    told = headers.get(form.also.get(found.event, form.delivery), "").strip()[:512]
     made = form.clock(told) if told else None
     host = form.host(headers)[:256]
     received = _received(found.record.timestamp, found.first, made)
@@ -190,12 +242,16 @@ def natural(delivery: Delivery) -> tuple[list[tuple[str, bytes]], bytes] | None:
         for name, value in delivery.headers.items()
         if name.lower() not in CREDENTIALS
     }
-    if headers.setdefault(form.event, event) != event or event != event.strip().lower()[:64]:
+    found = form_of(headers)
+    if found is not None and found[0] is not form:
+        return None
+    name = form.event if found is None else found[1]
+    if form.named(headers.setdefault(name, form.header_of(event))) != event:
         return None
     if headers.get("content-type", "").lower().startswith(_FORM):
         # The payload is what was in the form.
         del headers["content-type"]
-    headers[form.delivery] = delivery.id
+    headers[form.also.get(name, form.delivery)] = delivery.id
     host = canonical_host(delivery.host)
     if host not in (form.host(headers), form.host({})):
         if not form.named_host:
@@ -216,6 +272,14 @@ def natural(delivery: Delivery) -> tuple[list[tuple[str, bytes]], bytes] | None:
     except UnicodeEncodeError:
         return None
     return None if _is_envelope(provider, body) else (said, body)
+
+
+def without_tokens(delivery: Delivery) -> Delivery:
+    """The delivery without the headers that are a secret themselves."""
+    if TOKENS.isdisjoint(map(str.lower, delivery.headers)):
+        return delivery
+    kept = {name: value for name, value in delivery.headers.items() if name.lower() not in TOKENS}
+    return delivery.model_copy(update={"headers": kept})
 
 
 def _text(raw: bytes | None) -> str:

@@ -86,6 +86,11 @@ def github_host(told: str, headers: Mapping[str, str], urls: Iterable[Any]) -> s
     tenant = headers.get("x-github-tenant", "").strip().lower()
     if _TENANT.fullmatch(tenant):
         return tenant if "." in tenant else f"{tenant}.ghe.com"
+    return host_of(urls) or host
+
+
+def host_of(urls: Iterable[Any]) -> str:
+    """The host of the first that is a URL with one; empty when none is."""
     for url in urls:
         if isinstance(url, str) and url.startswith(("https://", "http://")):
             # Up to the path only: there are few of these, and many URLs.
@@ -93,7 +98,7 @@ def github_host(told: str, headers: Mapping[str, str], urls: Iterable[Any]) -> s
             named = canonical_host(url if end < 0 else url[:end])
             if named:
                 return named
-    return host
+    return ""
 
 
 _TENANT: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,252}")

@@ -123,16 +123,19 @@ GITHUB_HOST: Final = keys.GITHUB_HOST
 class Delivery(Record):
     """A provider's webhook delivery as it arrived, on ``runners.webhooks``.
 
-    ``kind`` is ``<provider>.<event>``, for GitHub ``github.workflow_job``,
-    ``github.workflow_run``, or ``github.api_job`` for a job as its REST API returns it. ``id`` is
-    the delivery id (``X-GitHub-Delivery``): a redelivery keeps it. ``payload`` is the body as
-    text, untouched.
+    ``kind`` is ``<provider>.<event>``: ``github.workflow_job``, ``gitlab.pipeline``; or
+    ``github.api_job`` for a job as GitHub's REST API returns it. ``id`` is the delivery id
+    (``X-GitHub-Delivery``): a redelivery keeps it. ``payload`` is the body as text, untouched.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = (
         "github.workflow_job",
         "github.workflow_run",
         "github.api_job",
+        "gitea.workflow_job",
+        "gitea.workflow_run",
+        "gitlab.job",
+        "gitlab.pipeline",
     )
     #: GitHub's other events (docs.github.com, webhook events and payloads): authentic, and they
     #: say nothing about jobs. Deliveries of these are known and ignored.

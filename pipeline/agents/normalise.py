@@ -10,12 +10,13 @@ from typing import Any, Final
 from pipeline import metrics
 from pipeline.agents.letters import bury
 from pipeline.agents.transaction import SLICE, StepWrites
+from pipeline.agents.unrouted import Unrouted
 from pipeline.effects import Effects, Note, Output
 from pipeline.faust_safe import Batch
 from pipeline.fold_spec import OUTPUTS
 from pipeline.providers import lifecycle, outcomes
 from pipeline.providers.base import Fact
-from pipeline.providers.registry import PROVIDERS, provider_of
+from pipeline.providers.registry import PROVIDERS, check, provider_of
 from topics import bridge
 from topics.catalogue import FLEETS, JOBS, OUTCOMES, WEBHOOKS
 from topics.dead_letters import SourceRecord
@@ -24,6 +25,9 @@ from topics.reading import read
 from topics.recovery import OUTCOME, Ending, HostGone, RunnerSeen
 
 FleetRecord = RunnerSeen | HostGone | Ending
+
+#: Sees each delivery about jobs with its facts, and says what is to be counted.
+Look = Callable[[Delivery, Iterable[Fact]], list[Note[Any]]]
 
 #: Nothing is checked.
 NO_SECRETS: Final[Mapping[str, Sequence[bytes]]] = {}
@@ -46,11 +50,13 @@ class Normalise:
         secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
         trust_envelopes: bool = False,
         fleet_of: Callable[[str], str] = str,
+        unrouted: Unrouted | None = None,
     ) -> None:
         """``secrets`` are those of providers that sign, see :func:`record_facts`. ``fleet_of``
-        tells the fleet that a pool is called."""
+        tells the fleet that a pool is called, ``unrouted`` looks for what no route fits."""
         self._on_notes = on_notes
         self._fleet_of = fleet_of
+        self._look = None if unrouted is None else unrouted.look
         self._secrets = {name: tuple(each) for name, each in secrets.items() if each}
         self._trust_envelopes = trust_envelopes
         self._linked: dict[str, None] = {}
@@ -66,7 +72,9 @@ class Normalise:
             try:
                 fleet: FleetRecord | None = None
                 if hooks:
-                    facts, notes = record_facts(record, self._secrets, self._trust_envelopes)
+                    facts, notes = record_facts(
+                        record, self._secrets, self._trust_envelopes, self._look
+                    )
                 elif ends:
                     facts, fleet, notes = outcome_facts(record.value)
                 else:
@@ -118,48 +126,52 @@ def record_facts(
     record: SourceRecord,
     secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
     trust_envelopes: bool = False,
+    look: Look | None = None,
 ) -> tuple[Iterable[Fact], list[Note[Any]]]:
     """The facts of one ``runners.webhooks`` record, in raw form or an envelope.
 
-    Of a provider with ``secrets``, what has its HTTP headers must be signed, byte for byte. An
-    envelope must carry the signature of its payload among its headers, unless
-    ``trust_envelopes`` says that whoever posts them has checked them. Raises Unreadable.
+    With ``secrets``, what has a provider's HTTP headers must be signed, byte for byte, by one of
+    that provider's. An envelope must carry the signature of its payload among its headers, unless
+    ``trust_envelopes`` says that whoever posts them has checked them. ``look`` sees what is
+    believed. Raises Unreadable.
     """
     raw = bridge.raw(record)
     if raw is None:
-        return webhook_facts(record.value, NO_SECRETS if trust_envelopes else secrets)
-    name = raw.form.provider
-    known = secrets.get(name)
-    if known:
-        PROVIDERS[name].verify(raw.headers, raw.body, known)
+        return webhook_facts(record.value, NO_SECRETS if trust_envelopes else secrets, look)
+    check(PROVIDERS[raw.form.provider], raw.headers, raw.body, secrets)
     if raw.enveloped:
-        return webhook_facts(record.value)
-    return _delivery_facts(bridge.delivery(raw), [])
+        return webhook_facts(record.value, look=look)
+    return _delivery_facts(bridge.delivery(raw), [], look)
 
 
 def webhook_facts(
-    value: bytes | None, secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS
+    value: bytes | None,
+    secrets: Mapping[str, Sequence[bytes]] = NO_SECRETS,
+    look: Look | None = None,
 ) -> tuple[Iterable[Fact], list[Note[Any]]]:
     """The facts of an envelope; with ``secrets`` it must carry its body's signature."""
     envelope: list[str] = []
     delivery = read(DELIVERY, value, odd=envelope)
     provider = provider_of(delivery.kind)
-    known = secrets.get(provider.name)
-    if known:
+    if secrets:
         headers = {name.lower(): told for name, told in delivery.headers.items()}
-        provider.verify(headers, delivery.payload.encode("utf-8", "surrogatepass"), known)
-    return _delivery_facts(delivery, envelope)
+        check(provider, headers, delivery.payload.encode("utf-8", "surrogatepass"), secrets)
+    return _delivery_facts(delivery, envelope, look)
 
 
 def _delivery_facts(
-    delivery: Delivery, envelope: list[str]
+    delivery: Delivery, envelope: list[str], look: Look | None
 ) -> tuple[Iterable[Fact], list[Note[Any]]]:
     said = provider_of(delivery.kind).facts(delivery)
     if said.ignored is not None:
         return [], [Note(metrics.IGNORED_WEBHOOKS, (said.ignored,))]
     event = delivery.kind.partition(".")[2]
-    lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
-    seen = [Note(metrics.WEBHOOKS, (event,)), Note[Any](metrics.WEBHOOK_LAG, (), lag)]
+    seen = [Note[Any](metrics.WEBHOOKS, (event,))]
+    if delivery.occurred_at != delivery.received_at:  # else nobody said when it was made
+        lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
+        seen.append(Note(metrics.WEBHOOK_LAG, (), lag))
+    if look is not None:
+        seen += look(delivery, said)
     return said, [*seen, *_odd(said.odd, envelope)]
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from kafka.errors import KafkaError
 
 from pipeline.executor.log import places_at, reader_options
-from pipeline.providers.registry import PROVIDERS
+from pipeline.providers.registry import PROVIDERS, check
 from sinks.consumer import make_consumer, position_of
 from topics import bridge
 from topics.catalogue import WEBHOOKS
@@ -73,9 +73,8 @@ def original(
             checked = not trust_envelopes
         if delivery.kind != EVENT:
             return None
-        known = secrets.get("github")
-        if known and checked:
-            PROVIDERS["github"].verify(headers, body, known)
+        if checked:
+            check(PROVIDERS["github"], headers, body, secrets)
         if not _queued(delivery, job_key):
             return None
     except Unreadable:

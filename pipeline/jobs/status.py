@@ -6,7 +6,7 @@ A released claim ends; the job then is what its remaining facts say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -30,11 +30,17 @@ class FleetNames:
 
     The dispatcher's pool name wins; else the canonical label set, joined by ``,``; else the
     runner group, which is known once a runner executes the job.
-    ``aliases`` maps any of these to the name people use: ``{"linux,x64": "linux-small"}``.
+    ``aliases`` maps any of these to the name people use: ``{"linux,x64": "linux-small"}``. Of a job
+    without a pool ``route`` is asked first, with its repository and labels; None: it has no answer.
     """
 
-    def __init__(self, aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        aliases: Mapping[str, str] | None = None,
+        route: Callable[[str, tuple[str, ...]], str | None] | None = None,
+    ) -> None:
         self._aliases = dict(aliases or {})
+        self._route = route
 
     def __call__(self, attributes: Attributes) -> str:
         """The fleet's name, at most 200 characters."""
@@ -47,9 +53,14 @@ class FleetNames:
         elif attributes.labels:
             name, source = ",".join(attributes.labels), "labels"
         else:
-            name, source = attributes.runner_group, "group"
-            if not name:
-                return UNKNOWN_FLEET, "nothing"
+            name = attributes.runner_group
+            source = "group" if name else "nothing"
+        if self._route is not None and source != "pool":
+            routed = self._route(attributes.repo, attributes.labels)
+            if routed is not None:
+                return routed[:200], source
+        if not name:
+            return UNKNOWN_FLEET, "nothing"
         return self._aliases.get(name, name)[:200], source
 
 

@@ -109,7 +109,7 @@ def milestones(job: Job) -> Milestones:
         claim.minted_at if claim else None,
         started,
         completed,
-        _gated(job, started) if waiting is not None else 0,
+        _gated(job, queued, started) if waiting is not None else 0,
         copied,
         handle,
         job.runner is not None,
@@ -189,13 +189,15 @@ def _waiting(job: Job) -> int | None:
     return min(marked) if marked else None
 
 
-def _gated(job: Job, started: At | None) -> int | None:
-    """Sum of waiting intervals before the start.
+def _gated(job: Job, queued: At | None, started: At | None) -> int | None:
+    """Sum of waiting intervals between the queueing and the start.
 
     GitHub sends ``queued, waiting, queued`` for an approval gate (runs-on#539): each waiting
     moment lasts until the next queued one. When the queued that should close a gate never
-    arrived, its length is not known.
+    arrived, its length is not known. A provider that counts a job as queued only once it may be
+    taken tells of what was before, too: that is no part of the wait.
     """
+    begin = 0 if queued is None else queued.ms
     total = 0
     opened: int | None = None
     for at, kind in job.marks:
@@ -206,7 +208,7 @@ def _gated(job: Job, started: At | None) -> int | None:
                 opened = None
             break
         if kind == "waiting":
-            if opened is None:
+            if opened is None and at >= begin:
                 opened = at
         elif opened is not None:
             total += at - opened

@@ -66,6 +66,11 @@ class Provider(Protocol):
         """Names under which it counts odd fields. Each is a metric label."""
         ...
 
+    @property
+    def signatures(self) -> Collection[str]:
+        """The headers that :meth:`verify` looks at, lower-case."""
+        ...
+
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         """Raise Unreadable (``bad_signature``) unless one of the secrets signed these bytes.
 
@@ -90,6 +95,16 @@ def sign_sha256(body: bytes, secret: bytes) -> str:
 def verify_sha256(given: str | None, header: str, body: bytes, secrets: Sequence[bytes]) -> None:
     """Check ``sha256=<hex>``, the HMAC of the body that most providers send.
 
+    Raises as :func:`verify_hex`.
+    """
+    verify_hex(given, header, body, secrets, "sha256=")
+
+
+def verify_hex(
+    given: str | None, header: str, body: bytes, secrets: Sequence[bytes], prefix: str = ""
+) -> None:
+    """Check the HMAC-SHA256 of the body, in hex after ``prefix``.
+
     Compares in constant time. Any of the secrets will do, so they can be rotated. Raises
     Unreadable (``bad_signature``); it tells nothing of the secrets and of the signature wanted.
     """
@@ -98,9 +113,15 @@ def verify_sha256(given: str | None, header: str, body: bytes, secrets: Sequence
     told = given.strip().lower().encode("utf-8", "replace")
     right = False
     for secret in secrets:
-        right |= hmac.compare_digest(sign_sha256(body, secret).encode(), told)
+        wanted = prefix + hmac.digest(secret, body, sha256).hex()
+        right |= hmac.compare_digest(wanted.encode(), told)
     if not right:
-        raise Unreadable(
-            Reason.BAD_SIGNATURE,
-            f"{header} was not made of this body with any secret that is set ({len(secrets)})",
-        )
+        raise not_signed(header, secrets)
+
+
+def not_signed(header: str, secrets: Sequence[bytes]) -> Unreadable:
+    """That a signature is there and is none of ours."""
+    return Unreadable(
+        Reason.BAD_SIGNATURE,
+        f"{header} was not made of this body with any secret that is set ({len(secrets)})",
+    )

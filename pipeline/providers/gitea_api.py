@@ -24,10 +24,9 @@ from typing import Any, Final
 
 from pipeline.providers.api import Detail, Outcome
 from pipeline.providers.calls import Calls, Failed, Reply
+from pipeline.providers.gitea import STATUSES, job_words
 from pipeline.providers.rest import QUEUED, RestClient, RunState, translated, whole, word
 
-#: Other words of its own for the same.
-_STATUSES: Final = {"blocked": "waiting", "running": "in_progress", "cancelling": "in_progress"}
 _OPEN: Final = QUEUED | {"in_progress"}
 
 
@@ -88,14 +87,7 @@ class GiteaApi(RestClient):
 def _told(body: Mapping[str, Any]) -> dict[str, Any]:
     """A job or a run in GitHub's words. Raises :class:`Failed` for a status that it cannot have."""
     status = word(body, "status")
-    found = {**body, "status": _STATUSES.get(status, status)}
-    found["conclusion"] = body.get("conclusion") or None
+    found = {**job_words(body), "status": STATUSES.get(status, status)}
     if found["status"] == "completed" and found["conclusion"] is None:
         raise Failed(Detail.MALFORMED)
-    for name in ("created_at", "run_attempt"):
-        found.pop(name, None)
-    # Left out is nobody, and nothing.
-    found["runner_id"] = body.get("runner_id") or None
-    found["runner_name"] = body.get("runner_name") or None
-    found["steps"] = body.get("steps") or []
     return found

@@ -133,6 +133,7 @@ class GitHub:
     events: Final = ("workflow_job", "workflow_run", "api_job")
     other_events: Final = Delivery.OTHER_EVENTS
     odd_fields: Final = ODD_FIELDS
+    signatures: Final = (SIGNATURE,)
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         """Check ``X-Hub-Signature-256``. The older header with SHA-1 alone is not enough."""

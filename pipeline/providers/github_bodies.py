@@ -54,6 +54,14 @@ class _Account(Struct, gc=False):
     login: Any = None
 
 
+class _Installation(Struct, gc=False):
+    id: Any = None
+
+
+class _Installed(Struct, gc=False):
+    installation: _Installation | None = None
+
+
 class ListedStep(Struct, gc=False):
     """A step as a job lists it."""
 
@@ -109,6 +117,7 @@ JOB: Final = msgspec.json.Decoder(Job)
 RUN: Final = msgspec.json.Decoder(Run)
 REPOSITORY: Final = msgspec.json.Decoder(Repository)
 _ACCOUNT: Final = msgspec.json.Decoder(_Account)
+_INSTALLED: Final = msgspec.json.Decoder(_Installed)
 _STEPS: Final = msgspec.json.Decoder(list[ListedStep])
 _ANYTHING: Final = msgspec.json.Decoder()
 
@@ -166,6 +175,15 @@ def login(raw: Raw, name: str, odd: Counter[tuple[str, str]]) -> str:
     """The name of an account. A user who was deleted is null."""
     account = within(_ACCOUNT, raw, name, odd)
     return "" if account is None else text_of(account.login, name, odd)
+
+
+def installation_of(payload: str) -> int:
+    """The number of the App's installation by which a body came; 0 when it does not say."""
+    try:
+        found = _INSTALLED.decode(payload).installation
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return 0
+    return 0 if found is None else identity(found.id) or 0
 
 
 def pull_request(value: Any, odd: Counter[tuple[str, str]]) -> int:

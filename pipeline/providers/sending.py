@@ -57,7 +57,8 @@ class Signer:
         more = dict(self._signature(provider, delivery.headers, body))
         if envelope and not more:
             return Sent(key, envelope, ())
-        kept = {name: v for name, v in delivery.headers.items() if name.lower() not in more}
+        replaced = PROVIDERS[provider].signatures if more else ()
+        kept = {name: v for name, v in delivery.headers.items() if name.lower() not in replaced}
         delivery = delivery.model_copy(update={"headers": kept | more})
         return Sent(key, delivery.model_dump_json(exclude_defaults=True).encode(), ())
 
@@ -66,12 +67,15 @@ class Signer:
         if not self._secrets:
             return headers
         told = {name.lower(): value.decode("utf-8", "replace") for name, value in headers}
-        for form in bridge.FORMS.values():
-            if form.event in told:
-                more = self._signature(form.provider, told, body)
-                kept = [each for each in headers if each[0].lower() not in more]
-                return [*kept, *((name, value.encode()) for name, value in more.items())]
-        return headers
+        named = bridge.form_of(told)
+        if named is None:
+            return headers
+        more = self._signature(named[0].provider, told, body)
+        if not more:
+            return headers
+        replaced = PROVIDERS[named[0].provider].signatures
+        kept = [each for each in headers if each[0].lower() not in replaced]
+        return [*kept, *((name, value.encode()) for name, value in more.items())]
 
     def _signature(
         self, provider: str, headers: Mapping[str, str], body: bytes
@@ -83,7 +87,7 @@ class Signer:
         known = PROVIDERS[provider]
         made = known.sign(body, secrets[0])
         told = {name.lower(): value for name, value in headers.items()}
-        if made.keys() & told.keys():
+        if not told.keys().isdisjoint(known.signatures):
             if not self._trusted:
                 return {}
             with suppress(Unreadable):

@@ -134,7 +134,9 @@ def _judge(
     marks = sorted({(s.event_at, s.mark) for s in hooks if s.mark})
     gated: int | None = 0
     if any(mark == "waiting" for _, mark in marks):
-        gated = _gates(marks, started)
+        # What was before it was queued is no part of the wait that is measured.
+        within = [(at, mark) for at, mark in marks if mark != "waiting" or at >= (queued or 0)]
+        gated = _gates(within, started)
 
     attempt = max((s.attempt for s in hooks), default=0)
     run_key = max((s.run_key for s in hooks), default="")

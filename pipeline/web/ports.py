@@ -6,7 +6,7 @@ Each port is what one kind of question needs: :class:`JobReader` what a worker k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pipeline.effects import Output
@@ -59,6 +59,52 @@ class Membership(Protocol):
 
     def members(self) -> Mapping[str, Collection[int]]:
         """Partitions of ``runners.jobs`` by URL, as of the last rebalance."""
+        ...
+
+
+class Sample(Protocol):
+    """Deliveries that lack the same."""
+
+    @property
+    def about(self) -> str:
+        """Which of them lack it."""
+        ...
+
+    @property
+    def deliveries(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def first_at(self) -> int:
+        """When the first of them arrived, in ms."""
+        ...
+
+    @property
+    def last_at(self) -> int:
+        """When the last of them arrived, in ms."""
+        ...
+
+    @property
+    def job_key(self) -> str:
+        """The last one's job."""
+        ...
+
+
+class Unrouted(Protocol):
+    """What no configured route fits."""
+
+    def samples(self) -> Mapping[str, Sequence[Sample]]:
+        """The latest of each reason, the last one first."""
+        ...
+
+
+class Receiver(Protocol):
+    """A worker that reads webhooks."""
+
+    @property
+    def unrouted(self) -> Unrouted | None:
+        """What no route fits, since this worker started; None without routes."""
         ...
 
 
@@ -148,7 +194,7 @@ class Readiness(Protocol):
         ...
 
 
-class Console(FleetReader, Membership, Readiness, Protocol):
+class Console(FleetReader, Membership, Readiness, Receiver, Protocol):
     """All of it: what the views together need of their worker."""
 
     @property

@@ -16,6 +16,7 @@ for, and what they do not say stands under ``incomplete``.
 ``/windows``              tumbling windows, newest first: ``fleet``, ``size``, ``from``, ``to`` (ms)
 ``/recovery``             what is stuck, oldest first, and what recovery may do: ``kind``,
                           ``fleet``; ``POST /recovery/switch`` throws its switches
+``/webhooks``             deliveries that the routes leave without an account or a fleet
 ``/workers``              who owns what, and how far behind
 ``/healthz``              200 while the event loop turns and the work goes on
 ``/readyz``               200 when the answers can be trusted; else 503 with the reasons
@@ -50,6 +51,7 @@ from pipeline.web.recovery import RecoveryViews
 from pipeline.web.runners import RunnerViews
 from pipeline.web.server import GuardedWeb
 from pipeline.web.site import Handler, Site, placed
+from pipeline.web.webhooks import WebhookViews
 from pipeline.web.windows import WindowViews
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ class Views:
 
     def register(self, app: web.Application) -> None:
         """Routes and hooks. Faust starts its web server before recovery, so health answers then."""
-        for each in (JobViews, FleetViews, RunnerViews, WindowViews, RecoveryViews):
+        for each in (JobViews, FleetViews, RunnerViews, WindowViews, RecoveryViews, WebhookViews):
             each(self.site).register(app)
         get = app.router.add_get
         view, peer = placed(self.site.views), placed(self.site.parts)
@@ -109,7 +111,15 @@ class Views:
             "program": "runnerstream",
             "version": version(),
             "now": now,
-            "views": ["/jobs", "/fleets", "/runners", "/windows", "/recovery", "/workers"],
+            "views": [
+                "/jobs",
+                "/fleets",
+                "/runners",
+                "/windows",
+                "/recovery",
+                "/webhooks",
+                "/workers",
+            ],
             "health": ["/healthz", "/readyz", "/metrics"],
             "states": {
                 status: {"jobs": depth[status], "oldest_ms": age(now, oldest.get(status))}

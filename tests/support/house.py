@@ -61,6 +61,7 @@ def fake_worker(
         settled=True,
         started_at=time.time(),
         beside=Alone(),
+        unrouted=None,
         live_jobs=live_jobs,
     )
     metrics.watch_jobs(live_jobs)
