@@ -23,7 +23,7 @@ PIP = "$(BIN)/python" -m pip --quiet --disable-pip-version-check
 COVERAGE = --cov=topics --cov=pipeline --cov=sinks --cov-report=term:skip-covered \
 	$(if $(ARGS),,--cov-fail-under=60)
 # The tests that need neither a server nor a process. tests/test_tidy.py keeps the list true.
-UNIT = both_folds cases explain fleet fleet_replay folds github_payloads invariants jobs_properties keys \
+UNIT = both_folds cases explain fleet fleet_replay folds gateway_parts github_payloads invariants jobs_properties keys \
 	ledger metrics origins policies prober_desk providers quirks reading replay rooms settings simulate sink_rows \
 	stall_world stalls stranded ticks tidy verify verify_fleets windows
 

@@ -170,7 +170,7 @@ def delivery(found: Raw) -> Delivery:
         key=_text(found.record.key)[:512] or f"{form.provider}:{host}:unknown",
         host=host,
         headers=headers,
-        payload=_payload(headers.get("content-type", ""), found.body),
+        payload=payload_of(headers.get("content-type", ""), found.body),
     )
 
 
@@ -243,7 +243,8 @@ def _time(told: str) -> int | None:
     return ms if EARLIEST_MS <= ms <= LATEST_MS else None
 
 
-def _payload(content_type: str, body: bytes) -> str:
+def payload_of(content_type: str, body: bytes) -> str:
+    """What a body carries: itself, or the ``payload`` of a form. Raises Unreadable."""
     try:
         if not content_type.lower().startswith(_FORM):
             return body.decode()

@@ -117,7 +117,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if broker.state == "ok":
         yield from _guarded("fencing", lambda: _fencing(settings))
         yield from _guarded("topics", lambda: _topics(settings))
-        for role in _wanted(settings):
+        for role in filter(lambda role: role.reads, _wanted(settings)):
             yield from _guarded(f"{_who(role)} group", partial(_lags, settings, role))
         yield from _guarded("dead letters", lambda: _letters(settings))
     yield from _guarded("ClickHouse", lambda: _clickhouse(settings))
