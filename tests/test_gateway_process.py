@@ -1,0 +1,154 @@
+"""The gateway as a process: what it answered 2xx is in Kafka, however it ends."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipeline.local.process import LOOPBACK, free_port
+from tests.support.brokers import Broker, broker
+from tests.support.gateways import SECRET, bodies, headers_of, queued
+from tests.support.worker import WorkerProcess
+from topics.apply import apply
+from topics.catalogue import catalogue
+
+SENDERS = 8
+#: Deliveries before something happens to the gateway.
+ENOUGH = 400
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with broker(tmp_path_factory.mktemp("broker")) as made:
+        apply({"bootstrap_servers": made.bootstrap}, catalogue(partitions=2))
+        yield made
+
+
+class GatewayProcess(WorkerProcess):
+    """``runnerstream gateway``; its views are its health."""
+
+    def __init__(self, kafka: str, directory: Path, *options: str) -> None:
+        self.hooks = free_port()
+        secrets = directory / "secrets"
+        secrets.mkdir()
+        (secrets / "github").write_bytes(b"older\n" + SECRET + b"\n")
+        command = ["-m", "pipeline.cli", "gateway", "--listen", f"{LOOPBACK}:{self.hooks}"]
+        super().__init__(
+            kafka, command=[*command, "--secrets", str(secrets), *options], partitions=2,
+            log=directory / "gateway.log", directory=directory,
+        )  # fmt: skip
+        self._given["gateway_port"] = str(self.port)
+
+
+class Senders:
+    """Post deliveries one after another, each on a connection that it keeps."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._send) for _ in range(SENDERS)]
+        self.accepted: list[bytes] = []
+        self.others: list[int] = []
+        self.broken = 0
+
+    def _send(self) -> None:
+        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=60)
+        while not self._stopping.is_set():
+            body = queued(padding=2_000)
+            try:
+                connection.request("POST", "/webhooks/github", body, headers_of(body))
+                reply = connection.getresponse()
+                reply.read()
+            except (OSError, http.client.HTTPException):
+                self.broken += 1
+                connection.close()
+                time.sleep(0.01)
+                continue
+            if reply.status == 202:
+                self.accepted.append(body)
+            else:
+                self.others.append(reply.status)
+        connection.close()
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        for each in self._threads:
+            each.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            for each in self._threads:
+                each.join(60)
+
+
+def wait(gateway: WorkerProcess, senders: Senders, number: int) -> None:
+    gateway.wait(lambda: len(senders.accepted) >= number, 60, f"accept {number} deliveries")
+
+
+def ended(process: WorkerProcess) -> int | None:
+    """How it ended by itself."""
+    deadline = time.monotonic() + 60
+    while process.alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process.returncode
+
+
+@pytest.mark.crash
+def test_everything_accepted_before_a_kill_is_in_kafka(running: Broker, tmp_path: Path) -> None:
+    gateway = GatewayProcess(running.bootstrap, tmp_path).start().wait_ready()
+    senders = Senders(gateway.hooks)
+    with senders.sending():
+        for turn in range(1, 4):
+            wait(gateway, senders, turn * ENOUGH)
+            gateway.kill()
+            gateway.start().wait_ready()
+        wait(gateway, senders, 4 * ENOUGH)
+    assert gateway.stop() == 0, gateway.tail()
+    assert senders.broken
+    assert set(senders.others) <= {503}
+    assert set(senders.accepted) <= set(bodies(running.bootstrap))
+
+
+def test_it_ends_in_order_and_its_log_has_no_secret(running: Broker, tmp_path: Path) -> None:
+    gateway = GatewayProcess(running.bootstrap, tmp_path).start().wait_ready()
+    senders = Senders(gateway.hooks)
+    with senders.sending():
+        wait(gateway, senders, ENOUGH)
+        assert gateway.metric("runnerstream_gateway_requests_total") >= ENOUGH
+        assert gateway.stop() == 0, gateway.tail()
+    assert set(senders.others) <= {503}
+    assert set(senders.accepted) <= set(bodies(running.bootstrap))
+    log = gateway.log.read_text()
+    assert "taking no more webhooks" in log
+    assert "were not acknowledged" not in log
+    assert log.count("github 202 accepted action=queued") >= len(senders.accepted)
+    assert SECRET.decode() not in log
+    assert "padding" not in log
+
+
+def test_a_gateway_without_secrets_or_with_a_taken_port_says_so(
+    running: Broker, tmp_path: Path
+) -> None:
+    gateway = GatewayProcess(running.bootstrap, tmp_path, "--port", "0").start(wait=False)
+    gateway.wait(lambda: "webhooks at" in gateway.log.read_text(), 60, "listen")
+    second = WorkerProcess(
+        running.bootstrap, partitions=2, log=tmp_path / "second.log", directory=tmp_path,
+        command=["-m", "pipeline.cli", "gateway", "--listen", f"{LOOPBACK}:{gateway.hooks}"],
+        github_secrets="x",
+    ).start(wait=False)  # fmt: skip
+    assert ended(second) == 1
+    assert f"cannot listen at {LOOPBACK}:{gateway.hooks}" in second.tail()
+    third = WorkerProcess(
+        running.bootstrap, partitions=2, log=tmp_path / "third.log", directory=tmp_path,
+        command=["-m", "pipeline.cli", "gateway", "--listen", f"{LOOPBACK}:0"],
+    ).start(wait=False)  # fmt: skip
+    assert ended(third) == 1
+    assert "no secret is set" in third.tail()
+    assert gateway.stop() == 0
