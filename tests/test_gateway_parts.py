@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import ssl
 from collections import Counter
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from pipeline.addresses import host_and_port, secret_files
 from pipeline.door import HEADER_S, IDLE_S, Door
 from pipeline.gateway import Keyring, openapi
+from pipeline.gateway.access import AccessLog
 from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND, Answer
 from pipeline.gateway.metrics import GatewayMetrics
 from pipeline.gateway.server import SMALL_BODY, Held
@@ -225,6 +228,27 @@ def test_every_series_is_there_from_the_start_and_its_labels_are_ours() -> None:
     assert {each.value for each in series} == {0.0}
     # Nobody knows when the latest came before there was one.
     assert not [each for each in series if "last_delivery" in each.name]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_access_log_is_written_in_one_go(as_json: bool) -> None:
+    out = io.StringIO()
+    log = AccessLog(as_json, out)
+    said = {"provider": "github", "status": 202, "ms": 1.5, "delivery": "d-1"}
+    for at in (1_790_000_000.0, 1_790_000_000.25):
+        log.add(at, dict(said))
+    assert out.getvalue() == ""
+    log.write()
+    log.write()
+    first, second = out.getvalue().splitlines()
+    if as_json:
+        assert json.loads(second) == {
+            "time": "2026-09-21T14:13:20.250+00:00", "level": "INFO",
+            "logger": "pipeline.gateway.access", **said,
+        }  # fmt: skip
+    else:
+        told = "INFO    pipeline.gateway.access: provider=github status=202 ms=1.5 delivery=d-1"
+        assert first == f"2026-09-21T14:13:20.000+00:00 {told}"
 
 
 def test_tls_is_asked_of_files(tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def test_it_ends_in_order_and_its_log_has_no_secret(running: Broker, tmp_path: P
     log = gateway.log.read_text()
     assert "taking no more webhooks" in log
     assert "were not acknowledged" not in log
-    assert log.count("github 202 accepted action=queued") >= len(senders.accepted)
+    assert log.count("provider=github status=202 outcome=accepted action=queued") >= len(
+        senders.accepted
+    )
     assert SECRET.decode() not in log
     assert "padding" not in log
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from pipeline.door import IDLE_S, Door, GuardedSite, files_limit
+from pipeline.gateway.access import AccessLog
 from pipeline.gateway.keyring import Keyring
 from pipeline.gateway.metrics import GatewayMetrics
 from pipeline.gateway.openapi import HEALTH, PATH, page
@@ -51,6 +52,7 @@ class GatewayConfig:
         connections: most connections, as far as the limit of files allows.
         allowed: networks that may connect; none: all.
         tls: for HTTPS.
+        json_log: whether the access log is JSON.
     """
 
     kafka: Mapping[str, Any]
@@ -63,6 +65,7 @@ class GatewayConfig:
     connections: int = 4_096
     allowed: tuple[IPv4Network | IPv6Network, ...] = ()
     tls: ssl.SSLContext | None = field(default=None, repr=False)
+    json_log: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Gateway:
         most = max(8, min(config.connections, files_limit() - SPARE_FILES))
         self._door = Door(most)
         self._held = Held(config.memory)
+        self._access = AccessLog(config.json_log)
         self._writer: Writer | None = None
         self._turned = time.monotonic()
         self._draining = False
@@ -126,7 +130,7 @@ class Gateway:
             lambda: writer.in_flight, lambda: self._held.bytes, lambda: len(self._door)
         )
         receiver = Receiver(self._keyring, writer, self.metrics, self._door, self._held,
-                            config.body_time_s, self._pages)  # fmt: skip
+                            config.body_time_s, self._pages, self._access)  # fmt: skip
         server = HookServer(
             receiver, access_log=None, logger=_quiet, keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S, auto_decompress=False,
@@ -153,6 +157,7 @@ class Gateway:
 
     def _turn(self) -> None:
         """The loop turns."""
+        self._access.write()
         self._turned = time.monotonic()
         for reason, seen in (("overdue", self._door.overdue), ("evicted", self._door.evicted)):
             counter = self.metrics.closed.labels(reason)

@@ -71,17 +71,38 @@ class GatewayMetrics:
         #: Gauge, 0 or 1: whether Kafka takes what comes.
         self.kafka_up = gauge("kafka_up", "1 while Kafka answers")
 
+        # Children by label, because looking them up takes longer than counting.
+        self._requests: dict[tuple[str, str, Outcome], Counter] = {}
+        self._seconds: dict[str, Histogram] = {}
+        self._bytes: dict[str, Histogram] = {}
+        self._latest: dict[str, Gauge] = {}
         for reason in ("overdue", "evicted"):
             self.closed.labels(reason)
         for outcome in Outcome:
-            self.requests.labels(NONE, NONE, outcome.value)
+            known = [(NONE, NONE)]
             for provider in PROVIDERS.values():
-                for action in (*provider.actions, OTHER, NONE):
-                    self.requests.labels(provider.name, action, outcome.value)
+                known += [(provider.name, action) for action in (*provider.actions, OTHER, NONE)]
+            for name, action in known:
+                child = self.requests.labels(name, action, outcome.value)
+                self._requests[name, action, outcome] = child
         for name in (*PROVIDERS, NONE):
-            self.seconds.labels(name)
+            self._seconds[name] = self.seconds.labels(name)
         for name in PROVIDERS:
-            self.body_bytes.labels(name)
+            self._bytes[name] = self.body_bytes.labels(name)
+
+    def answered(self, provider: str, action: str, outcome: Outcome, seconds: float) -> None:
+        """Count a request."""
+        child = self._requests.get((provider, action, outcome))
+        (child or self._requests[provider, OTHER, outcome]).inc()
+        self._seconds[provider].observe(seconds)
+
+    def authentic(self, provider: str, size: int, at: float) -> None:
+        """Note a delivery that came at a time, in seconds since 1970."""
+        self._bytes[provider].observe(size)
+        latest = self._latest.get(provider)
+        if latest is None:
+            latest = self._latest[provider] = self.last_delivery.labels(provider)
+        latest.set(at)
 
     def watch(
         self,

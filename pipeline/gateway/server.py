@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from pipeline.door import Door
 from pipeline.gateway import answers
+from pipeline.gateway.access import AccessLog
 from pipeline.gateway.answers import Answer, Outcome
 from pipeline.gateway.keyring import Keyring
 from pipeline.gateway.metrics import NONE, OTHER, GatewayMetrics
@@ -29,8 +29,6 @@ from pipeline.providers.base import Glance, Provider
 from pipeline.providers.registry import PROVIDERS
 from topics import bridge
 from topics.models import Unreadable
-
-access = logging.getLogger("pipeline.gateway.access")
 
 #: Where webhooks are posted, before the provider's name.
 HOOKS: Final = "/webhooks/"
@@ -46,8 +44,8 @@ REMEMBERED: Final = 50_000
 _KEPT: Final = ("content-type", "user-agent")
 _FORM: Final = "application/x-www-form-urlencoded"
 
-#: Instead of aiohttp's, which names versions.
-_SERVER: Final = "runnerstream"
+#: Of every answer. aiohttp would name versions.
+_HEADERS: Final = {"Server": "runnerstream", "Content-Type": "application/json"}
 
 Page = Callable[[], tuple[int, bytes]]
 
@@ -129,6 +127,7 @@ class Receiver:
         held: Held,
         body_time_s: float,
         pages: Mapping[str, Page],
+        access: AccessLog,
     ) -> None:
         self._keyring = keyring
         self._writer = writer
@@ -137,6 +136,7 @@ class Receiver:
         self._held = held
         self._body_time_s = body_time_s
         self._pages = pages
+        self._access = access
         self._seen: dict[tuple[str, str, int], None] = {}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -167,8 +167,7 @@ class Receiver:
         if request.method not in ("GET", "HEAD"):
             return response(answers.NOT_ALLOWED, allow="GET, HEAD")
         status, body = page()
-        return web.Response(status=status, body=body, content_type="application/json",
-                            headers={"Server": _SERVER})  # fmt: skip
+        return web.Response(status=status, body=body, headers=_HEADERS)
 
     async def _answer(self, request: web.BaseRequest, about: About) -> Answer:
         path = request.path
@@ -254,11 +253,18 @@ class Receiver:
         if headers.get("expect", "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
+        content = request.content
+        whole = content.is_eof() and content.exception() is None
+        if whole and content.total_bytes <= SMALL_BODY:
+            # It is here already, as most are.
+            body: bytes = content.read_nowait()
+            self._held.take(len(body), 0)
+            return body
         pieces: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(self._body_time_s):
-                while piece := await request.content.readany():
+                while piece := await content.readany():
                     if size + len(piece) > MAX_BODY:
                         raise Refused(answers.TOO_LARGE)
                     if not self._held.take(len(piece), size):
@@ -275,8 +281,7 @@ class Receiver:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _authentic(self, about: About, at_ms: int) -> None:
-        self._metrics.body_bytes.labels(about.provider).observe(about.size)
-        self._metrics.last_delivery.labels(about.provider).set(at_ms / 1000)
+        self._metrics.authentic(about.provider, about.size, at_ms / 1000)
 
     def _came_before(self, about: About, body: bytes) -> bool:
         """Whether Kafka had it from this process already. It is marked only once Kafka has it."""
@@ -289,31 +294,46 @@ class Receiver:
         return False
 
     def _count(self, remote: str | None, about: About, answer: Answer, seconds: float) -> None:
-        labels = (about.provider, about.action, answer.outcome.value)
-        self._metrics.requests.labels(*labels).inc()
-        self._metrics.seconds.labels(about.provider).observe(seconds)
-        if access.isEnabledFor(logging.INFO):
-            access.info(
-                "%s %d %s action=%s bytes=%d ms=%.1f from=%s delivery=%s",
-                about.provider, answer.status, answer.outcome.value, about.action, about.size,
-                seconds * 1000, remote or "-", _shown(about.delivery),
-            )  # fmt: skip
+        self._metrics.answered(about.provider, about.action, answer.outcome, seconds)
+        self._access.add(
+            time.time(),
+            {
+                "provider": about.provider,
+                "status": answer.status,
+                "outcome": answer.outcome.value,
+                "action": about.action,
+                "bytes": about.size,
+                "ms": round(seconds * 1000, 1),
+                "from": remote or "-",
+                "delivery": _shown(about.delivery),
+            },
+        )
 
 
 def response(answer: Answer, more: Mapping[str, Any] | None = None, **headers: str) -> web.Response:
     """The answer as HTTP."""
-    said: dict[str, Any] = {"outcome": answer.outcome.value, "message": answer.says}
+    body = _said(answer)
     if more:
-        said |= more
-        headers |= {"Allow": said.pop("allow")} if "allow" in said else {}
+        told = dict(more)
+        headers |= {"Allow": told.pop("allow")} if "allow" in told else {}
+        body = _said(answer, **told)
     if answer.retry_after_s:
         headers["Retry-After"] = str(answer.retry_after_s)
-    headers["Server"] = _SERVER
-    made = web.Response(status=answer.status, body=json.dumps(said).encode() + b"\n",
-                        content_type="application/json", headers=headers)  # fmt: skip
+    made = web.Response(status=answer.status, body=body, headers=_HEADERS | headers)
     if answer.closes:
         made.force_close()
     return made
+
+
+def _said(answer: Answer, **more: Any) -> bytes:
+    if not more and (known := _SAID.get(answer)) is not None:
+        return known
+    said = {"outcome": answer.outcome.value, "message": answer.says, **more}
+    return json.dumps(said).encode() + b"\n"
+
+
+_SAID: Final[dict[Answer, bytes]] = {}
+_SAID.update({answer: _said(answer) for answer in answers.HOOK_ANSWERS})
 
 
 async def _now(work: Callable[[], Glance | None]) -> Glance | None:

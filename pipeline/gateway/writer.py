@@ -115,18 +115,7 @@ class Writer:
             raise Full if self.full else Unavailable
         self.in_flight += 1
         began = time.monotonic()
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                sent = await producer.send(
-                    WEBHOOKS, value, key, timestamp_ms=at_ms, headers=headers
-                )
-        except BaseException as error:
-            self.in_flight -= 1
-            settled()
-            if not isinstance(error, (KafkaError, TimeoutError)):
-                raise
-            self._failed(producer, error)
-            raise Unavailable from None
+        sent: asyncio.Future[Any] | None = None
 
         def done(future: asyncio.Future[Any]) -> None:
             self.in_flight -= 1
@@ -136,11 +125,23 @@ class Writer:
             else:
                 self._failed(producer, error)
 
-        sent.add_done_callback(done)
-        left = self._deadline_s - (time.monotonic() - began)
-        await asyncio.wait((sent,), timeout=max(0.0, left))
-        if not sent.done() or sent.exception() is not None:
-            raise Unavailable
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                sent = await producer.send(
+                    WEBHOOKS, value, key, timestamp_ms=at_ms, headers=headers
+                )
+                sent.add_done_callback(done)
+                # What is late stays on its way.
+                await asyncio.shield(sent)
+        except BaseException as error:
+            if sent is None:
+                self.in_flight -= 1
+                settled()
+            if not isinstance(error, (KafkaError, TimeoutError)):
+                raise
+            if sent is None and not isinstance(error, TimeoutError):
+                self._failed(producer, error)
+            raise Unavailable from None
 
     def _failed(self, producer: AIOKafkaProducer, error: BaseException) -> None:
         if producer is self._producer:

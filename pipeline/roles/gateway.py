@@ -6,6 +6,7 @@ The command of the same name is a program of its own, with options beside the se
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import logging.config
 import ssl
@@ -51,6 +52,9 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
             http(settings.web_bind, health.port),
         )  # fmt: skip
 
+    # What is imported stays: without this each full collection looks at all of it again.
+    gc.collect()
+    gc.freeze()
     try:
         beside.start()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -81,6 +85,7 @@ def gateway_of(settings: Settings) -> Gateway:
         connections=settings.gateway_connections,
         allowed=tuple(map(ip_network, networks)),
         tls=_tls(settings),
+        json_log=settings.log_format == "json",
     )  # fmt: skip
     return Gateway(config, keyring_of(settings), version())
 
