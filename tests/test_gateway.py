@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha1, sha256
@@ -28,7 +27,9 @@ from tests.support.gateways import (
     bodies,
     headers_of,
     queued,
+    ready,
     serve,
+    until,
     written,
 )
 from topics.apply import apply
@@ -63,18 +64,6 @@ def gate(running: Broker) -> Iterator[Served]:
     with serve(running.bootstrap, keyring, **limits) as made:
         ready(made)
         yield made
-
-
-def ready(served: Served) -> None:
-    until(lambda: served.gateway.status().ready)
-
-
-def until(done: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := done()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
-    return found
 
 
 # -- what is authentic arrives ---------------------------------------------------------------------
@@ -465,6 +454,40 @@ def test_no_framing_does_harm(gate: Served, lines: list[bytes], end: bytes) -> N
     for each in answered.split(b"HTTP/1.")[1:]:
         assert each[2:3] in b"1234", answered
     assert gate.gateway.status().ready
+
+
+def test_each_outcome_is_counted(running: Broker) -> None:
+    with serve(running.bootstrap, memory=1 << 20, body_time_s=0.5) as served:
+        ready(served)
+        body = queued()
+        told = headers_of(body)
+        asked: dict[str, Callable[[], Any]] = {
+            "accepted": lambda: served.ask(body, told),
+            "duplicate": lambda: served.ask(body, told),
+            "ignored": lambda: served.deliver(b"{}", event="push"),
+            "unauthenticated": lambda: served.deliver(body, secret=b"wrong"),
+            "malformed": lambda: served.deliver(b"{"),
+            "too_large": lambda: served.ask(body, {**told, "Content-Length": str(MAX_BODY + 1)}),
+            "timeout": lambda: served.raw(signed_head(b"x" * 9, "Content-Length: 9")),
+            "unavailable": lambda: served.deliver(queued(padding=2 << 20)),
+        }
+        for outcome, ask in asked.items():
+            assert served.counted(outcome) == 0
+            ask()
+            assert served.counted(outcome) == 1
+        count = served.gateway.metrics.registry.get_sample_value
+        assert count(
+            "runnerstream_gateway_requests_total",
+            {"provider": "github", "action": "queued", "outcome": "accepted"},
+        ) == 1  # fmt: skip
+        served.ask(path="/elsewhere")
+        labels = {"provider": "none", "action": "none", "outcome": "malformed"}
+        assert count("runnerstream_gateway_requests_total", labels) == 1
+        # Of what was authentic: the size, the time, and how long Kafka took for what it was given.
+        assert served.metric("body_bytes_count", provider="github") == 4
+        assert served.metric("request_seconds_count", provider="github") == len(asked)
+        assert served.metric("last_delivery_timestamp_seconds", provider="github") > 1.7e9
+        until(lambda: served.metric("ack_seconds_count") == 3)
 
 
 def test_after_all_that_nothing_is_held_and_a_delivery_is_taken(gate: Served) -> None:

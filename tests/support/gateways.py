@@ -9,7 +9,8 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -166,6 +167,20 @@ def serve(
         thread.join(60)
         assert not thread.is_alive()
         assert errors == []
+
+
+def ready(served: Served) -> None:
+    """Return once it is ready."""
+    until(lambda: served.gateway.status().ready)
+
+
+def until(done: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What it gives as soon as that is something. Fails when it never comes."""
+    deadline = time.monotonic() + seconds
+    while not (found := done()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+    return found
 
 
 def written(bootstrap: str) -> list[Any]:
