@@ -194,7 +194,6 @@ def _round(
 def _overload(
     place: Stage, sent: list[tuple[bytes, bytes]], numbers: Iterator[int], seconds: float
 ) -> dict[str, Any]:
-    before = sum(1 for _ in evidence.read_topic(place.bootstrap, WEBHOOKS))
     with _served(place, "overload", False, gateway_in_flight=PLACES) as (process, port):
         load = _load(port, OVERLOAD, sent, numbers, seconds)
         rss = machine.rss(process.pid or 0)
@@ -212,7 +211,6 @@ def _overload(
         "accepted": len(accepted),
         "shed": sum(each[2] == 503 for each in load.answers),
         "accepted_and_not_written": len(accepted - written),
-        "written_before": before,
         "p99_s": took[int(len(took) * 0.99)],
         "rss_after": rss,
         "ready_after": status == 200,

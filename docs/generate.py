@@ -130,7 +130,7 @@ WHY: Final = {
     "rocksdict": "RocksDB for `store=rocksdb`. Exact, because Faust's store is overridden.",
     "pytest": "Runs the tests.",
     "trustme": "Certificates for tests of TLS.",
-    "schemathesis": "Makes requests from the gateway's OpenAPI document, and holds the answers to it.",
+    "schemathesis": "Makes requests from the gateway's OpenAPI document and checks the answers.",
     "pytest-cov": "Tells what they cover.",
     "pytest-asyncio": "Runs the tests that are coroutines.",
     "hypothesis": "Makes up histories, orders and crashes, and shrinks what fails.",

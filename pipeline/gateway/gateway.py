@@ -140,25 +140,34 @@ class Gateway:
         site = GuardedSite(runner, config.host, config.port, self._door, tls=config.tls,
                            welcome=self._welcome if config.allowed else None)  # fmt: skip
         writer.start()
+        told = asyncio.Event()
+        turning = asyncio.create_task(self._turn(writer, stop, told))
         try:
             await site.start()
             self.port = site.port
             listening(self.port)
-            while not stop.is_set():
-                self._turn()
-                await asyncio.sleep(_TURN_S)
+            await told.wait()
             self._draining = True
             log.info("taking no more webhooks; %d wait for Kafka", writer.in_flight)
         finally:
             self._draining = True
             await runner.cleanup()
             await writer.stop()
-            self._turn()
+            turning.cancel()
+            self._access.write()
 
-    def _turn(self) -> None:
-        """The loop turns."""
-        self._access.write()
-        self._turned = time.monotonic()
+    async def _turn(self, writer: Writer, stop: threading.Event, told: asyncio.Event) -> None:
+        """What is done several times a second, until all is over."""
+        while True:
+            self._turned = time.monotonic()
+            writer.give_up_what_is_late()
+            self._access.write()
+            self._count_closed()
+            if stop.is_set():
+                told.set()
+            await asyncio.sleep(_TURN_S)
+
+    def _count_closed(self) -> None:
         for reason, seen in (("overdue", self._door.overdue), ("evicted", self._door.evicted)):
             counter = self.metrics.closed.labels(reason)
             counter.inc(seen - self._counted.get(reason, 0))

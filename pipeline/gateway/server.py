@@ -137,7 +137,9 @@ class Receiver:
         self._body_time_s = body_time_s
         self._pages = pages
         self._access = access
-        self._seen: dict[tuple[str, str, int], None] = {}
+        #: Provider, id and digest: in two halves, of which the older is forgotten at once.
+        self._seen: set[tuple[str, str, int]] = set()
+        self._seen_before: set[tuple[str, str, int]] = set()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request, and count and log how."""
@@ -146,7 +148,6 @@ class Receiver:
         if page is not None:
             return self._page(request, page)
         about = About()
-        self._door.sends(request.protocol)
         try:
             answer = await self._answer(request, about)
         except Refused as refused:
@@ -260,6 +261,7 @@ class Receiver:
             body: bytes = content.read_nowait()
             self._held.take(len(body), 0)
             return body
+        self._door.sends(request.protocol)
         pieces: list[bytes] = []
         size = 0
         try:
@@ -286,11 +288,11 @@ class Receiver:
     def _came_before(self, about: About, body: bytes) -> bool:
         """Whether Kafka had it from this process already. It is marked only once Kafka has it."""
         what = (about.provider, about.delivery, xxhash.xxh3_64_intdigest(body))
-        if what in self._seen:
+        if what in self._seen or what in self._seen_before:
             return True
-        if len(self._seen) >= REMEMBERED:
-            del self._seen[next(iter(self._seen))]
-        self._seen[what] = None
+        if len(self._seen) >= REMEMBERED // 2:
+            self._seen_before, self._seen = self._seen, set()
+        self._seen.add(what)
         return False
 
     def _count(self, remote: str | None, about: About, answer: Answer, seconds: float) -> None:

@@ -19,9 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 
 from pipeline.faust_safe import producer_id
+from pipeline.faust_safe.outbox import partition_of
 from pipeline.gateway.metrics import GatewayMetrics
 from topics.catalogue import MAX_WEBHOOK_BYTES, WEBHOOKS
 
@@ -65,6 +66,8 @@ class Writer:
         self._most = most
         self._metrics = metrics
         self._producer: AIOKafkaProducer | None = None
+        self._partitions = 1
+        self._waiting: dict[asyncio.Future[bool], float] = {}
         self._broken = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -115,33 +118,48 @@ class Writer:
             raise Full if self.full else Unavailable
         self.in_flight += 1
         began = time.monotonic()
-        sent: asyncio.Future[Any] | None = None
-
-        def done(future: asyncio.Future[Any]) -> None:
+        try:
+            # Where a batch is full it waits, by itself no longer than the deadline.
+            sent = await producer.send(
+                WEBHOOKS, value, key, partition_of(key, self._partitions),
+                timestamp_ms=at_ms, headers=headers,
+            )  # fmt: skip
+        except BaseException as error:
             self.in_flight -= 1
             settled()
-            if future.cancelled() or (error := future.exception()) is None:
-                self._metrics.ack_seconds.observe(time.monotonic() - began)
-            else:
-                self._failed(producer, error)
-
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                sent = await producer.send(
-                    WEBHOOKS, value, key, timestamp_ms=at_ms, headers=headers
-                )
-                sent.add_done_callback(done)
-                # What is late stays on its way.
-                await asyncio.shield(sent)
-        except BaseException as error:
-            if sent is None:
-                self.in_flight -= 1
-                settled()
-            if not isinstance(error, (KafkaError, TimeoutError)):
+            if not isinstance(error, KafkaError):
                 raise
-            if sent is None and not isinstance(error, TimeoutError):
+            if not isinstance(error, KafkaTimeoutError):
                 self._failed(producer, error)
             raise Unavailable from None
+        written = asyncio.get_running_loop().create_future()
+
+        def done(sent: asyncio.Future[Any]) -> None:
+            self.in_flight -= 1
+            settled()
+            error = None if sent.cancelled() else sent.exception()
+            if error is not None:
+                self._failed(producer, error)
+            else:
+                self._metrics.ack_seconds.observe(time.monotonic() - began)
+            if not written.done():
+                written.set_result(error is None and not sent.cancelled())
+
+        sent.add_done_callback(done)
+        # One look at all that wait, several times a second, costs less than a timer for each.
+        self._waiting[written] = began + self._deadline_s
+        try:
+            if not await written:
+                raise Unavailable
+        finally:
+            del self._waiting[written]
+
+    def give_up_what_is_late(self) -> None:
+        """Have those who wait longer than the deadline told so. Called several times a second."""
+        now = time.monotonic()
+        for written, deadline in self._waiting.items():
+            if deadline < now and not written.done():
+                written.set_result(False)
 
     def _failed(self, producer: AIOKafkaProducer, error: BaseException) -> None:
         if producer is self._producer:
@@ -179,7 +197,7 @@ class Writer:
         try:
             async with asyncio.timeout(self._deadline_s + 2):
                 await producer.start()
-                await producer.partitions_for(WEBHOOKS)
+                self._partitions = len(await producer.partitions_for(WEBHOOKS))
         except BaseException:
             self._leave(producer)
             raise

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: After how many new objects the collector of cycles runs, and how often over older ones.
+_GC_THRESHOLDS: Final = (20_000, 20, 50)
+
 
 def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     """Run the gateway in this process until ``stop`` is set; the exit code.
@@ -52,9 +55,11 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
             http(settings.web_bind, health.port),
         )  # fmt: skip
 
-    # What is imported stays: without this each full collection looks at all of it again.
+    # What is imported stays: without this each full collection looks at all of it again. What a
+    # delivery leaves behind is freed by reference counts, nearly all of it.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
     try:
         beside.start()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
