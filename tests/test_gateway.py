@@ -236,6 +236,25 @@ def test_a_provider_without_a_secret_is_never_authentic(running: Broker) -> None
         assert served.deliver(queued()).status == 403
 
 
+class Broken(Keyring):
+    """Something that goes wrong where nothing can."""
+
+    def of(self, *_: Any) -> tuple[bytes, ...]:
+        raise RuntimeError("a drawer is stuck")
+
+
+def test_a_fault_of_ours_is_no_2xx_and_is_told_in_the_log(
+    running: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(running.bootstrap, Broken({"github": [SECRET]}, {})) as served:
+        ready(served)
+        reply = served.deliver(queued())
+        assert (reply.status, reply.said["outcome"]) == (500, "unavailable")
+        assert "drawer" not in str(reply)
+        assert "a drawer is stuck" in caplog.text
+        assert served.metric("held_bytes") == served.metric("in_flight") == 0
+
+
 # -- every answer ----------------------------------------------------------------------------------
 
 

@@ -68,8 +68,10 @@ UNAVAILABLE: Final = Answer(503, Outcome.UNAVAILABLE, "Kafka did not acknowledge
 BUSY: Final = Answer(503, Outcome.UNAVAILABLE, "too many deliveries wait for Kafka: deliver it "
                      "again", retry_after_s=30)  # fmt: skip
 
+FAULT: Final = Answer(500, Outcome.UNAVAILABLE, "a fault of the gateway's, which is in its log")
+
 #: What a webhook may be answered.
 HOOK_ANSWERS: Final = (
     IGNORED, ACCEPTED, DUPLICATE, ODD, BAD_FRAMING, NO_EVENT, UNSIGNED, WRONG, SLOW, NO_LENGTH,
-    TOO_LARGE, BAD_TYPE, UNAVAILABLE, BUSY,
+    TOO_LARGE, BAD_TYPE, FAULT, UNAVAILABLE, BUSY,
 )  # fmt: skip

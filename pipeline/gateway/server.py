@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ _FORM: Final = "application/x-www-form-urlencoded"
 
 #: Of every answer. aiohttp would name versions.
 _HEADERS: Final = {"Server": "runnerstream", "Content-Type": "application/json"}
+
+log = logging.getLogger(__name__)
 
 Page = Callable[[], tuple[int, bytes]]
 
@@ -155,6 +158,9 @@ class Receiver:
         except (ConnectionError, asyncio.CancelledError):
             self._metrics.broken_off.inc()
             raise
+        except Exception:
+            log.exception("a delivery could not be handled")
+            answer = answers.FAULT
         finally:
             self._door.answered(request.protocol)
         self._count(request.remote, about, answer, time.monotonic() - began)
