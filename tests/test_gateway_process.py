@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import http.client
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline.local.process import LOOPBACK, free_port
 from tests.support.brokers import Broker, broker
-from tests.support.gateways import SECRET, bodies, headers_of, queued
+from tests.support.gateways import SECRET, Senders, bodies
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
 from topics.catalogue import catalogue
 
-SENDERS = 8
 #: Deliveries before something happens to the gateway.
 ENOUGH = 300
 
@@ -48,48 +44,6 @@ class GatewayProcess(WorkerProcess):
             log=directory / "gateway.log", directory=directory, **told,
         )  # fmt: skip
         self._given["gateway_port"] = str(self.port)
-
-
-class Senders:
-    """Post deliveries one after another, each on a connection that it keeps."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._send) for _ in range(SENDERS)]
-        self.accepted: list[bytes] = []
-        self.others: list[int] = []
-        self.broken = 0
-
-    def _send(self) -> None:
-        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=60)
-        while not self._stopping.is_set():
-            body = queued(padding=2_000)
-            try:
-                connection.request("POST", "/webhooks/github", body, headers_of(body))
-                reply = connection.getresponse()
-                reply.read()
-            except (OSError, http.client.HTTPException):
-                self.broken += 1
-                connection.close()
-                time.sleep(0.01)
-                continue
-            if reply.status == 202:
-                self.accepted.append(body)
-            else:
-                self.others.append(reply.status)
-        connection.close()
-
-    @contextmanager
-    def sending(self) -> Iterator[None]:
-        for each in self._threads:
-            each.start()
-        try:
-            yield
-        finally:
-            self._stopping.set()
-            for each in self._threads:
-                each.join(60)
 
 
 def wait(gateway: WorkerProcess, senders: Senders, number: int) -> None:

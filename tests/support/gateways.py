@@ -169,6 +169,48 @@ def serve(
         assert errors == []
 
 
+class Senders:
+    """Post deliveries one after another, each on a connection that it keeps."""
+
+    def __init__(self, port: int, senders: int = 8) -> None:
+        self._port = port
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._send) for _ in range(senders)]
+        self.accepted: list[bytes] = []
+        self.others: list[int] = []
+        self.broken = 0
+
+    def _send(self) -> None:
+        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=60)
+        while not self._stopping.is_set():
+            body = queued(padding=2_000)
+            try:
+                connection.request("POST", "/webhooks/github", body, headers_of(body))
+                reply = connection.getresponse()
+                reply.read()
+            except (OSError, http.client.HTTPException):
+                self.broken += 1
+                connection.close()
+                time.sleep(0.01)
+                continue
+            if reply.status == 202:
+                self.accepted.append(body)
+            else:
+                self.others.append(reply.status)
+        connection.close()
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        for each in self._threads:
+            each.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            for each in self._threads:
+                each.join(60)
+
+
 def ready(served: Served) -> None:
     """Return once it is ready."""
     until(lambda: served.gateway.status().ready)
