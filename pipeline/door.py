@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
 import socket
 import ssl
@@ -42,6 +43,10 @@ ANSWER_S: Final = 60.0
 BACKLOG: Final = 128
 #: Between two looks for connections past their time. Seconds.
 _SWEEP_S: Final = 1.0
+#: Of a full house at most this part goes at a time, beyond the one that has to: those that have
+#: asked nothing, or been sending, for longer than this. Seconds.
+_SHARE: Final = 64
+_SLOW_S: Final = 1.0
 #: What is told instead when the system has no limit.
 _MANY_FILES: Final = 2048
 
@@ -124,13 +129,25 @@ class Door:
         self._visits.pop(protocol, None)
 
     def make_room(self) -> None:
-        """Have one place free: whoever does least goes, and of those the oldest."""
+        """Have one place free: whoever does least goes, and of those the oldest.
+
+        In a large house others go as well who have been slow, so that in a flood not everybody is
+        looked at for each caller.
+        """
         if len(self._visits) < self.most:
             return
         self._forget()
-        while len(self._visits) >= self.most:
-            longest = min(self._visits.values(), key=lambda visit: (visit.doing, visit.since))
-            self._close(longest)
+        if len(self._visits) < self.most:
+            return
+        first, *more = heapq.nsmallest(
+            max(1, self.most // _SHARE),
+            self._visits.values(),
+            key=lambda visit: (visit.doing, visit.since),
+        )
+        slow = self._clock() - _SLOW_S
+        go = [each for each in more if each.doing is not Doing.ASKING and each.since < slow]
+        for visit in (first, *go):
+            self._close(visit)
             self.evicted += 1
 
     def sweep(self) -> None:

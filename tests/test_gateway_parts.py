@@ -175,6 +175,28 @@ def test_who_says_nothing_goes_first_then_who_sends_and_then_who_waits() -> None
     assert door.evicted == 3
 
 
+def test_of_a_large_house_several_slow_ones_go_at_once_and_nobody_who_waits() -> None:
+    now = 0.0
+    door = Door(256, lambda: now)
+    slow, asks = [Connection() for _ in range(3)], [Connection() for _ in range(253)]
+    for one in (*asks, *slow):
+        door.enter(one)
+        door.seat(one, one)
+    for one in asks:
+        door.asks(one)
+    door.make_room()
+    # They have only just come.
+    assert [one.aborted for one in slow] == [True, False, False]
+    late = Connection()
+    door.enter(late)
+    door.seat(late, late)
+    now += 2
+    door.make_room()
+    assert all(one.aborted for one in (*slow, late))
+    assert not any(one.aborted for one in asks)
+    assert (door.evicted, len(door)) == (4, 253)
+
+
 def test_a_slow_header_has_its_time_and_so_has_whoever_comes_back() -> None:
     now = 0.0
     door = Door(3, lambda: now)
