@@ -22,7 +22,6 @@ from pipeline.ledger import Ledger
 from pipeline.providers.base import (
     ODD_REASONS,
     Facts,
-    Glance,
     Provider,
     Receiving,
     sign_sha256,
@@ -64,7 +63,7 @@ class Toy(Receiving):
     odd_fields: Final = ("state",)
     actions = ("told",)
     kept_headers = ("x-toy-",)
-    signature = "x-toy-signature"
+    signatures = ("x-toy-signature",)
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         verify_sha256(headers.get("x-toy-signature"), "x-toy-signature", body, secrets)
@@ -72,26 +71,23 @@ class Toy(Receiving):
     def sign(self, body: bytes, secret: bytes) -> Mapping[str, str]:
         return {"x-toy-signature": sign_sha256(body, secret)}
 
-    def glance(self, event: str, headers: Mapping[str, str], payload: bytes) -> Glance:
-        try:
-            number = json.loads(payload)["number"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return Glance(malformed=True)
-        return Glance(job_key(self.name, "toy.example", number), "told")
-
     def facts(self, delivery: Delivery) -> Facts:
         event = delivery.kind.partition(".")[2]
         if event in self.other_events:
             return Facts(ignored="other")
         if event not in self.events:
             raise Unreadable(Reason.UNKNOWN_KIND, f"no build in {event!r}")
-        told = json.loads(delivery.payload)
+        try:
+            told = json.loads(delivery.payload)
+            number = told["number"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise Unreadable(Reason.BAD_PAYLOAD, str(error)) from error
         return Facts(
             [
                 JobFact(
                     id=delivery.id, source=self.name, occurred_at=delivery.occurred_at,
                     received_at=delivery.received_at,
-                    key=job_key(self.name, delivery.host, told["number"]), cause="toy.build",
+                    key=job_key(self.name, delivery.host, number), cause="toy.told",
                     times={Milestone.QUEUED: {Clock.DELIVERY: delivery.occurred_at}},
                 )
             ]

@@ -200,16 +200,15 @@ class Receiver:
             self._door.asks(request.protocol)
             work = self._judge(provider, headers, body)
             glance = await (asyncio.to_thread(work) if about.size > LARGE_BODY else _now(work))
-            form = bridge.FORMS[provider.name]
             self._authentic(about, at_ms)
-            about.delivery = headers.get(form.delivery, "")
+            about.delivery = _delivery(provider, headers)
             if glance is None:
                 about.action = OTHER
                 greeting = provider.setup(_event(provider, headers), body)
                 about.more = {"events": greeting} if greeting else {}
                 return answers.IGNORED
             about.action = glance.action
-            key = glance.key or about.delivery[:512] or provider.name
+            key = glance.key or about.delivery or provider.name
             given = True
             await self._writer.write(key.encode(), body, kept, at_ms, settled)
         except Full:
@@ -349,7 +348,13 @@ async def _now(work: Callable[[], Glance | None]) -> Glance | None:
 
 
 def _event(provider: Provider, headers: Mapping[str, str]) -> str:
+    """The event, by the name that it has in kinds; empty when no header tells."""
     return headers.get(bridge.FORMS[provider.name].event, "").strip().lower()[:64]
+
+
+def _delivery(provider: Provider, headers: Mapping[str, str]) -> str:
+    """The delivery's id; empty when no header tells."""
+    return headers.get(bridge.FORMS[provider.name].delivery, "").strip()[:512]
 
 
 def _headers(provider: Provider, request: web.BaseRequest) -> tuple[dict[str, str], Headers]:

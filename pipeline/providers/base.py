@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, cast
 
+from topics import bridge
+from topics.envelope import EARLIEST_MS
 from topics.models import Delivery, JobFact, Reason, RunFact, RunLink, Unreadable
 
 Fact = JobFact | RunFact | RunLink
@@ -78,6 +80,11 @@ class Provider(Protocol):
         """Names under which it counts odd fields. Each is a metric label."""
         ...
 
+    @property
+    def signatures(self) -> Collection[str]:
+        """The headers that :meth:`verify` looks at, lower-case."""
+        ...
+
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         """Raise Unreadable (``bad_signature``) unless one of the secrets signed these bytes.
 
@@ -134,20 +141,44 @@ class Receiving:
     actions: Collection[str] = ()
     content_types: Collection[str] = ("application/json",)
     kept_headers: tuple[str, ...] = ()
-    #: The header that it signs with.
-    signature: str = ""
+    signatures: Collection[str] = ()
 
     def signed(self, headers: Mapping[str, str]) -> bool:
-        """Whether the header with the signature says anything."""
-        return bool(headers.get(self.signature, "").strip())
+        """Whether any header that is looked at for a signature says anything."""
+        return any(headers.get(name, "").strip() for name in self.signatures)
 
     def senders(self, headers: Mapping[str, str], body: bytes) -> Sequence[str]:
         """None: all share the provider's secrets."""
         return ()
 
+    def glance(self, event: str, headers: Mapping[str, str], payload: bytes) -> Glance:
+        """What the facts say."""
+        return glance_of_facts(cast("Provider", self), event, headers, payload)
+
     def setup(self, event: str, payload: bytes) -> Mapping[str, bool]:
         """Nothing greets."""
         return MappingProxyType({})
+
+
+def glance_of_facts(
+    provider: Provider, event: str, headers: Mapping[str, str], payload: bytes
+) -> Glance:
+    """A glance for which all facts are worked out: slower, and right about every oddity."""
+    try:
+        said = provider.facts(
+            Delivery(
+                id="-", kind=f"{provider.name}.{event}", source=provider.name, key="-",
+                host=bridge.FORMS[provider.name].host(headers), headers=dict(headers),
+                occurred_at=EARLIEST_MS, received_at=EARLIEST_MS, payload=payload.decode(),
+            )
+        )  # fmt: skip
+    except (Unreadable, ValueError):
+        return Glance(malformed=True)
+    if not said:
+        return Glance()
+    first = said[0]
+    action = first.cause.rpartition(".")[2] if isinstance(first, JobFact) else ""
+    return Glance(first.key, action if action in provider.actions else "other")
 
 
 def sign_sha256(body: bytes, secret: bytes) -> str:

@@ -145,7 +145,7 @@ class GitHub(Receiving):
     actions = tuple(sorted(_ACTIONS))
     content_types = ("application/json", "application/x-www-form-urlencoded")
     kept_headers = ("x-github-", "x-hub-signature")
-    signature = SIGNATURE
+    signatures = (SIGNATURE,)
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         """Check ``X-Hub-Signature-256``. The older header with SHA-1 alone is not enough."""

@@ -11,11 +11,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from pipeline.providers.base import Glance, Provider
+from pipeline.providers.base import Glance, Provider, glance_of_facts
 from pipeline.providers.github_bodies import BODY, REPOSITORY, Repository, identity, is_null
-from topics.envelope import EARLIEST_MS
 from topics.keys import GITHUB_HOST, github_host, job_key, run_key
-from topics.models import Delivery, Unreadable
 
 #: The headers that name who sends: a hook, and the App, organisation or repository it belongs to.
 _HOOK: Final = "x-github-hook-id"
@@ -55,7 +53,7 @@ def glance(github: Provider, event: str, headers: Mapping[str, str], payload: by
     try:
         return _glance(github, event, headers, payload)
     except (*_UNREAD, ValueError):
-        return _from_facts(github, event, headers, payload)
+        return glance_of_facts(github, event, headers, payload)
 
 
 def _glance(github: Provider, event: str, headers: Mapping[str, str], payload: bytes) -> Glance:
@@ -64,27 +62,12 @@ def _glance(github: Provider, event: str, headers: Mapping[str, str], payload: b
     known = _KNOWN.decode(ours)
     number = identity(known.id)
     if number is None:
-        return _from_facts(github, event, headers, payload)
+        return glance_of_facts(github, event, headers, payload)
     repository = Repository() if is_null(body.repository) else REPOSITORY.decode(body.repository)
     host = github_host(GITHUB_HOST, headers, (known.html_url, repository.html_url))
     key = run_key if event == "workflow_run" else job_key
     action = body.action if body.action in github.actions else "other"
     return Glance(key(github.name, host, number), action)
-
-
-def _from_facts(github: Provider, event: str, headers: Mapping[str, str], payload: bytes) -> Glance:
-    """The slow way, which knows every oddity."""
-    try:
-        said = github.facts(
-            Delivery(
-                id="-", kind=f"{github.name}.{event}", source=github.name, key="-",
-                occurred_at=EARLIEST_MS, received_at=EARLIEST_MS, headers=dict(headers),
-                payload=payload.decode(),
-            )
-        )  # fmt: skip
-    except (Unreadable, ValueError):
-        return Glance(malformed=True)
-    return Glance(said[0].key if said else "")
 
 
 def senders(headers: Mapping[str, str], body: bytes) -> Sequence[str]:
