@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import insert, latency, machine, memory, report, stall, throughput, tick
+from benchmarks import gateway, insert, latency, machine, memory, report, stall, throughput, tick
 from benchmarks.bench import Options, say
 from tests.support import brokers
 
@@ -22,6 +22,7 @@ PARTS: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "latency": latency.measure,
     "tick": tick.measure,
     "stall": stall.measure,
+    "gateway": gateway.measure,
 }
 
 
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         ticks=given.ticks,
         stall_seconds=given.stall_seconds,
         tick_seconds=given.tick_seconds,
+        gateway_seconds=given.gateway_seconds,
         kind=kind,
     )
     if kind == "embedded":
@@ -93,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stall-seconds", type=float, default=60.0, help="how long jobs get stuck")
     parser.add_argument(
         "--tick-seconds", type=float, default=5.0, help="the worker's tick in the stall part"
+    )
+    parser.add_argument(
+        "--gateway-seconds", type=float, default=10.0, help="how long deliveries are posted"
     )
     parser.add_argument("--json", type=Path, help="file for the whole result", metavar="FILE")
     parser.add_argument(

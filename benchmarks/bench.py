@@ -35,6 +35,7 @@ class Options:
     ticks: int
     stall_seconds: float
     tick_seconds: float
+    gateway_seconds: float
     kind: Kind
 
 

@@ -10,6 +10,7 @@ WANTED_RATIO: Final = 0.4
 WANTED_P99_S: Final = 3.0
 WANTED_TICK_MS: Final = 200
 WANTED_STALL_TICKS: Final = 2
+WANTED_GATEWAY_RATIO: Final = 0.7
 
 FLOOR: Final = (
     "floor: bare aiokafka consumer and idempotent producer, same parse; the same two records per "
@@ -92,6 +93,33 @@ def _rows(parts: dict[str, Any]) -> Iterator[Row]:
         yield from _ticks(found)
     if found := parts.get("stall"):
         yield from _stalls(found)
+    if found := parts.get("gateway"):
+        yield from _gateway(found)
+
+
+def _gateway(found: dict[str, Any]) -> Iterator[Row]:
+    rounds = found["rounds"]
+    for name in ("floor", "gateway"):
+        each = sorted((r[name] for r in rounds), key=lambda one: one["per_second"])
+        one = each[len(each) // 2]
+        label = "bare aiohttp and producer" if name == "floor" else "gateway"
+        yield (
+            label,
+            f"{one['per_second']:,.0f} deliveries/s",
+            f"{_us(one['cpu_us'])}; p50 {one['p50_s'] * 1000:,.0f} ms, p99 "
+            f"{one['p99_s'] * 1000:,.0f}; memory {_mib(one['rss_before'])}, then "
+            f"{_mib(one['rss_after'])}",
+        )
+    told = ", ".join(f"{each['ratio']:.2f}" for each in rounds)
+    wanted = f"rounds {told}; wanted {WANTED_GATEWAY_RATIO}"
+    yield "gateway / bare", f"{found['ratio']:.2f}", wanted
+    over = found["overload"]
+    yield (
+        f"{over['senders']} senders, {over['places']} places",
+        f"{over['accepted']:,} accepted",
+        f"{over['shed']:,} told to come again, p99 {over['p99_s'] * 1000:,.0f} ms; accepted and "
+        f"not in Kafka: {over['accepted_and_not_written']}",
+    )
 
 
 def _ticks(found: dict[str, Any]) -> Iterator[Row]:

@@ -25,6 +25,8 @@ sys.path.insert(0, str(ROOT))
 from docs import example_events  # noqa: E402
 from pipeline import metrics  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
+from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noqa: E402
+from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
 from pipeline.jobs import facts, runs  # noqa: E402
 from pipeline.prober.metrics import ProberMetrics  # noqa: E402
 from pipeline.roles import ROLES  # noqa: E402
@@ -51,6 +53,7 @@ SETTINGS_SAID: Final = {
     "min_insync_replicas": "Copies that must have a record before it counts. 2 in production.",
     "session_timeout": "A dead worker's partitions move after this.",
     "rebalance_timeout": "How long the others may take to join when the group changes.",
+    "gateway_key_file": "PEM file of its key.",
     "web_bind": "Address on which the worker, and the health of the other roles, listen.",
     "web_port": "Port of the worker's pages.",
     "web_host": "Host under which other workers reach this one.",
@@ -128,6 +131,7 @@ WHY: Final = {
     "rocksdict": "RocksDB for `store=rocksdb`. Exact, because Faust's store is overridden.",
     "pytest": "Runs the tests.",
     "trustme": "Certificates for tests of TLS.",
+    "schemathesis": "Makes requests from the gateway's OpenAPI document and checks the answers.",
     "pytest-cov": "Tells what they cover.",
     "pytest-xdist": "Runs two files of tests at a time.",
     "pytest-asyncio": "Runs the tests that are coroutines.",
@@ -376,6 +380,20 @@ def part_prober_metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), metric_rows(ProberMetrics().registry))
 
 
+def part_gateway_metrics() -> str:
+    return table(("metric", "type", "labels", "meaning"), metric_rows(GatewayMetrics().registry))
+
+
+def part_gateway_answers() -> str:
+    rows = [
+        (str(answer.status), f"`{answer.outcome.value}`", answer.says)
+        for answer in sorted(
+            (*HOOK_ANSWERS, NOT_FOUND, NOT_ALLOWED), key=lambda answer: answer.status
+        )
+    ]
+    return table(("status", "outcome", "message"), rows)
+
+
 def part_sink_metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), metric_rows(SinkMetrics().registry))
 
@@ -414,7 +432,8 @@ def part_roles() -> str:
         reads = ", ".join(f"`{topic}`" for topic in role.reads)
         port = f"`RUNNERSTREAM_{role.port.upper()}`" if role.port else ""
         needs = "Kafka, ClickHouse" if role.needs_clickhouse else "Kafka"
-        rows.append((f"`{role.name}`", role.does, f"`app_id{role.suffix}`", reads, port, needs))
+        group = f"`app_id{role.suffix}`" if role.reads else ""
+        rows.append((f"`{role.name}`", role.does, group, reads, port, needs))
     return table(("role", "what it does", "consumer group", "reads", "port", "needs"), rows)
 
 

@@ -68,6 +68,7 @@ _COMMANDS: Final = (
     "verify",
     "doctor",
     "executor",
+    "gateway",
     "recovery",
 )
 

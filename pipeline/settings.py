@@ -17,13 +17,20 @@ import os
 import re
 import ssl
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipeline.addresses import (
+    check_clickhouse_url,
+    check_file,
+    check_server,
+    host_and_port,
+    secret_files,
+)
 from pipeline.routes import Routes
 
 PREFIX: Final = "RUNNERSTREAM_"
@@ -33,29 +40,6 @@ _TESTS: Final = "RUNNERSTREAM_TEST_"
 #: What Kubernetes puts into every pod for a Service whose name begins with ours.
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
 _SERVICE_URL = re.compile(r"^(tcp|udp|sctp)://", re.IGNORECASE)
-
-_CLICKHOUSE_LIKE: Final = "clickhouse://user:password@host:9000/database"
-#: The schemes of ClickHouse's other protocols, and of other drivers: what is meant by them.
-_OTHER_SCHEMES: Final = {
-    "http": "http is ClickHouse's other protocol; this program speaks the native one: write "
-    "clickhouse:// and the native port, usually 9000 instead of 8123",
-    "https": "https is ClickHouse's other protocol; this program speaks the native one: write "
-    "clickhouses:// and the native port for TLS, usually 9440 instead of 8443",
-    "tcp": "write clickhouse:// instead of tcp://",
-    "native": "write clickhouse:// instead of native://",
-    "clickhouse+native": "write clickhouse:// instead of clickhouse+native://",
-    "clickhouse+http": "this program speaks the native protocol: write clickhouse:// and the "
-    "native port, usually 9000 instead of 8123",
-    "jdbc": "this is a JDBC URL: write clickhouse:// and the native port, usually 9000",
-}
-_ENCODE: Final = (
-    "percent-encode such characters in user and password: # as %23, / as %2F, @ as %40, ? as %3F, "
-    "% as %25, [ as %5B, ] as %5D, a space as %20"
-)
-_HOST = re.compile(r"^[\w.-]+$|^[0-9a-fA-F:.]+(%\w+)?$")
-_DATABASE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
-_BAD_PERCENT = re.compile(r"%(?![0-9a-fA-F]{2})")
-_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def default_data_dir() -> Path:
@@ -118,6 +102,30 @@ class Settings(BaseSettings):
     #: Take webhooks in envelopes without a signature although secrets are set. For producers that
     #: check them before they post; never where a bridge posts what anybody sends it.
     trust_envelopes: bool = False
+    #: Directory with further secrets, one a line: file ``github``, ``gitea`` or ``gitlab`` for all
+    #: hooks of it, file ``github.12345`` for the one hook, App or installation with that id, which
+    #: then has no other (docs/gateway.md). Workers and gateways read it when they start.
+    webhook_secrets_dir: str = ""
+
+    # -- the gateway ---------------------------------------------------------------------------
+    #: ``host:port`` where the gateway takes webhooks by HTTP. Without it a worker starts none.
+    gateway_listen: str = ""
+    #: Certificate and key (PEM) for HTTPS; without them a proxy in front should do it.
+    gateway_cert_file: str = ""
+    gateway_key_file: str = ""
+    #: Networks that may connect, comma-separated: ``192.30.252.0/22,185.199.108.0/22``. Empty: all.
+    #: Behind a proxy it is the proxy that connects.
+    gateway_allow: str = ""
+    #: How long Kafka may take for a delivery before it is answered 503. GitHub waits 10 s.
+    gateway_deadline: float = Field(8.0, gt=0, le=60)
+    #: How long the body of a delivery may take to come.
+    gateway_body_time: float = Field(8.0, gt=0, le=60)
+    #: Deliveries that wait for Kafka; beyond it further ones are answered 503.
+    gateway_in_flight: int = Field(1_000, ge=1)
+    #: Bytes of bodies held at a time. Beyond it large ones are answered 503.
+    gateway_memory: int = Field(256 << 20, ge=1 << 20)
+    #: Connections at a time, as far as the limit of files allows; beyond it the slowest is closed.
+    gateway_connections: int = Field(4_096, ge=8)
 
     # -- asking GitHub -------------------------------------------------------------------------
     #: How the prober asks GitHub about jobs that may be stuck: a token that may read Actions.
@@ -176,6 +184,8 @@ class Settings(BaseSettings):
     prober_port: int = Field(6068, ge=0, le=65535)
     #: Health and metrics of the executor process. 0 picks a port.
     executor_port: int = Field(6069, ge=0, le=65535)
+    #: Health and metrics of the gateway process. 0 picks a port.
+    gateway_port: int = Field(6070, ge=0, le=65535)
     #: ``memory`` replays the changelog at start; ``rocksdb`` keeps it on disk.
     store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Field(default_factory=default_data_dir)
@@ -250,7 +260,9 @@ class Settings(BaseSettings):
             raise ValueError("has an empty secret, with which anybody could sign")
         return value
 
-    @field_validator("web_port", "sink_port", "prober_port", "executor_port", mode="before")
+    @field_validator(
+        "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", mode="before"
+    )
     @classmethod
     def _port(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and _SERVICE_URL.match(value):
@@ -267,7 +279,7 @@ class Settings(BaseSettings):
         if not any(servers):
             raise ValueError("names no broker: write host:port, comma-separated for several")
         for server in filter(None, servers):
-            _check_server(server)
+            check_server(server)
         return value
 
     @field_validator("clickhouse")
@@ -293,6 +305,24 @@ class Settings(BaseSettings):
             raise ValueError("ends like an API's: write the URL of the site itself")
         return value
 
+    @field_validator("gateway_listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        if value:
+            host_and_port(value)
+        return value
+
+    @field_validator("gateway_allow")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        for each in filter(None, (part.strip() for part in value.split(","))):
+            try:
+                ip_network(each)
+            except ValueError:
+                raise ValueError("names what is no network: write 192.30.252.0/22, comma-separated "
+                                 "for several") from None  # fmt: skip
+        return value
+
     @field_validator("data_dir")
     @classmethod
     def _home(cls, value: Path) -> Path:
@@ -314,6 +344,11 @@ class Settings(BaseSettings):
         if self.github_app_id and self.github_token.get_secret_value():
             raise ValueError("github_token and github_app_id are both set: the prober asks with "
                              "one of them")  # fmt: skip
+        if bool(self.gateway_cert_file) != bool(self.gateway_key_file):
+            raise ValueError(
+                "gateway_cert_file and gateway_key_file are set together or not at all "
+                "(RUNNERSTREAM_GATEWAY_CERT_FILE, RUNNERSTREAM_GATEWAY_KEY_FILE)"
+            )
         for name in ("gitea", "gitlab"):
             if bool(getattr(self, f"{name}_url")) != bool(
                 getattr(self, f"{name}_token").get_secret_value()
@@ -321,7 +356,9 @@ class Settings(BaseSettings):
                 upper = f"{PREFIX}{name.upper()}"
                 raise ValueError(f"{name}_url and {name}_token are set together or not at all "
                                  f"({upper}_URL, {upper}_TOKEN)")  # fmt: skip
-        self.ssl_context()  # so that a wrong file is told now, by its name
+        # So that a wrong file is told now, by its name.
+        self.ssl_context()
+        secret_files(self.webhook_secrets_dir)
         return self
 
     @property
@@ -330,7 +367,15 @@ class Settings(BaseSettings):
         return [server.strip() for server in self.kafka.split(",") if server.strip()]
 
     def webhook_secrets(self) -> dict[str, tuple[bytes, ...]]:
-        """The secrets of each provider that has any: ``<provider>_secrets``."""
+        """The secrets of each provider that has any: ``<provider>_secrets``, and all of the files
+        in ``webhook_secrets_dir``. Raises ValueError for a file that is none of secrets."""
+        found = self.named_secrets()
+        for (provider, _), secrets in secret_files(self.webhook_secrets_dir).items():
+            found[provider] = (*found.get(provider, ()), *secrets)
+        return found
+
+    def named_secrets(self) -> dict[str, tuple[bytes, ...]]:
+        """Those of the settings ``<provider>_secrets`` alone."""
         found = {
             name.removesuffix("_secrets"): tuple(
                 secret.get_secret_value().encode() for secret in getattr(self, name)
@@ -345,7 +390,7 @@ class Settings(BaseSettings):
         if "SSL" not in self.kafka_security:
             return None
         for name in ("kafka_ca_file", "kafka_cert_file", "kafka_key_file"):
-            _check_file(name, getattr(self, name))
+            check_file(name, getattr(self, name), f"{PREFIX}{name.upper()}")
         try:
             context = ssl.create_default_context(cafile=self.kafka_ca_file or None)
         except ssl.SSLError:
@@ -493,108 +538,3 @@ def _file_problems(path: Path) -> Iterable[str]:
 def _named(name: str) -> bool:
     """Whether what stands where a name stands is one, and no stray secret."""
     return name.upper().startswith(PREFIX)
-
-
-def check_clickhouse_url(url: str) -> None:
-    """Raise ValueError, without any part of what is secret, unless the URL is one that the driver
-    takes to mean what it looks like. An empty one is none, and right."""
-    if not url:
-        return
-    if re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise ValueError(f"holds a space, a line end or a control character: {_ENCODE}")
-    scheme = _SCHEME.match(url)
-    if scheme is None:
-        raise ValueError(f"does not begin with clickhouse:// : write {_CLICKHOUSE_LIKE}")
-    name = scheme.group(1).lower()
-    if name not in ("clickhouse", "clickhouses"):
-        # An unknown scheme is not shown: it may be the beginning of a password.
-        other = _OTHER_SCHEMES.get(name, "it begins with another scheme")
-        raise ValueError(f"{other} ({_CLICKHOUSE_LIKE}, clickhouses:// for TLS)")
-    try:
-        parts = urlsplit(url)
-        # Reading the port is what finds a wrong one.
-        port = parts.port
-    except ValueError:
-        _check_misplaced(url)
-        raise ValueError(f"the port is no number from 1 to 65535: write {_CLICKHOUSE_LIKE}; and "
-                         f"{_ENCODE}") from None  # fmt: skip
-    _check_misplaced(url)
-    if port == 0:
-        raise ValueError(f"the port is no number from 1 to 65535: write {_CLICKHOUSE_LIKE}")
-    if not parts.hostname:
-        raise ValueError(f"names no host: write {_CLICKHOUSE_LIKE}")
-    if not _HOST.match(parts.hostname):
-        raise ValueError(f"the host holds characters that no host name has: {_ENCODE}")
-    if parts.username == "" and parts.password:
-        raise ValueError(f"has a password and no user: write {_CLICKHOUSE_LIKE}")
-    if _BAD_PERCENT.search(parts.netloc):
-        raise ValueError(f"has a % that two hexadecimal digits do not follow: {_ENCODE}")
-    database = parts.path.removeprefix("/").removesuffix("/")
-    if database and not _DATABASE.match(database):
-        raise ValueError("what follows the host is not the name of a database (letters, digits, "
-                         f"_): write {_CLICKHOUSE_LIKE}; and {_ENCODE}")  # fmt: skip
-    if parts.query:
-        _check_options(parts)
-
-
-def _check_misplaced(url: str) -> None:
-    """Raise ValueError when user or password hold a character that ends them."""
-    rest = url.partition("://")[2]
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    beyond = rest[len(authority) :]
-    if "@" in beyond or authority.count("@") > 1 or "#" in beyond:
-        raise ValueError(f"user or password hold one of # / ? @, which ends them there: {_ENCODE}")
-    if "[" in authority.rpartition("@")[0] or "]" in authority.rpartition("@")[0]:
-        raise ValueError(f"user or password hold a bracket: {_ENCODE}")
-
-
-def _check_options(parts: SplitResult) -> None:
-    """Raise ValueError for options after ``?`` that the driver cannot read."""
-    from clickhouse_driver.util.helpers import parse_url
-
-    options = parse_qs(parts.query)
-    for name in ("ca_certs", "certfile", "keyfile"):
-        for file in options.get(name, ())[:1]:
-            _check_file(f"option {name} of the URL", file)
-    for name in options:
-        try:
-            parse_url(f"clickhouse://host?{name}={options[name][0]}")
-        except (ValueError, AttributeError, IndexError):
-            raise ValueError(f"option {name} after the ? has a value that cannot be read") from None
-
-
-def _check_file(what: str, path: str) -> None:
-    if not path:
-        return
-    variable = f" ({PREFIX}{what.upper()})" if what.startswith("kafka_") else ""
-    try:
-        with Path(path).open("rb"):
-            pass
-    except OSError as error:
-        raise ValueError(f"{what}: cannot read {path}: {error.strerror}{variable}") from None
-
-
-def _check_server(server: str) -> None:
-    """Raise ValueError, without what may be a password, unless it is ``host:port``."""
-    like = "write host:port, comma-separated for several, such as kafka-1:9092,kafka-2:9092"
-    if "@" in server:
-        raise ValueError(f"holds an @: {like}; user and password are settings of their own "
-                         "(RUNNERSTREAM_KAFKA_USER, RUNNERSTREAM_KAFKA_PASSWORD)")  # fmt: skip
-    if "://" in server:
-        raise ValueError(f"holds a scheme: {like}; how to connect is a setting of its own "
-                         "(RUNNERSTREAM_KAFKA_SECURITY)")  # fmt: skip
-    bracketed = re.fullmatch(r"\[([0-9a-fA-F:.%\w]+)\](?::(.*))?", server)
-    if bracketed:
-        port = bracketed.group(2)
-    else:
-        host, colon, rest = server.partition(":")
-        port = rest if colon else None
-        if not re.fullmatch(r"[\w.-]+", host):
-            raise ValueError(f"a host is missing or is none: {like}")
-        if port is not None and ":" in port:
-            raise ValueError(f"an IPv6 address stands in brackets, [::1]:9092: {like}")
-    # isdecimal alone takes digits of every script.
-    if port is not None and not (
-        port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536
-    ):
-        raise ValueError(f"a port is no number from 1 to 65535: {like}")

@@ -81,6 +81,23 @@ def test_a_tiny_stall_part_gets_a_command_for_every_stuck_job(tmp_path: Path) ->
     assert "stall to command" in done.stdout
 
 
+def test_a_tiny_gateway_part_finds_all_that_was_accepted(tmp_path: Path) -> None:
+    done, result = bench(tmp_path, "--parts gateway --rounds 1 --gateway-seconds 0.5")
+    part = result["parts"]["gateway"]
+    (only,) = part["rounds"]
+    for each in (only["floor"], only["gateway"]):
+        assert each["accepted"] == each["deliveries"] > 0
+        assert each["cpu_us"] > 0
+        assert 0 < each["p50_s"] <= each["p99_s"]
+    over = part["overload"]
+    assert over["accepted"] > 0
+    assert over["shed"] > 0
+    assert over["accepted"] + over["shed"] == over["answers"]
+    assert over["accepted_and_not_written"] == 0
+    assert over["ready_after"]
+    assert "gateway / bare" in done.stdout
+
+
 def test_wrong_parts_are_refused() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--parts", "speed"],

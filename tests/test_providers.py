@@ -20,7 +20,14 @@ from pipeline.agents.normalise import record_facts, to_bytes, webhook_facts
 from pipeline.effects import Note
 from pipeline.exporter import Exporter
 from pipeline.ledger import Ledger
-from pipeline.providers.base import ODD_REASONS, Facts, Provider, sign_sha256, verify_sha256
+from pipeline.providers.base import (
+    ODD_REASONS,
+    Facts,
+    Provider,
+    Receiving,
+    sign_sha256,
+    verify_sha256,
+)
 from pipeline.providers.github import GitHub
 from pipeline.providers.registry import PROVIDERS, provider_of
 from sinks import rows
@@ -49,14 +56,16 @@ DATA = Path(__file__).parent / "data"
 LONG = "x" * 10_000
 
 
-class Toy:
+class Toy(Receiving):
     """A forge that tells of jobs in a line of its own: ``<number> <state>``."""
 
     name: Final = "toy"
     events: Final = ("build",)
     other_events: Final = frozenset({"hello"})
     odd_fields: Final = ("state",)
-    signatures: Final = ("x-toy-signature",)
+    actions = ("told",)
+    kept_headers = ("x-toy-",)
+    signatures = ("x-toy-signature",)
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         verify_sha256(headers.get("x-toy-signature"), "x-toy-signature", body, secrets)
@@ -70,13 +79,17 @@ class Toy:
             return Facts(ignored="other")
         if event not in self.events:
             raise Unreadable(Reason.UNKNOWN_KIND, f"no build in {event!r}")
-        told = json.loads(delivery.payload)
+        try:
+            told = json.loads(delivery.payload)
+            number = told["number"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise Unreadable(Reason.BAD_PAYLOAD, str(error)) from error
         return Facts(
             [
                 JobFact(
                     id=delivery.id, source=self.name, occurred_at=delivery.occurred_at,
                     received_at=delivery.received_at,
-                    key=job_key(self.name, delivery.host, told["number"]), cause="toy.build",
+                    key=job_key(self.name, delivery.host, number), cause="toy.told",
                     times={Milestone.QUEUED: {Clock.DELIVERY: delivery.occurred_at}},
                 )
             ]
@@ -185,6 +198,37 @@ def test_contract_of_every_provider(provider: Provider) -> None:
         assert f'runnerstream_webhooks_total{{event="{event}"}} 0.0' in exported
     for name in provider.odd_fields:
         assert f'field="{name}"' in exported
+
+
+def test_contract_of_receiving(provider: Provider) -> None:
+    form = bridge.FORMS[provider.name]
+    secret, kept = b"s", provider.kept_headers
+    # What the worker needs of the headers is among those that are kept.
+    needed = (form.event, form.delivery, *form.also, *form.also.values(), form.named_host)
+    assert all(name.startswith(kept) for name in (*needed, *provider.signatures) if name)
+    assert provider.content_types
+    for event, text in sent(provider.name):
+        body = text.encode()
+        told = dict(provider.sign(body, secret))
+        assert provider.signed(told)
+        assert not provider.signed({})
+        assert provider.signed_at({}) is None
+        assert isinstance(provider.senders(told, body), (list, tuple))
+        # The key is that of the facts of this delivery, in which the host is told by the headers.
+        made = delivery(provider, event, text).model_copy(update={"host": form.host(told)})
+        seen = provider.glance(event, told, body)
+        assert seen.key == provider.facts(made)[0].key
+        assert seen.action in (*provider.actions, "other")
+        assert not seen.malformed
+        assert provider.setup(event, body) == {}
+    # Whatever comes, nothing is raised.
+    deep = b'{"workflow_job": ' + b"[" * 50_000
+    for event in (*provider.events, *provider.other_events):
+        for odd in (b"", b"{", b"[]", b"\xff", b"null", b'{"workflow_job": 3}', deep):
+            provider.senders({}, odd)
+            provider.setup(event, odd)
+            if event in provider.events and event not in form.asked:
+                assert provider.glance(event, {}, odd).malformed
 
 
 def test_contract_of_signatures(provider: Provider) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.addresses import check_clickhouse_url
 from pipeline.commands.context import read_settings
 from pipeline.commands.failure import USAGE, Failure
-from pipeline.settings import Settings, check_clickhouse_url, environment_problems, load
+from pipeline.settings import Settings, environment_problems, load
 
 SECRET = "s3cr3t"
 

@@ -20,16 +20,17 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.door import ANSWER_S, HEADER_S, Door, files_limit
 from pipeline.exporter import MAX_FLEETS
 from pipeline.ledger import Known, Ledger
 from pipeline.local.process import LOOPBACK
 from pipeline.web import group as group_module
-from pipeline.web import part, server
+from pipeline.web import part
 from pipeline.web.group import Gathered, Group
 from pipeline.web.jobs import _wire
 from pipeline.web.pages import verdict
 from pipeline.web.part import JobQuery
-from pipeline.web.server import Door, files_limit, most_connections
+from pipeline.web.server import most_connections
 from pipeline.web.turns import Busy, Places, Turn, Turns
 from pipeline.windows.panes import Contribution
 from tests.support import brokers
@@ -673,10 +674,10 @@ def test_the_door_shows_out_who_is_silent_first_and_longest() -> None:
     door.make_room()
     assert door.evicted == 1
     # Each has its time.
-    now += server.HEADER_S + 0.5
+    now += HEADER_S + 0.5
     door.sweep()
     assert (late.aborted, busy.aborted) == (True, False)
-    now += server.ANSWER_S
+    now += ANSWER_S
     door.sweep()
     assert busy.aborted
     assert len(door) == 0

@@ -100,6 +100,16 @@ class Form:
     named: Callable[[str], str] = _as_it_is
     header_of: Callable[[str], str] = str
 
+    def header_in(self, headers: Mapping[str, str]) -> str | None:
+        """The header among these that names the event. Names are lower-case."""
+        if self.event in headers:
+            return self.event
+        return next((name for name in self.also if name in headers), None)
+
+    def delivery_in(self, headers: Mapping[str, str], event: str) -> str:
+        """The delivery's id beside the header that names the event; empty when none tells."""
+        return headers.get(self.also.get(event, self.delivery), "").strip()[:512]
+
 
 #: Every provider's form, by its name. A new provider has a line here. Gitea and Forgejo send
 #: GitHub's headers as well, so theirs are looked for first.
@@ -138,11 +148,9 @@ FORMS: Final[dict[str, Form]] = {
 def form_of(headers: Mapping[str, str]) -> tuple[Form, str] | None:
     """Whose headers these are, and the one that names the event. Names are lower-case."""
     for form in FORMS.values():
-        if form.event in headers:
-            return form, form.event
-        for name in form.also:
-            if name in headers:
-                return form, name
+        name = form.header_in(headers)
+        if name is not None:
+            return form, name
     return None
 
 
@@ -206,7 +214,7 @@ def delivery(found: Raw) -> Delivery:
         if name in headers:
             headers = {each: value for each, value in headers.items() if each != name}
     event = form.named(headers[found.event])
-    told = headers.get(form.also.get(found.event, form.delivery), "").strip()[:512]
+    told = form.delivery_in(headers, found.event)
     made = form.clock(told) if told else None
     host = form.host(headers)[:256]
     received = _received(found.record.timestamp, found.first, made)
@@ -222,7 +230,7 @@ def delivery(found: Raw) -> Delivery:
         key=_text(found.record.key)[:512] or f"{form.provider}:{host}:unknown",
         host=host,
         headers=headers,
-        payload=_payload(headers.get("content-type", ""), found.body),
+        payload=payload_of(headers.get("content-type", ""), found.body),
     )
 
 
@@ -307,7 +315,8 @@ def _time(told: str) -> int | None:
     return ms if EARLIEST_MS <= ms <= LATEST_MS else None
 
 
-def _payload(content_type: str, body: bytes) -> str:
+def payload_of(content_type: str, body: bytes) -> str:
+    """What a body carries: itself, or the ``payload`` of a form. Raises Unreadable."""
     try:
         if not content_type.lower().startswith(_FORM):
             return body.decode()

@@ -117,7 +117,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if broker.state == "ok":
         yield from _guarded("fencing", lambda: _fencing(settings))
         yield from _guarded("topics", lambda: _topics(settings))
-        for role in _wanted(settings):
+        # The others have no group of their own.
+        for role in (each for each in _wanted(settings) if each is first() or each.suffix):
             yield from _guarded(f"{_who(role)} group", partial(_lags, settings, role))
         yield from _guarded("dead letters", lambda: _letters(settings))
     yield from _guarded("ClickHouse", lambda: _clickhouse(settings))

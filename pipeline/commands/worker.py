@@ -100,7 +100,7 @@ def worker(
     if any(each.needs_clickhouse for each in (role, *others)):
         clickhouse_url(settings)
     if role.needs_topics:
-        _when_reachable(lambda: require_topics(settings), patience)
+        when_reachable(lambda: require_topics(settings), patience)
     if role.port and role.port_of(settings) == 0:
         ports[role.port] = _free_port(settings.web_bind)
         settings = context.with_overrides(**ports)
@@ -165,7 +165,7 @@ def require_topics(settings: Settings) -> None:
         )
 
 
-def _when_reachable(check: Callable[[], None], patience: float) -> None:
+def when_reachable(check: Callable[[], None], patience: float) -> None:
     """Run ``check``, again and again while what it needs cannot be reached."""
     deadline = time.monotonic() + patience
     told = False

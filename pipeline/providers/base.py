@@ -10,8 +10,11 @@ import hmac
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Final, Protocol
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol, cast
 
+from topics import bridge
+from topics.envelope import EARLIEST_MS
 from topics.models import Delivery, JobFact, Reason, RunFact, RunLink, Unreadable
 
 Fact = JobFact | RunFact | RunLink
@@ -37,6 +40,17 @@ class Facts(list[Fact]):
         self.odd: Counter[tuple[str, str]] = Counter() if odd is None else odd
         #: The event, when it is one that says nothing about jobs: ``ping`` or ``other``.
         self.ignored = ignored
+
+
+class Glance(NamedTuple):
+    """What whoever receives a webhook needs to know of it, without its facts."""
+
+    #: Of the job or the run that it is about; empty when it is about none.
+    key: str = ""
+    #: One of the provider's actions, or ``other``.
+    action: str = "other"
+    #: Whether it can have no facts: it is for the dead letters.
+    malformed: bool = False
 
 
 class Provider(Protocol):
@@ -85,6 +99,95 @@ class Provider(Protocol):
     def facts(self, delivery: Delivery) -> Facts:
         """What a delivery of this provider says. Raises Unreadable for what says nothing."""
         ...
+
+    @property
+    def actions(self) -> Collection[str]:
+        """What its events call that which happened. Each is a metric label."""
+        ...
+
+    @property
+    def content_types(self) -> Collection[str]:
+        """The media types that it sends bodies as, lower-case."""
+        ...
+
+    @property
+    def kept_headers(self) -> tuple[str, ...]:
+        """How the names of its own headers begin, lower-case. They are kept with the body."""
+        ...
+
+    def signed(self, headers: Mapping[str, str]) -> bool:
+        """Whether there is anything that :meth:`verify` could check, right or wrong."""
+        ...
+
+    def signed_at(self, headers: Mapping[str, str]) -> int | None:
+        """When it was signed, by the signature that :meth:`verify` found right: milliseconds since
+        1970, 0 for what is no time. None where signatures have no time."""
+        ...
+
+    def senders(self, headers: Mapping[str, str], body: bytes) -> Sequence[str]:
+        """Ids under which an operator may keep a secret for this sender alone: of its hook, or of
+        its installation. What they say is not proven yet. Never raises."""
+        ...
+
+    def glance(self, event: str, headers: Mapping[str, str], payload: bytes) -> Glance:
+        """What a delivery of an event that says something about jobs is about. ``payload`` is
+        JSON, or was to be. Never raises."""
+        ...
+
+    def setup(self, event: str, payload: bytes) -> Mapping[str, bool]:
+        """What an event that greets a new hook tells of how it is set up: which of the events that
+        say something about jobs it sends. Empty for every other event. Never raises."""
+        ...
+
+
+class Receiving:
+    """What most providers say about receiving their webhooks, to be inherited."""
+
+    actions: Collection[str] = ()
+    content_types: Collection[str] = ("application/json",)
+    kept_headers: tuple[str, ...] = ()
+    signatures: Collection[str] = ()
+
+    def signed(self, headers: Mapping[str, str]) -> bool:
+        """Whether any header that is looked at for a signature says anything."""
+        return any(headers.get(name, "").strip() for name in self.signatures)
+
+    def signed_at(self, headers: Mapping[str, str]) -> int | None:
+        """None: nothing but the body is signed."""
+        return None
+
+    def senders(self, headers: Mapping[str, str], body: bytes) -> Sequence[str]:
+        """None: all share the provider's secrets."""
+        return ()
+
+    def glance(self, event: str, headers: Mapping[str, str], payload: bytes) -> Glance:
+        """What the facts say."""
+        return glance_of_facts(cast("Provider", self), event, headers, payload)
+
+    def setup(self, event: str, payload: bytes) -> Mapping[str, bool]:
+        """Nothing greets."""
+        return MappingProxyType({})
+
+
+def glance_of_facts(
+    provider: Provider, event: str, headers: Mapping[str, str], payload: bytes
+) -> Glance:
+    """A glance for which all facts are worked out: slower, and right about every oddity."""
+    try:
+        said = provider.facts(
+            Delivery(
+                id="-", kind=f"{provider.name}.{event}", source=provider.name, key="-",
+                host=bridge.FORMS[provider.name].host(headers), headers=dict(headers),
+                occurred_at=EARLIEST_MS, received_at=EARLIEST_MS, payload=payload.decode(),
+            )
+        )  # fmt: skip
+    except (Unreadable, ValueError):
+        return Glance(malformed=True)
+    if not said:
+        return Glance()
+    first = said[0]
+    action = first.cause.rpartition(".")[2] if isinstance(first, JobFact) else ""
+    return Glance(first.key, action if action in provider.actions else "other")
 
 
 def sign_sha256(body: bytes, secret: bytes) -> str:

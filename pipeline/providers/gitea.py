@@ -23,7 +23,9 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
-from pipeline.providers.base import AHEAD_MS, Facts, verify_hex
+import msgspec
+
+from pipeline.providers.base import AHEAD_MS, Facts, Receiving, verify_hex
 from pipeline.providers.github import ODD_FIELDS
 from pipeline.providers.github_bodies import time_of
 from pipeline.providers.words import Odd, object_of, told, within
@@ -37,7 +39,18 @@ _SIGNATURES: Final = ("x-forgejo-signature", "x-gitea-signature")
 _HUB: Final = "x-hub-signature-256"
 
 
-class Gitea:
+class _Repository(msgspec.Struct, gc=False):
+    id: Any = None
+
+
+class _Sender(msgspec.Struct, gc=False):
+    repository: _Repository | None = None
+
+
+_SENDER: Final = msgspec.json.Decoder(_Sender)
+
+
+class Gitea(Receiving):
     """Gitea and Forgejo behind the protocol of all providers."""
 
     name: Final = "gitea"
@@ -58,7 +71,9 @@ class Gitea:
         )
     )  # fmt: skip
     odd_fields: Final = ODD_FIELDS
-    signatures: Final = (*_SIGNATURES, _HUB)
+    actions = ("completed", "in_progress", "queued", "requested", "waiting")
+    kept_headers = ("x-gitea-", "x-forgejo-", "x-gogs-", "x-github-", "x-hub-signature")
+    signatures = (*_SIGNATURES, _HUB)
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         """Check ``X-Forgejo-Signature`` or ``X-Gitea-Signature``, hex alone, else
@@ -73,6 +88,15 @@ class Gitea:
     def sign(self, body: bytes, secret: bytes) -> Mapping[str, str]:
         """``X-Gitea-Signature``."""
         return {_SIGNATURES[1]: hmac.digest(secret, body, sha256).hex()}
+
+    def senders(self, headers: Mapping[str, str], body: bytes) -> Sequence[str]:
+        """The repository, by the number that the API has for it. No header names the hook."""
+        try:
+            sender = _SENDER.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ()
+        number = None if sender.repository is None else sender.repository.id
+        return [str(number)] if isinstance(number, int) and 0 < number < 2**63 else ()
 
     def facts(self, delivery: Delivery) -> Facts:
         """A ``workflow_job`` gives the facts of the job, a ``workflow_run`` what its run says."""

@@ -48,7 +48,15 @@ import msgspec
 from msgspec import UNSET
 from pydantic import ValidationError
 
-from pipeline.providers.base import AHEAD_MS, Fact, Facts, sign_sha256, verify_sha256
+from pipeline.providers.base import (
+    AHEAD_MS,
+    Fact,
+    Facts,
+    Glance,
+    Receiving,
+    sign_sha256,
+    verify_sha256,
+)
 from pipeline.providers.github_bodies import (
     BODY,
     CONCLUSIONS,
@@ -76,6 +84,7 @@ from pipeline.providers.github_bodies import (
     time_of,
     within,
 )
+from pipeline.providers.github_glance import glance, senders, setup
 from topics.bridge import guid_time_ms
 from topics.keys import github_host, job_key, run_key
 from topics.models import (
@@ -126,14 +135,17 @@ ODD_FIELDS: Final = (
 SIGNATURE: Final = "x-hub-signature-256"
 
 
-class GitHub:
+class GitHub(Receiving):
     """GitHub.com, GHE.com and GHES behind the protocol of all providers."""
 
     name: Final = "github"
     events: Final = ("workflow_job", "workflow_run", "api_job")
     other_events: Final = Delivery.OTHER_EVENTS
     odd_fields: Final = ODD_FIELDS
-    signatures: Final = (SIGNATURE,)
+    actions = tuple(sorted(_ACTIONS))
+    content_types = ("application/json", "application/x-www-form-urlencoded")
+    kept_headers = ("x-github-", "x-hub-signature")
+    signatures = (SIGNATURE,)
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         """Check ``X-Hub-Signature-256``. The older header with SHA-1 alone is not enough."""
@@ -146,6 +158,18 @@ class GitHub:
     def facts(self, delivery: Delivery) -> Facts:
         """See :func:`facts`."""
         return facts(delivery)
+
+    def senders(self, headers: Mapping[str, str], body: bytes) -> Sequence[str]:
+        """The hook, the App, and the installation."""
+        return senders(headers, body)
+
+    def glance(self, event: str, headers: Mapping[str, str], payload: bytes) -> Glance:
+        """The key is that of the facts."""
+        return glance(self, event, headers, payload)
+
+    def setup(self, event: str, payload: bytes) -> Mapping[str, bool]:
+        """Of a ping: the events that the new hook sends."""
+        return setup(event, payload)
 
 
 def facts(delivery: Delivery, named: str = "github") -> Facts:

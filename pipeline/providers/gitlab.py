@@ -43,7 +43,7 @@ from hashlib import blake2b, sha256
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from pipeline.providers.base import AHEAD_MS, Facts, not_signed
+from pipeline.providers.base import AHEAD_MS, Facts, Receiving, not_signed
 from pipeline.providers.github import ODD_FIELDS
 from pipeline.providers.github_bodies import canonical_labels, labels_of, time_of
 from pipeline.providers.words import Odd, object_of, told, within
@@ -60,6 +60,8 @@ CONCLUSIONS: Final = {
 _FAILURES: Final = {"job_execution_timeout": "timed_out"}
 
 TOKEN: Final = "x-gitlab-token"
+#: Names the hook, whatever it sends.
+_HOOK: Final = "x-gitlab-webhook-uuid"
 _ID, _TIME, _SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
 #: What a signing token begins with, and each signature made with it.
 _SIGNING, _VERSION = b"whsec_", b"v1,"
@@ -69,7 +71,7 @@ _MOST_SIGNATURES: Final = 16
 _UTC: Final = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?) (UTC|[+-]\d\d:?\d\d)")
 
 
-class GitLab:
+class GitLab(Receiving):
     """GitLab.com and self-managed GitLab behind the protocol of all providers."""
 
     name: Final = "gitlab"
@@ -83,7 +85,9 @@ class GitLab:
         )
     )  # fmt: skip
     odd_fields: Final = ODD_FIELDS
-    signatures: Final = (TOKEN, _SIGNATURE, _ID, _TIME)
+    actions = tuple(sorted({*HELD, *STARTED, *CONCLUSIONS, "pending"}))
+    kept_headers = ("x-gitlab-", "webhook-")
+    signatures = (TOKEN, _SIGNATURE, _ID, _TIME)
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
         """Check ``webhook-signature`` where it is there and a signing token is known, else
@@ -122,6 +126,21 @@ class GitLab:
         name = blake2b(body, digest_size=16).hexdigest()
         made = _signature(name, "0", body, secret) or b""
         return {_ID: name, _TIME: "0", _SIGNATURE: made.decode()}
+
+    def signed(self, headers: Mapping[str, str]) -> bool:
+        """Whether there is a token or a signature: id and time alone are none."""
+        return any(headers.get(name, "").strip() for name in (TOKEN, _SIGNATURE))
+
+    def signed_at(self, headers: Mapping[str, str]) -> int | None:
+        """``webhook-timestamp``, which is in seconds, beside a signature."""
+        if not headers.get(_SIGNATURE):
+            return None
+        told = headers.get(_TIME, "")
+        return int(told) * 1000 if re.fullmatch(r"[0-9]{1,12}", told) else 0
+
+    def senders(self, headers: Mapping[str, str], body: bytes) -> Sequence[str]:
+        """The hook, by ``X-Gitlab-Webhook-UUID``."""
+        return [headers[_HOOK]] if _HOOK in headers else []
 
     def facts(self, delivery: Delivery) -> Facts:
         """A job hook gives the facts of its job; a pipeline hook what the pipeline says of its

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from pipeline.door import Door, GuardedSite
 from pipeline.exporter import Exporter
 from pipeline.fleet import FleetLedger
 from pipeline.holes import Holes
@@ -26,7 +27,7 @@ from pipeline.local.process import LOOPBACK, free_port
 from pipeline.reached import Reached
 from pipeline.settings import Settings
 from pipeline.web.ports import Alone
-from pipeline.web.server import Door, GuardedSite, announce, new_runner
+from pipeline.web.server import announce, new_runner
 from pipeline.web.views import Views
 
 

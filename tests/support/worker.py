@@ -69,6 +69,7 @@ class WorkerProcess:
         "sink_port": "0",
         "prober_port": "0",
         "executor_port": "0",
+        "gateway_port": "0",
     }
 
     def __init__(

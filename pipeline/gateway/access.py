@@ -1,0 +1,61 @@
+"""The access log: a line a request, written many at a time.
+
+The logging module takes some 50 us for a line, a third of what a delivery costs in all. So these
+are gathered and written several times a second, as text or JSON like the program's other lines.
+Nothing in them is as it was sent, but the id of a delivery once it is authentic.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, TextIO
+
+import msgspec
+
+_LOGGER: Final = "pipeline.gateway.access"
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class AccessLog:
+    """Lines that wait to be written.
+
+    Args:
+        as_json: one object a line.
+        out: where they go; the standard error of the moment when None.
+    """
+
+    def __init__(self, as_json: bool = False, out: TextIO | None = None) -> None:
+        self._form: Callable[[dict[str, Any]], str] = _json if as_json else _text
+        self._out = out
+        self._lines: list[tuple[float, dict[str, Any]]] = []
+
+    def add(self, at: float, said: dict[str, Any]) -> None:
+        """Note a request that was answered at a time, in seconds since 1970."""
+        self._lines.append((at, said))
+
+    def write(self) -> None:
+        """Write what waits."""
+        if not self._lines:
+            return
+        lines, self._lines = self._lines, []
+        out = self._out or sys.stderr
+        out.write("".join(self._form({"time": _time(at), **said}) for at, said in lines))
+        out.flush()
+
+
+def _time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+def _json(said: dict[str, Any]) -> str:
+    time = said.pop("time")
+    line = {"time": time, "level": "INFO", "logger": _LOGGER, **said}
+    return _ENCODER.encode(line).decode() + "\n"
+
+
+def _text(said: dict[str, Any]) -> str:
+    time = said.pop("time")
+    told = " ".join(f"{name}={value}" for name, value in said.items())
+    return f"{time} INFO    {_LOGGER}: {told}\n"

@@ -1,0 +1,85 @@
+"""The gateway does what its OpenAPI document says: requests made from it, signed or not."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from pipeline.gateway import openapi
+from pipeline.local.process import LOOPBACK
+from tests.support.brokers import broker
+from tests.support.gateways import SECRET, Served, ready, serve
+from topics.apply import apply
+from topics.catalogue import catalogue
+
+CHECKS = [
+    not_a_server_error, status_code_conformance, content_type_conformance,
+    response_headers_conformance, response_schema_conformance,
+]  # fmt: skip
+SCHEMA = schemathesis.openapi.from_dict(openapi.document("test"))
+SEEN: Counter[int] = Counter()
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with broker(tmp_path_factory.mktemp("broker")) as kafka:
+        apply({"bootstrap_servers": kafka.bootstrap}, catalogue(partitions=2))
+        with serve(kafka.bootstrap) as made:
+            ready(made)
+            yield made
+
+
+def ask(gate: Served, case: Any, signed: bool) -> requests.Response:
+    """Send a case, with the right signature of whatever its body became."""
+    made = case.as_transport_kwargs(base_url=f"http://{LOOPBACK}:{gate.port}")
+    made.pop("timeout", None)
+    with requests.Session() as session:
+        request = session.prepare_request(requests.Request(**made))
+        if signed:
+            body = request.body or b""
+            body = body.encode() if isinstance(body, str) else body
+            digest = hmac.digest(SECRET, body, "sha256").hex()
+            request.headers["X-Hub-Signature-256"] = f"sha256={digest}"
+        answer = session.send(request, timeout=60)
+    SEEN[answer.status_code] += 1
+    return answer
+
+
+@settings(max_examples=120)
+@given(case=SCHEMA["/webhooks/github"]["POST"].as_strategy(), signed=st.booleans())
+def test_a_webhook_is_answered_as_the_document_says(gate: Served, case: Any, signed: bool) -> None:
+    case.validate_response(ask(gate, case, signed), checks=CHECKS)
+
+
+@settings(max_examples=10)
+@given(
+    case=st.sampled_from(["/healthz", "/readyz", "/openapi.json"]).flatmap(
+        lambda path: SCHEMA[path]["GET"].as_strategy()
+    )
+)
+def test_the_pages_are_as_the_document_says(gate: Served, case: Any) -> None:
+    case.validate_response(ask(gate, case, False), checks=CHECKS)
+
+
+def test_the_requests_came_through_to_kafka_and_were_refused(gate: Served) -> None:
+    assert SEEN[202]
+    assert SEEN[403] + SEEN[401]
+    assert SEEN[200]
+    told = gate.ask(method="GET", path="/openapi.json").said
+    assert told["paths"] == json.loads(json.dumps(openapi.document("")))["paths"]
