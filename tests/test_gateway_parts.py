@@ -47,6 +47,16 @@ def test_secrets_are_read_from_files_and_never_shown(secrets: Path) -> None:
         ("github", "4711"): (b"own\xff",),
     }
     settings = load(environment=False, webhook_secrets_dir=str(secrets), github_secrets="third")
+    for name in ("gitea", "gitlab"):
+        (secrets / name).write_text("theirs")
+        (secrets / f"{name}.5-a").write_text("own")
+        given = {"webhook_secrets_dir": str(secrets), f"{name}_secrets": "named"}
+        other = load(environment=False, **given)
+        assert other.webhook_secrets()[name] == (b"named", b"theirs", b"own")
+        keys = keyring_of(other)
+        assert keys.of(PROVIDERS[name], {}, b"") == (b"named", b"theirs")
+        if name == "gitlab":
+            assert keys.of(PROVIDERS[name], {"x-gitlab-webhook-uuid": "5-a"}, b"") == (b"own",)
     # A worker takes what any gateway takes.
     assert set(settings.webhook_secrets()["github"]) == {
         b"third", b"new", SECRET.encode(), b"own\xff",

@@ -143,7 +143,7 @@ def serve(
     """A gateway in a thread, ended in order; what it raises, raises here."""
     made = Gateway(
         GatewayConfig({"bootstrap_servers": bootstrap}, **config),
-        keyring or Keyring({"github": [SECRET]}, {}),
+        keyring or Keyring({name: [SECRET] for name in PROVIDERS}, {}),
     )
     stop, listens = threading.Event(), threading.Event()
     errors: list[BaseException] = []
