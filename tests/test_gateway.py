@@ -6,7 +6,6 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from hashlib import sha1, sha256
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -517,35 +516,33 @@ def test_after_all_that_nothing_is_held_and_a_delivery_is_taken(gate: Served) ->
 # -- Kafka away ------------------------------------------------------------------------------------
 
 
-def test_without_kafka_nothing_is_2xx_and_with_it_all_is_again(tmp_path: Path) -> None:
-    with broker(tmp_path / "broker") as kafka:
-        apply({"bootstrap_servers": kafka.bootstrap}, catalogue(partitions=2))
-        with serve(kafka.bootstrap, deadline_s=1.5, in_flight=4) as served:
-            ready(served)
-            senders = Senders(served.port)
-            with senders.sending():
-                until(lambda: len(senders.accepted) > 100)
-                kafka.kill()
-                # Some wait for Kafka, and the others find all places taken.
-                until(lambda: len(senders.others) > 100)
-                until(lambda: not served.gateway.status().ready)
-                before = len(senders.accepted)
-                reply = served.deliver(queued())
-                assert (reply.status, reply.headers["retry-after"]) == (503, "30")
-                assert served.ask(method="GET", path="/readyz").status == 503
-                assert served.ask(method="GET", path="/healthz").status == 200
-                assert served.metric("in_flight") <= 4
-                assert len(senders.accepted) == before
-                kafka.start()
-                if kind() == "embedded":
-                    # It has forgotten all.
-                    apply({"bootstrap_servers": kafka.bootstrap}, catalogue(partitions=2))
-                until(lambda: len(senders.accepted) > before + 100)
-            assert set(senders.others) == {503}
-            assert not senders.broken
-            until(lambda: served.metric("in_flight") == served.metric("held_bytes") == 0)
-            kept = senders.accepted[before if kind() == "embedded" else 0 :]
-            assert set(kept) <= set(bodies(kafka.bootstrap))
+def test_without_kafka_nothing_is_2xx_and_with_it_all_is_again(running: Broker) -> None:
+    with serve(running.bootstrap, deadline_s=1.5, in_flight=4) as served:
+        ready(served)
+        senders = Senders(served.port)
+        with senders.sending():
+            until(lambda: len(senders.accepted) > 100)
+            running.kill()
+            # Some wait for Kafka, and the others find all places taken.
+            until(lambda: len(senders.others) > 100)
+            until(lambda: not served.gateway.status().ready)
+            before = len(senders.accepted)
+            reply = served.deliver(queued())
+            assert (reply.status, reply.headers["retry-after"]) == (503, "30")
+            assert served.ask(method="GET", path="/readyz").status == 503
+            assert served.ask(method="GET", path="/healthz").status == 200
+            assert served.metric("in_flight") <= 4
+            assert len(senders.accepted) == before
+            running.start()
+            if kind() == "embedded":
+                # It has forgotten all.
+                apply({"bootstrap_servers": running.bootstrap}, catalogue(partitions=2))
+            until(lambda: len(senders.accepted) > before + 100)
+        assert set(senders.others) == {503}
+        assert not senders.broken
+        until(lambda: served.metric("in_flight") == served.metric("held_bytes") == 0)
+        kept = senders.accepted[before if kind() == "embedded" else 0 :]
+        assert set(kept) <= set(bodies(running.bootstrap))
 
 
 # -- who may connect, and how ----------------------------------------------------------------------

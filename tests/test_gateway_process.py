@@ -97,6 +97,10 @@ def test_a_gateway_without_secrets_or_with_a_taken_port_says_so(
     running: Broker, tmp_path: Path
 ) -> None:
     gateway = GatewayProcess(running.bootstrap, tmp_path, "--port", "0").start(wait=False)
+    third = WorkerProcess(
+        running.bootstrap, partitions=2, log=tmp_path / "third.log", directory=tmp_path,
+        command=["-m", "pipeline.cli", "gateway", "--listen", f"{LOOPBACK}:0"],
+    ).start(wait=False)  # fmt: skip
     gateway.wait(lambda: "webhooks at" in gateway.log.read_text(), 60, "listen")
     second = WorkerProcess(
         running.bootstrap, partitions=2, log=tmp_path / "second.log", directory=tmp_path,
@@ -105,10 +109,6 @@ def test_a_gateway_without_secrets_or_with_a_taken_port_says_so(
     ).start(wait=False)  # fmt: skip
     assert ended(second) == 1
     assert f"cannot listen at {LOOPBACK}:{gateway.hooks}" in second.tail()
-    third = WorkerProcess(
-        running.bootstrap, partitions=2, log=tmp_path / "third.log", directory=tmp_path,
-        command=["-m", "pipeline.cli", "gateway", "--listen", f"{LOOPBACK}:0"],
-    ).start(wait=False)  # fmt: skip
     assert ended(third) == 1
     assert "no secret is set" in third.tail()
     assert gateway.stop() == 0
