@@ -177,7 +177,7 @@ def glance_of_facts(
         said = provider.facts(
             Delivery(
                 id="-", kind=f"{provider.name}.{event}", source=provider.name, key="-",
-                host=bridge.FORMS[provider.name].host(headers), headers=dict(headers),
+                host=bridge.FORMS[provider.name].host(headers)[:256], headers=dict(headers),
                 occurred_at=EARLIEST_MS, received_at=EARLIEST_MS, payload=payload.decode(),
             )
         )  # fmt: skip
