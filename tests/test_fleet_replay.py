@@ -174,6 +174,8 @@ def _odd(draw: st.DrawFn) -> Any:
 def test_nothing_that_the_log_can_hold_raises(told: list[Any]) -> None:
     bench = Bench()
     bench.tell(tick(BASE), *told, tick(BASE + SECOND), now=BASE + SECOND)
+    # Some of the ticks told are later than the last: now comes one after all of them.
+    bench.tell(tick(BASE + 2 * MINUTE), now=BASE + 2 * MINUTE)
     _counts_its_runners(bench.ledger)
     _keeps_none_for_too_long(bench.ledger)
     # And it is all found again.
