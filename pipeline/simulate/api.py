@@ -221,6 +221,12 @@ class FakeApi:
             )
         return found
 
+    def turn(self, mood: Mood, requests: int | None = None) -> None:
+        """Change the mood, for so many requests; None: for ever. From any thread, unlike setting
+        both one after the other."""
+        with self._lock:
+            self.mood, self.moody = mood, requests
+
     def _mood(self) -> Mood:
         with self._lock:
             if self.moody is not None:

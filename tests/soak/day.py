@@ -184,8 +184,8 @@ class Day:
         with self._lock:
             return [job for job in self.jobs.values() if not job.settled]
 
-    def serve(self, key: str, status: str, found: bool) -> None:
-        """The product says how a job is."""
+    def serve(self, key: str, status: str, conclusion: str, found: bool) -> None:
+        """The product says how a job is, and whether it ever found it stuck."""
         with self._lock:
             job = self.jobs.get(int(key.rpartition(":")[2]))
             if job is None:
@@ -193,6 +193,11 @@ class Day:
             job.served = status
             job.found |= found
             if job.fault == "lost_completed" and status == "completed":
+                self._free(job)
+            if job.ghost and status == "completed" and conclusion == "unknown":
+                # Its run is over, and the API did not know the job three times: nothing is left
+                # to be commanded.
+                job.state = "over"
                 self._free(job)
 
     def _at(self, when: int, what: Callable[[], None]) -> None:
@@ -322,16 +327,16 @@ class Day:
     # -- the provider --------------------------------------------------------------------------
 
     def _outage(self, end: int) -> None:
-        self.api.mood, self.api.moody = Mood.DOWN, None
+        self.api.turn(Mood.DOWN)
         self.count["outages"] += 1
         self._at(end, self._mend)
 
     def _mend(self) -> None:
-        self.api.mood = Mood.FINE
+        self.api.turn(Mood.FINE)
 
     def _trouble(self) -> None:
         if self.api.mood is Mood.FINE:
-            self.api.mood, self.api.moody = self._chance.choice(FAILURES), 1
+            self.api.turn(self._chance.choice(FAILURES), 1)
             self.count["api failures"] += 1
 
     def _api_job(self, number: int) -> ApiJob | None:

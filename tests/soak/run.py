@@ -79,6 +79,7 @@ class Report:
 class _State(msgspec.Struct):
     key: str
     status: str
+    conclusion: str | None = None
     recovery: dict[str, Any] | None = None
 
 
@@ -104,7 +105,8 @@ class Follower(threading.Thread):
                         if record.value is not None:
                             state = decode(record.value)
                             stalls = (state.recovery or {}).get("stalls")
-                            self._day.serve(state.key, state.status, bool(stalls))
+                            told = state.conclusion or ""
+                            self._day.serve(state.key, state.status, told, bool(stalls))
             consumer.close()
         except BaseException as error:
             self.error = error
