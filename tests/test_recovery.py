@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.errors import KafkaConnectionError
 from faust.types.tuples import TP
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
@@ -232,6 +234,32 @@ async def test_the_former_writer_is_refused_and_the_new_one_is_not(
     tables = Tables(transactional, "memory", tmp_path)
     assert await tables.read() == 4
     assert evidence.committed(transactional, "group", source) == 11
+
+
+async def test_a_connection_that_breaks_while_the_coordinator_is_looked_up_costs_a_second_look(
+    transactional: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookup = AIOKafkaClient.coordinator_lookup
+    broken = {"transaction": 2, "group": 2}
+
+    async def breaks(self: AIOKafkaClient, coordinator_type: int, coordinator_key: str) -> int:
+        kind = "transaction" if coordinator_type == CoordinationType.TRANSACTION else "group"
+        if broken[kind]:
+            broken[kind] -= 1
+            raise KafkaConnectionError("the broker is being restarted")
+        found: int = await lookup(self, coordinator_type, coordinator_key)
+        return found
+
+    monkeypatch.setattr(AIOKafkaClient, "coordinator_lookup", breaks)
+    outbox = FencedOutbox("app", {TABLE: 2}, {"bootstrap_servers": transactional})
+    record = [Output(TABLE, 0, b"k", b"v")]
+    try:
+        await outbox.take_over({0})
+        committed = await outbox.commit(0, record, "group", {TopicPartition(TABLE, 0): 1})
+        assert committed == {(TABLE, 0): 0}
+    finally:
+        await outbox.stop()
+    assert broken == {"transaction": 0, "group": 0}
 
 
 async def test_what_was_begun_by_a_former_writer_is_neither_kept_nor_waited_for(

@@ -20,6 +20,7 @@ from aiokafka.partitioner import murmur2
 
 from pipeline.effects import Output
 from pipeline.faust_safe import producer_id
+from pipeline.faust_safe.coordinator import keep_asking
 from topics.catalogue import MAX_DEAD_LETTER_BYTES
 
 producer_id.install()
@@ -119,6 +120,7 @@ async def connect(options: Mapping[str, Any], **more: Any) -> AIOKafkaProducer:
         **options,
         **more,
     )
+    keep_asking(producer)
     try:
         await producer.start()
     except BaseException:
