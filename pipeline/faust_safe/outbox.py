@@ -19,11 +19,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 
 from pipeline.effects import Output
-from pipeline.faust_safe import producer_id
-from pipeline.faust_safe.coordinator import keep_asking
+from pipeline.faust_safe import producer_id, reconnect
 from topics.catalogue import MAX_DEAD_LETTER_BYTES
 
 producer_id.install()
+reconnect.install()
 
 
 @lru_cache(maxsize=65_536)
@@ -120,7 +120,6 @@ async def connect(options: Mapping[str, Any], **more: Any) -> AIOKafkaProducer:
         **options,
         **more,
     )
-    keep_asking(producer)
     try:
         await producer.start()
     except BaseException:
