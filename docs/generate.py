@@ -89,6 +89,8 @@ REASONS_SAID: Final = {
     "are set, and none for its provider.",
     "undecodable": "A whole batch: unknown codec, broken compression, wrong checksum. The letter "
     "names its offsets; the worker's carries the batch's bytes.",
+    "undelivered": "A relay's target refused a delivery, or did not take it in time; the letter "
+    "says which. Replayed, it goes to that relay again, and changes nothing else.",
     "unexpected": "A fault of ours. Please report it with the letter.",
 }
 

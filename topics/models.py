@@ -550,6 +550,7 @@ class Reason(StrEnum):
     TOO_MANY_FACTS = "too_many_facts"
     BAD_SIGNATURE = "bad_signature"
     UNDECODABLE = "undecodable"
+    UNDELIVERED = "undelivered"
     UNEXPECTED = "unexpected"
 
 
