@@ -29,6 +29,7 @@ from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noq
 from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
 from pipeline.jobs import facts, runs  # noqa: E402
 from pipeline.prober.metrics import ProberMetrics  # noqa: E402
+from pipeline.relay.metrics import RelayMetrics  # noqa: E402
 from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
@@ -384,6 +385,10 @@ def part_prober_metrics() -> str:
 
 def part_gateway_metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), metric_rows(GatewayMetrics().registry))
+
+
+def part_relay_metrics() -> str:
+    return table(("metric", "type", "labels", "meaning"), metric_rows(RelayMetrics().registry))
 
 
 def part_gateway_answers() -> str:

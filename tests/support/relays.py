@@ -35,13 +35,20 @@ PACE = Backoff(0.02, 2.0, 0.2)
 class Autoscaler(Receiver):
     """Checks each signature itself, over the raw bytes, and does as it is told besides.
 
-    ``says`` has the status for a request; ``taken`` the bodies that it answered 2xx, in order.
+    ``says`` has the answer for a request; ``taken`` the bodies that it answered 2xx, in order. It
+    keeps nothing but what is ``told``: the embedded broker says that a log ends before its last
+    records, so who begins at its end gets some of those.
     """
 
-    def __init__(self, says: Callable[[Got], Answer] = lambda got: answer(202)) -> None:
+    def __init__(
+        self,
+        told: Iterable[tuple[int, bytes]],
+        says: Callable[[Got], Answer] = lambda got: answer(202),
+    ) -> None:
         self.says = says
         self.taken: list[bytes] = []
         self.forged = 0
+        self._told = {body for _, body in told}
         self._lock = threading.Lock()
         super().__init__(self._answer)
 
@@ -52,7 +59,7 @@ class Autoscaler(Receiver):
             self.forged += 1
             return answer(401)
         found = self.says(got)
-        if found is not None and 200 <= found[0] < 300:
+        if got.body in self._told and found is not None and 200 <= found[0] < 300:
             with self._lock:
                 self.taken.append(got.body)
         return found
