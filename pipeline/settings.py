@@ -133,7 +133,6 @@ class Settings(BaseSettings):
     relay_to: str = ""
     #: Its consumer group, one for each target; empty: ``app_id-relay``.
     relay_group: str = Field("", pattern=r"^[a-zA-Z0-9._\-]*$")
-    #: Events, actions and labels that pass, comma-separated; empty: all (docs/relay.md).
     relay_events: str = ""
     relay_actions: str = ""
     relay_labels: str = ""

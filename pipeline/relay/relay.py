@@ -53,6 +53,8 @@ _COMMIT_S: Final = 1.0
 _OBSERVE_S: Final = 2.0
 #: The loop counts as alive when its last turn is younger than this. Seconds.
 _ALIVE_S: Final = 120.0
+#: How long the broker may take for an answer, and to be left. Seconds.
+_ANSWER_S: Final = 5.0
 #: How long to wait after the broker has refused something. Seconds.
 _BROKER_PAUSE_S: Final = 0.5
 
@@ -166,7 +168,7 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
                     await self._turn(stop)
                 except (KafkaError, OSError, TimeoutError) as error:
                     self._watch.trouble = f"Kafka failing: {type(error).__name__}"
-                    log.warning("%s: %s", self._watch.trouble, error)
+                    log.warning("%s %s", self._watch.trouble, " ".join(str(error).split())[:200])
                     await asyncio.sleep(_BROKER_PAUSE_S)
                 if self._fault is not None:
                     raise self._fault
@@ -178,12 +180,15 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
                 task.cancel()
             if self._timer is not None:
                 self._timer.cancel()
-            if self._consumer is not None:
-                await self._consumer.stop()
-            await self._letters.close()
-            await self._target.close()
+            leaving = [self._leave(), self._letters.close(), self._target.close()]
+            # A broker that is away is not waited for: who is gone is missed soon enough.
+            await asyncio.wait([asyncio.create_task(each) for each in leaving], timeout=_ANSWER_S)
 
     # --- the group ------------------------------------------------------------------------------
+
+    async def _leave(self) -> None:
+        if self._consumer is not None:
+            await self._consumer.stop()
 
     async def _join(self, stop: threading.Event) -> None:
         """Be a member of the group, waiting for the broker."""
@@ -242,8 +247,9 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
         if not places:
             return
         # The consumer's own method leaves the notes out.
-        committed = await consumer._coordinator.fetch_committed_offsets(places)
-        begins = await consumer.beginning_offsets(places)
+        async with asyncio.timeout(_ANSWER_S):
+            committed = await consumer._coordinator.fetch_committed_offsets(places)
+            begins = await consumer.beginning_offsets(places)
         if rebalances != self._rebalances:
             return
         for where in places:
@@ -422,10 +428,12 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
         if not commits:
             return
         try:
-            await self._consumer.commit({w: tuple(each) for w, each in commits.items()})
-        except CommitFailedError as error:
+            async with asyncio.timeout(_ANSWER_S):
+                await self._consumer.commit({w: tuple(each) for w, each in commits.items()})
+        except CommitFailedError:
             # Others have these partitions, or will: the client finds out, and joins again.
-            log.warning("sending nothing until the group is joined again: %s", error)
+            if not self._held:
+                log.warning("the group was handed out anew: sending nothing until it is joined")
             self._held = True
         else:
             self._order.committed(commits)
@@ -441,14 +449,16 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
         ages = [_age_s(item.what) for item in self._order]
         metrics.oldest.set(max([0.0, *ages]))
         places = sorted(self._consumer.assignment())
-        ends = await self._consumer.end_offsets(places) if places else {}
+        async with asyncio.timeout(_ANSWER_S):
+            ends = await self._consumer.end_offsets(places) if places else {}
         metrics.lag.clear()
         watch.lag = 0
         for where in places:
             if self._order.position(where) is None:
                 continue
             # Also past marks of transactions, which are no records.
-            position = await self._consumer.position(where)
+            async with asyncio.timeout(_ANSWER_S):
+                position = await self._consumer.position(where)
             if self._order.position(where) is None:
                 return
             self._order.reach(where, position)
