@@ -241,23 +241,32 @@ def test_a_target_that_is_our_own_gateway_gets_each_once(running: Broker) -> Non
     assert len(written) == 2
 
 
-def test_partitions_move_and_each_job_stays_in_order(running: Broker) -> None:
-    told, name = deliveries(jobs=12, each=40), group()
-    half = len(told) // 2
+def test_partitions_move_also_from_one_that_stands_still_and_each_job_stays_in_order(
+    running: Broker,
+) -> None:
+    told, name = deliveries(jobs=12, each=45), group()
+    first, second, third = told[:180], told[180:360], told[360:]
 
     def says(got: Got) -> Answer:
-        time.sleep(0.005)
+        time.sleep(0.02)
         return answer(202)
 
     with Autoscaler(told, says) as target:
         with relaying(running.bootstrap, target.url, group_id=name, at_once=4) as relay:
             ready(relay)
-            post(running.bootstrap, told[:half])
+            post(running.bootstrap, first)
             until(lambda: len(target.taken) > 50)
-            with relaying(running.bootstrap, target.url, group_id=name, at_once=4) as second:
-                post(running.bootstrap, told[half:])
-                until(lambda: metric(second, "delivered_total", provider="github") > 10)
-            until(lambda: len(set(target.taken)) == len(told))
+            with relaying(running.bootstrap, target.url, group_id=name, at_once=4) as other:
+                post(running.bootstrap, second)
+                until(lambda: metric(other, "delivered_total", provider="github") > 10)
+                # What is done is committed before partitions go.
+                assert len(target.taken) == len(set(target.taken))
+                post(running.bootstrap, third)
+                until(lambda: relay.status().waiting > 20)
+                # Longer than its session, as if it were frozen: its loop has its heartbeats, too.
+                relay._consumer._loop.call_soon_threadsafe(time.sleep, 8)
+                until(lambda: len(set(target.taken)) == len(told))
+                until(lambda: relay._rebalances > 4)
             until(lambda: relay.status().lag == 0)
         assert target.forged == 0
     in_order(target.taken, told)
