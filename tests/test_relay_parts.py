@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.providers.base import Provider
-from pipeline.relay.letters import letter_of
 from pipeline.relay.order import MAX_NOTE, Commit, Item, Order
 from pipeline.relay.pace import IN_A_ROW, MOST_RETRY_AFTER_S, Answer, Pace, judge
 from pipeline.relay.screen import Filters, Screen, Sending, Skip
 from sinks.writer import Backoff
 from topics.bridge import RELAY, RELAYED_BY
 from topics.catalogue import WEBHOOKS
+from topics.dead_letters import dead_letter, relay_letter, relay_of
+from topics.models import Reason, Unreadable
 
 SECRET = b"swordfish"
 T0 = 1_790_000_000_000
@@ -429,6 +430,8 @@ def test_what_is_replayed_for_a_relay_is_for_no_other() -> None:
 
 
 def test_a_letter_is_told_apart_from_that_of_others() -> None:
-    letter = letter_of(record(), "a-relay", "refused by the target: http_400", T0)
+    letter = relay_letter(record(), "a-relay", "refused by the target: http_400", T0)
     assert letter.id == letter.key == f"{WEBHOOKS}:3:1802:a-relay"
     assert (letter.stage, letter.reason) == ("relay", "undelivered")
+    assert relay_of(letter) == "a-relay"
+    assert relay_of(dead_letter("sink", record(), Unreadable(Reason.TOO_LARGE, ""), T0)) == ""

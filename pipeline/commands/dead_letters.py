@@ -21,6 +21,7 @@ from pipeline.text import duration
 from sinks.consumer import make_consumer
 from topics.bridge import RECEIVED_AT, RELAY
 from topics.catalogue import DEAD_LETTERS, MAX_DEAD_LETTER_BYTES
+from topics.dead_letters import relay_of
 from topics.models import DEAD_LETTER, DeadLetter, Reason, Unreadable
 from topics.reading import read
 
@@ -301,9 +302,8 @@ def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
     headers = letter.record_headers
     if headers:
         headers = {RECEIVED_AT: str(letter.occurred_at)} | headers
-    group = letter.id.removeprefix(f"{letter.topic}:{letter.partition}:{letter.offset}").lstrip(":")
-    if group:
-        headers = headers | {RELAY: group}
+    if relay_of(letter):
+        headers = headers | {RELAY: relay_of(letter)}
     return [(name, value.encode()) for name, value in headers.items()]
 
 

@@ -13,22 +13,12 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from sinks.writer import Backoff
 from topics.catalogue import DEAD_LETTERS, MAX_DEAD_LETTER_BYTES
-from topics.dead_letters import SourceRecord, dead_letter, letter_bytes, without_value
-from topics.models import DeadLetter, Reason, Unreadable
+from topics.dead_letters import SourceRecord, letter_bytes, relay_letter, without_value
+from topics.models import DeadLetter
 
 log = logging.getLogger(__name__)
 
-#: The name of this step in dead letters.
-STAGE: Final = "relay"
 _REQUEST_MS: Final = 10_000
-
-
-def letter_of(record: SourceRecord, group: str, why: str, now_ms: int) -> DeadLetter:
-    """The letter of a delivery that this relay could not pass on. Its id ends with the group, so
-    that it is told apart from what others could not do with the record, and finds back."""
-    letter = dead_letter(STAGE, record, Unreadable(Reason.UNDELIVERED, why), now_ms)
-    identity = f"{letter.id}:{group}"
-    return letter.model_copy(update={"id": identity, "key": identity})
 
 
 class Letters:
@@ -45,7 +35,7 @@ class Letters:
 
     async def bury(self, record: SourceRecord, why: str) -> None:
         """Write the letter of a record; return once the broker has it."""
-        letter = letter_of(record, self._group, why, int(time.time() * 1000))
+        letter = relay_letter(record, self._group, why, int(time.time() * 1000))
         attempt = 0
         while True:
             try:
