@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.providers.base import Provider
+from pipeline.providers.registry import PROVIDERS
 from pipeline.relay.order import MAX_NOTE, Commit, Item, Order
 from pipeline.relay.pace import IN_A_ROW, MOST_RETRY_AFTER_S, Answer, Pace, judge
 from pipeline.relay.screen import Filters, Screen, Sending, Skip
@@ -435,3 +436,27 @@ def test_a_letter_is_told_apart_from_that_of_others() -> None:
     assert (letter.stage, letter.reason) == ("relay", "undelivered")
     assert relay_of(letter) == "a-relay"
     assert relay_of(dead_letter("sink", record(), Unreadable(Reason.TOO_LARGE, ""), T0)) == ""
+
+
+@pytest.mark.parametrize(
+    ("provider", "event", "body", "labels"),
+    [
+        ("github", "workflow_job", {"workflow_job": {"labels": ["Linux", 7]}}, ["Linux"]),
+        ("github", "workflow_job", {"workflow_job": {"labels": []}}, []),
+        ("github", "workflow_job", {"workflow_job": {"labels": "x"}}, None),
+        ("github", "workflow_job", {"workflow_job": None}, None),
+        ("github", "workflow_run", {"workflow_run": {"labels": ["x"]}}, None),
+        ("gitea", "workflow_job", {"workflow_job": {"labels": ["ubuntu"]}}, ["ubuntu"]),
+        ("gitlab", "job", {"runner": {"tags": ["docker", None]}}, ["docker"]),
+        ("gitlab", "job", {"runner": None}, None),
+        ("gitlab", "pipeline", {"runner": {"tags": ["docker"]}}, None),
+    ],
+)
+def test_the_labels_of_a_job(provider: str, event: str, body: Any, labels: Any) -> None:
+    assert PROVIDERS[provider].labels(event, json.dumps(body).encode()) == labels
+
+
+@given(st.sampled_from(sorted(PROVIDERS)), st.binary(max_size=30))
+def test_no_body_is_too_odd_for_its_labels(provider: str, body: bytes) -> None:
+    for event in PROVIDERS[provider].events:
+        assert PROVIDERS[provider].labels(event, body) in (None, [])
