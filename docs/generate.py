@@ -29,6 +29,7 @@ from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noq
 from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
 from pipeline.jobs import facts, runs  # noqa: E402
 from pipeline.prober.metrics import ProberMetrics  # noqa: E402
+from pipeline.relay.metrics import RelayMetrics  # noqa: E402
 from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
@@ -54,6 +55,9 @@ SETTINGS_SAID: Final = {
     "session_timeout": "A dead worker's partitions move after this.",
     "rebalance_timeout": "How long the others may take to join when the group changes.",
     "gateway_key_file": "PEM file of its key.",
+    "relay_events": "Events that pass, comma-separated; empty: all. See [The relay](relay.md).",
+    "relay_actions": "Actions that pass, in the same way.",
+    "relay_labels": "Labels of which a job must ask for one, in the same way.",
     "web_bind": "Address on which the worker, and the health of the other roles, listen.",
     "web_port": "Port of the worker's pages.",
     "web_host": "Host under which other workers reach this one.",
@@ -89,6 +93,8 @@ REASONS_SAID: Final = {
     "are set, and none for its provider.",
     "undecodable": "A whole batch: unknown codec, broken compression, wrong checksum. The letter "
     "names its offsets; the worker's carries the batch's bytes.",
+    "undelivered": "A relay's target refused a delivery, or did not take it in time; the letter "
+    "says which. Replayed, it goes to that relay again, and changes nothing else.",
     "unexpected": "A fault of ours. Please report it with the letter.",
 }
 
@@ -382,6 +388,10 @@ def part_prober_metrics() -> str:
 
 def part_gateway_metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), metric_rows(GatewayMetrics().registry))
+
+
+def part_relay_metrics() -> str:
+    return table(("metric", "type", "labels", "meaning"), metric_rows(RelayMetrics().registry))
 
 
 def part_gateway_answers() -> str:

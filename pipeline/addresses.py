@@ -6,6 +6,7 @@ No message holds a part of an address that may be secret.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
@@ -148,6 +149,21 @@ def host_and_port(value: str) -> tuple[str, int]:
     if not right or int(port) > 65_535:
         raise ValueError("is no address to listen at: write host:port, such as 0.0.0.0:8080")
     return host, int(port)
+
+
+def beginning(value: str) -> str | int:
+    """Where to begin in a log: ``earliest``, ``latest``, or a time in ms since 1970, from one in
+    ISO 8601 with its zone. Raises ValueError."""
+    if value in ("earliest", "latest"):
+        return value
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None or at.timestamp() < 0:
+        raise ValueError("is no place to begin at: write latest, earliest, or a time with its "
+                         "zone, such as 2026-11-30T08:00Z")  # fmt: skip
+    return int(at.timestamp() * 1000)
 
 
 def secret_files(directory: str) -> dict[tuple[str, str], tuple[bytes, ...]]:

@@ -25,6 +25,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.addresses import (
+    beginning,
     check_clickhouse_url,
     check_file,
     check_server,
@@ -127,6 +128,27 @@ class Settings(BaseSettings):
     #: Connections at a time, as far as the limit of files allows; beyond it the slowest is closed.
     gateway_connections: int = Field(4_096, ge=8)
 
+    # -- the relay -----------------------------------------------------------------------------
+    #: Where the relay posts deliveries on. Without it a worker starts none.
+    relay_to: str = ""
+    #: Its consumer group, one for each target; empty: ``app_id-relay``.
+    relay_group: str = Field("", pattern=r"^[a-zA-Z0-9._\-]*$")
+    relay_events: str = ""
+    relay_actions: str = ""
+    relay_labels: str = ""
+    #: Where a new group begins: ``latest``, ``earliest``, or a time such as ``2026-11-30T08:00Z``.
+    relay_from: str = "latest"
+    #: Older deliveries are not posted any more: they become dead letters.
+    relay_max_age: float = Field(86_400.0, gt=0)
+    #: How long the target may take for one delivery.
+    relay_timeout: float = Field(10.0, gt=0, le=300)
+    #: Deliveries under way at a time, each of another job.
+    relay_at_once: int = Field(16, ge=1, le=1_000)
+    #: Statuses by which the target refuses a delivery for good, comma-separated.
+    relay_refusals: str = Field("400,413,415,422", pattern=r"^(4[0-9]{2}(,4[0-9]{2})*)?$")
+    #: Pass on without a look at signatures. Else secrets are needed, as the gateway's.
+    relay_unverified: bool = False
+
     # -- asking GitHub -------------------------------------------------------------------------
     #: How the prober asks GitHub about jobs that may be stuck: a token that may read Actions.
     #: Without it and without an App it does not ask GitHub, and recovery acts on nothing of its
@@ -186,6 +208,8 @@ class Settings(BaseSettings):
     executor_port: int = Field(6069, ge=0, le=65535)
     #: Health and metrics of the gateway process. 0 picks a port.
     gateway_port: int = Field(6070, ge=0, le=65535)
+    #: Health and metrics of the relay process. 0 picks a port.
+    relay_port: int = Field(6071, ge=0, le=65535)
     #: ``memory`` replays the changelog at start; ``rocksdb`` keeps it on disk.
     store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Field(default_factory=default_data_dir)
@@ -261,8 +285,9 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", mode="before"
-    )
+        "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", "relay_port",
+        mode="before",
+    )  # fmt: skip
     @classmethod
     def _port(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and _SERVICE_URL.match(value):
@@ -295,7 +320,7 @@ class Settings(BaseSettings):
             raise ValueError("holds a space, a line end or a character that no token has")
         return value
 
-    @field_validator("github_api_url", "gitea_url", "gitlab_url", "executor_to")
+    @field_validator("github_api_url", "gitea_url", "gitlab_url", "executor_to", "relay_to")
     @classmethod
     def _api_url(cls, value: str, info: ValidationInfo) -> str:
         if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
@@ -310,6 +335,12 @@ class Settings(BaseSettings):
     def _listen(cls, value: str) -> str:
         if value:
             host_and_port(value)
+        return value
+
+    @field_validator("relay_from")
+    @classmethod
+    def _begin(cls, value: str) -> str:
+        beginning(value)
         return value
 
     @field_validator("gateway_allow")

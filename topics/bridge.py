@@ -41,6 +41,11 @@ RECEIVED_AT: Final = "runnerstream-received-at"
 #: is not the provider. Headers of our own, for what is told from files.
 OCCURRED_AT: Final = "runnerstream-occurred-at"
 SOURCE: Final = "runnerstream-source"
+#: Which relay a record is for that is posted again because that relay could not pass it on: its
+#: consumer group. To everybody else it is the same delivery once more. A header of our own.
+RELAY: Final = "runnerstream-relay"
+#: The relays that a delivery came through, comma-separated: a header of HTTP, kept with the record.
+RELAYED_BY: Final = "x-runnerstream-relayed-by"
 #: Headers that a bridge may pass on and nobody should store.
 CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization", "cookie"})
 #: An event at the provider is not later than its arrival; clocks may differ by a day.
@@ -172,6 +177,8 @@ class Raw:
     source: str
     #: Whether the value is an envelope that comes with such headers.
     enveloped: bool
+    #: What :data:`RELAY` says.
+    relay: str = ""
 
 
 def raw(record: SourceRecord) -> Raw | None:
@@ -200,6 +207,7 @@ def raw(record: SourceRecord) -> Raw | None:
         happened=headers.pop(OCCURRED_AT, ""),
         source=headers.pop(SOURCE, "").strip()[:512] or form.provider,
         enveloped=_is_envelope(form.provider, body),
+        relay=headers.pop(RELAY, ""),
     )
 
 

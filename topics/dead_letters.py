@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from topics.envelope import EARLIEST_MS, LATEST_MS
-from topics.models import DeadLetter, Unreadable
+from topics.models import DeadLetter, Reason, Unreadable
 
 #: A letter must fit its topic, whatever the record was: of its headers this much is carried.
 #: Escaped, 64 of these stay far below the MiB that the topic has left beside key and value.
@@ -21,6 +21,8 @@ MAX_HEADERS: Final = 64
 MAX_HEADER_NAME: Final = 200
 MAX_HEADER_VALUE: Final = 1_000
 _MAX_ERROR: Final = 2_000
+#: What a relay is called in its letters.
+RELAY_STAGE: Final = "relay"
 #: Headers that are a secret themselves, lower-case: they stay on the topic they came by.
 TOKENS: Final = frozenset({"x-gitlab-token"})
 #: A record's time may be this much ahead of our clock before the letter takes ours, in ms.
@@ -80,6 +82,21 @@ def dead_letter(stage: str, record: SourceRecord, why: Unreadable, now: int) -> 
         record_value=record.value,
         record_headers=headers,
     )
+
+
+def relay_letter(record: SourceRecord, group: str, error: str, now: int) -> DeadLetter:
+    """The letter of a delivery that the relay of a group could not pass on. Its id ends with the
+    group, so that it is told apart from what others could not do with the record."""
+    letter = dead_letter(RELAY_STAGE, record, Unreadable(Reason.UNDELIVERED, error), now)
+    identity = f"{letter.id}:{group}"
+    return letter.model_copy(update={"id": identity, "key": identity})
+
+
+def relay_of(letter: DeadLetter) -> str:
+    """The group of the relay whose letter it is; empty for a letter of anybody else."""
+    place = f"{letter.topic}:{letter.partition}:{letter.offset}:"
+    of_relay = letter.stage == RELAY_STAGE and letter.id.startswith(place)
+    return letter.id.removeprefix(place) if of_relay else ""
 
 
 def without_value(letter: DeadLetter) -> DeadLetter:

@@ -206,9 +206,7 @@ class LifecycleKind(StrEnum):
 
 
 #: The kinds that say nothing about a job.
-RUNNER_KINDS: Final = frozenset(
-    kind for kind in LifecycleKind if kind.value.startswith(("runner.", "host."))
-)
+RUNNER_KINDS: Final = frozenset(k for k in LifecycleKind if k.startswith(("runner.", "host.")))
 
 
 class LifecycleEvent(Record):
@@ -550,18 +548,20 @@ class Reason(StrEnum):
     TOO_MANY_FACTS = "too_many_facts"
     BAD_SIGNATURE = "bad_signature"
     UNDECODABLE = "undecodable"
+    UNDELIVERED = "undelivered"
     UNEXPECTED = "unexpected"
 
 
 class DeadLetter(Record):
     """A record that could not be handled, with all that is needed to replay it.
 
-    ``id`` is ``topic:partition:offset`` of the source, so the same failure twice is one letter.
+    ``id`` is ``topic:partition:offset`` of the source, so the same failure twice is one letter; of
+    a relay, its group behind that.
     """
 
     kind: Literal["dead_letter"] = "dead_letter"
     reason: Reason
-    #: Which step refused it: ``normalise``, ``fold``, ``sink``.
+    #: Which step refused it: ``normalise``, ``fold``, ``sink``, ``relay``.
     stage: str
     #: What was wrong, where. At most 2,000 characters.
     error: str

@@ -19,8 +19,9 @@ from pipeline.commands.output import OutputClosed, print_json, print_table, say
 from pipeline.settings import Settings
 from pipeline.text import duration
 from sinks.consumer import make_consumer
-from topics.bridge import RECEIVED_AT
+from topics.bridge import RECEIVED_AT, RELAY
 from topics.catalogue import DEAD_LETTERS, MAX_DEAD_LETTER_BYTES
+from topics.dead_letters import relay_of
 from topics.models import DEAD_LETTER, DeadLetter, Reason, Unreadable
 from topics.reading import read
 
@@ -59,7 +60,10 @@ def _filters(command: Any) -> Any:
         click.option("--since", type=Duration(), help="Refused within this time: 30m, 2h, 7d."),
         click.option("--topic", "topics", multiple=True, help="Of records from this topic."),
         click.option(
-            "--stage", "stages", multiple=True, help="Refused by normalise, fold, sink or executor."
+            "--stage",
+            "stages",
+            multiple=True,
+            help="Refused by normalise, fold, sink, executor or relay.",
         ),
         click.option(
             "--reason",
@@ -245,6 +249,8 @@ def replay_letters(
     """Post the records of letters back to where they came from, byte for byte, under their keys and
     with their headers.
 
+    What a relay could not pass on goes to that relay alone.
+
     Each letter is replayed once per run. A record whose cause is not mended comes back as a new
     letter; one that was understood meanwhile changes nothing, because its facts are known.
     """
@@ -290,11 +296,14 @@ def replay_letters(
 def _headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
     """The record's headers; where there are any, with the time of its first arrival.
 
-    A webhook in raw form says only by the record's time when it came.
+    A webhook in raw form says only by the record's time when it came. What a relay could not pass
+    on is for that relay: other relays leave it.
     """
     headers = letter.record_headers
     if headers:
         headers = {RECEIVED_AT: str(letter.occurred_at)} | headers
+    if relay_of(letter):
+        headers = headers | {RELAY: relay_of(letter)}
     return [(name, value.encode()) for name, value in headers.items()]
 
 

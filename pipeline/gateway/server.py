@@ -45,7 +45,7 @@ FRESH_MS: Final = 300_000
 #: Deliveries remembered, to count those that come again. Some 100 bytes each.
 REMEMBERED: Final = 50_000
 #: Headers of any provider that are kept, beside its own.
-_KEPT: Final = ("content-type", "user-agent")
+_KEPT: Final = ("content-type", "user-agent", bridge.RELAYED_BY)
 _FORM: Final = "application/x-www-form-urlencoded"
 
 #: Of every answer. aiohttp would name versions.

@@ -134,6 +134,12 @@ class Provider(Protocol):
         JSON, or was to be. Never raises."""
         ...
 
+    def labels(self, event: str, payload: bytes) -> Sequence[str] | None:
+        """The labels that a delivery's job asks for, as the provider tells them; None when it tells
+        none: of an event that is about no job, or of a job whose labels nobody says. ``payload`` as
+        in :meth:`glance`. Never raises."""
+        ...
+
     def setup(self, event: str, payload: bytes) -> Mapping[str, bool]:
         """What an event that greets a new hook tells of how it is set up: which of the events that
         say something about jobs it sends. Empty for every other event. Never raises."""
@@ -163,6 +169,10 @@ class Receiving:
     def glance(self, event: str, headers: Mapping[str, str], payload: bytes) -> Glance:
         """What the facts say."""
         return glance_of_facts(cast("Provider", self), event, headers, payload)
+
+    def labels(self, event: str, payload: bytes) -> Sequence[str] | None:
+        """Nobody says."""
+        return None
 
     def setup(self, event: str, payload: bytes) -> Mapping[str, bool]:
         """Nothing greets."""

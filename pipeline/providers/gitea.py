@@ -28,6 +28,7 @@ import msgspec
 from pipeline.providers.base import AHEAD_MS, Facts, Receiving, verify_hex
 from pipeline.providers.github import ODD_FIELDS
 from pipeline.providers.github_bodies import time_of
+from pipeline.providers.github_glance import labels
 from pipeline.providers.words import Odd, object_of, told, within
 from topics.models import Delivery, Reason, Unreadable
 
@@ -97,6 +98,10 @@ class Gitea(Receiving):
             return ()
         number = None if sender.repository is None else sender.repository.id
         return [str(number)] if isinstance(number, int) and 0 < number < 2**63 else ()
+
+    def labels(self, event: str, payload: bytes) -> Sequence[str] | None:
+        """Where GitHub has them."""
+        return labels(event, payload)
 
     def facts(self, delivery: Delivery) -> Facts:
         """A ``workflow_job`` gives the facts of the job, a ``workflow_run`` what its run says."""

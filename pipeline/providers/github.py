@@ -84,7 +84,7 @@ from pipeline.providers.github_bodies import (
     time_of,
     within,
 )
-from pipeline.providers.github_glance import glance, senders, setup
+from pipeline.providers.github_glance import glance, labels, senders, setup
 from topics.bridge import guid_time_ms
 from topics.keys import github_host, job_key, run_key
 from topics.models import (
@@ -166,6 +166,10 @@ class GitHub(Receiving):
     def glance(self, event: str, headers: Mapping[str, str], payload: bytes) -> Glance:
         """The key is that of the facts."""
         return glance(self, event, headers, payload)
+
+    def labels(self, event: str, payload: bytes) -> Sequence[str] | None:
+        """Those of a job, as it asks for them."""
+        return labels(event, payload)
 
     def setup(self, event: str, payload: bytes) -> Mapping[str, bool]:
         """Of a ping: the events that the new hook sends."""

@@ -33,6 +33,14 @@ class _Sender(Struct, gc=False):
     installation: _Known | None = None
 
 
+class _Asking(Struct, gc=False):
+    labels: Any = None
+
+
+class _Asks(Struct, gc=False):
+    workflow_job: _Asking | None = None
+
+
 class _Hook(Struct, gc=False):
     events: list[str] = []
 
@@ -44,6 +52,7 @@ class _Greeting(Struct, gc=False):
 _KNOWN: Final = msgspec.json.Decoder(_Known)
 _SENDER: Final = msgspec.json.Decoder(_Sender)
 _GREETING: Final = msgspec.json.Decoder(_Greeting)
+_ASKS: Final = msgspec.json.Decoder(_Asks)
 #: What a decoder raises for what it cannot read: no JSON, no UTF-8, too deep.
 _UNREAD: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -81,6 +90,17 @@ def senders(headers: Mapping[str, str], body: bytes) -> Sequence[str]:
         found.append(str(sender.id))
     return [each for each in found if each.isascii() and each.isdecimal()
             and len(each) <= _LONGEST_ID]  # fmt: skip
+
+
+def labels(event: str, payload: bytes) -> Sequence[str] | None:
+    """See :meth:`pipeline.providers.base.Provider.labels`. Gitea's bodies have them there, too."""
+    try:
+        asking = None if event != "workflow_job" else _ASKS.decode(payload).workflow_job
+    except _UNREAD:
+        return None
+    if asking is None or not isinstance(asking.labels, list):
+        return None
+    return [each for each in asking.labels if isinstance(each, str)]
 
 
 def setup(event: str, payload: bytes) -> Mapping[str, bool]:

@@ -142,6 +142,15 @@ class GitLab(Receiving):
         """The hook, by ``X-Gitlab-Webhook-UUID``."""
         return [headers[_HOOK]] if _HOOK in headers else []
 
+    def labels(self, event: str, payload: bytes) -> Sequence[str] | None:
+        """The tags of a job's runner, once there is one: a hook does not tell the job's own."""
+        try:
+            body = object_of(payload.decode("utf-8", "replace")) if event == "job" else {}
+        except Unreadable:
+            return None
+        tags = within(body, "runner").get("tags")
+        return labels_of(tags, Counter()) if isinstance(tags, list) else None
+
     def facts(self, delivery: Delivery) -> Facts:
         """A job hook gives the facts of its job; a pipeline hook what the pipeline says of its
         jobs, then the facts of each of them."""

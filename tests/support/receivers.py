@@ -32,6 +32,13 @@ class Receiver:
 
     answers: Callable[[Got], Answer]
     got: list[Got] = field(default_factory=list)
+    #: Where it listens; 0 picks one.
+    port: int = 0
+
+    def at(self, port: int) -> Self:
+        """The same, at this port."""
+        self.port = port
+        return self
 
     def __enter__(self) -> Self:
         receiver = self
@@ -65,7 +72,7 @@ class Receiver:
             def log_message(self, format: str, *args: Any) -> None:
                 """Silent."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._http.daemon_threads = True
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         return self
