@@ -1,0 +1,5 @@
+"""Finds what no webhook told: deliveries that never came, and runs and jobs that nobody spoke of.
+
+``missed`` says what a hook's list of deliveries means and what to ask for (pure), ``fill`` makes a
+pass over one list.
+"""
