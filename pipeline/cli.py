@@ -69,6 +69,7 @@ _COMMANDS: Final = (
     "doctor",
     "executor",
     "gateway",
+    "redeliver",
     "recovery",
 )
 

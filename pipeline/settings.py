@@ -127,6 +127,24 @@ class Settings(BaseSettings):
     #: Connections at a time, as far as the limit of files allows; beyond it the slowest is closed.
     gateway_connections: int = Field(4_096, ge=8)
 
+    # -- what no webhook told ------------------------------------------------------------------
+    #: Hooks of GitHub whose deliveries are asked for again when they never came, comma-separated:
+    #: ``app`` (the GitHub App's own), ``owner/repo:12345``, ``organisation:12345``, with the hook's
+    #: id. With it, or with ``reconcile_repos``, a worker starts the role ``redeliver``.
+    redeliver_hooks: str = ""
+    #: How old such a delivery may be. GitHub keeps them for 3 days, a GHES for 7.
+    redeliver_lookback: float = Field(3 * 86_400.0, ge=60)
+    #: How often lists of deliveries, and of runs, are looked through.
+    redeliver_every: float = Field(300.0, gt=0)
+    #: Requests to a provider in any minute for both: in all with a token, of each account with a
+    #: GitHub App, and as many of the App's own. A request shows 100 deliveries.
+    redeliver_per_minute: int = Field(60, ge=3)
+    #: Repositories whose latest runs and jobs are told as the API has them, for what no webhook
+    #: told, comma-separated: ``owner/repo`` of GitHub.
+    reconcile_repos: str = ""
+    #: How long ago such a run may have begun.
+    reconcile_lookback: float = Field(86_400.0, ge=60)
+
     # -- asking GitHub -------------------------------------------------------------------------
     #: How the prober asks GitHub about jobs that may be stuck: a token that may read Actions.
     #: Without it and without an App it does not ask GitHub, and recovery acts on nothing of its
@@ -186,6 +204,8 @@ class Settings(BaseSettings):
     executor_port: int = Field(6069, ge=0, le=65535)
     #: Health and metrics of the gateway process. 0 picks a port.
     gateway_port: int = Field(6070, ge=0, le=65535)
+    #: Health and metrics of the process of the role ``redeliver``. 0 picks a port.
+    redeliver_port: int = Field(6072, ge=0, le=65535)
     #: ``memory`` replays the changelog at start; ``rocksdb`` keeps it on disk.
     store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Field(default_factory=default_data_dir)
@@ -261,8 +281,9 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", mode="before"
-    )
+        "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", "redeliver_port",
+        mode="before",
+    )  # fmt: skip
     @classmethod
     def _port(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, str) and _SERVICE_URL.match(value):

@@ -331,6 +331,16 @@ def test_what_the_provider_has_no_more_is_given_up(provider: Provider, process: 
     assert process.given_up == [("a", Over.GONE)]
 
 
+def test_what_the_provider_does_not_want_to_send_counts(
+    provider: Provider, process: Process
+) -> None:
+    provider.put("a", Came.NO)
+    provider.answer = Asked.REFUSED
+    process.passes(30)
+    assert [at - T0 for _, at in provider.asked] == [0, 10 * MINUTE, 30 * MINUTE]
+    assert process.given_up == [("a", Over.ATTEMPTS)]
+
+
 def test_what_is_too_old_is_given_up(provider: Provider, process: Process) -> None:
     provider.put("a", Came.NO)
     provider.put("b", Came.NO, at=T0 - 4 * DAY)

@@ -23,7 +23,7 @@ class Over(StrEnum):
     ATTEMPTS = "attempts"
     #: It is older than what is asked for.
     EXPIRED = "expired"
-    #: The provider does not have it any more, or does not send it again.
+    #: The provider does not have it any more.
     GONE = "gone"
 
 

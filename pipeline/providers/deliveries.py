@@ -50,8 +50,10 @@ class Asked(StrEnum):
     """What came of asking for a redelivery."""
 
     DONE = "done"
-    #: The provider does not have it any more, or does not send it again.
+    #: The provider does not have it any more.
     GONE = "gone"
+    #: The provider does not want to, this time.
+    REFUSED = "refused"
     #: It was not asked: limits, or we may not.
     NOT = "not"
     #: Nobody knows, or the provider failed.

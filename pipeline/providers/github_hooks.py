@@ -76,8 +76,8 @@ class GitHubHook:
         except Failed as failed:
             if failed.detail in (Detail.LIMITED, Detail.FORBIDDEN, Detail.UNSUPPORTED):
                 return Asked.NOT
-            # 400 or 422: it will not be sent again.
-            return Asked.GONE if failed.detail is Detail.MALFORMED else Asked.FAILED
+            # 400 or 422, or an answer of somebody between.
+            return Asked.REFUSED if failed.detail is Detail.MALFORMED else Asked.FAILED
         return Asked.DONE if there else Asked.GONE
 
     def opens(self) -> float:

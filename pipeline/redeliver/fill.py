@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pipeline.providers.api import Detail
 from pipeline.providers.calls import Failed
@@ -16,8 +17,10 @@ log = logging.getLogger(__name__)
 
 #: Records by key, in the order to write them; None takes one back.
 Written = Sequence[tuple[str, MissedDelivery | HookSeen | RunsTold | None]]
+#: Why a pass ended that was told to: it is no failure.
+ENDED: Final = "it was told to end"
 #: Changed records that are written at once, though the pass goes on.
-_MOST_UNWRITTEN = 1_000
+_MOST_UNWRITTEN: Final = 1_000
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Filler:
                 unwritten = 0
                 self._ask(step, done)
             elif not self._pause(self._hook.opens()):
-                done.trouble = "it was to end"
+                done.trouble = ENDED
             else:
                 read = self._read(step, done)
                 unwritten += read

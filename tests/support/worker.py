@@ -70,6 +70,7 @@ class WorkerProcess:
         "prober_port": "0",
         "executor_port": "0",
         "gateway_port": "0",
+        "redeliver_port": "0",
     }
 
     def __init__(
