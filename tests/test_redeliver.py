@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,17 +23,16 @@ from pipeline.roles.redeliver import REDELIVER, redeliver_of
 from pipeline.roles.role import RoleFailed
 from pipeline.settings import load
 from pipeline.simulate.api import ApiJob, ApiRun, Mood, iso
-from pipeline.simulate.deliveries import FakeHook, HookedGitHub, Sent
+from pipeline.simulate.deliveries import FakeHook, HookedGitHub
 from tests.support import evidence
 from tests.support.brokers import Broker, broker
-from tests.support.gateways import SECRET, bodies, ready, serve, until
-from tests.support.redelivering import APP, NAMED, QUICK, Load, calls, life, redelivering
-from tests.support.worker import WorkerProcess
+from tests.support.gateways import SECRET, until
+from tests.support.outage import PARTITIONS, again, outage, stood_still
+from tests.support.redelivering import APP, NAMED, QUICK, calls, life, redelivering
 from topics.apply import apply
-from topics.catalogue import JOB_STATES, JOBS, MISSED, catalogue
+from topics.catalogue import JOBS, MISSED, catalogue
 from topics.models import JOBS_RECORD, JobFact, RunFact, RunLink
 
-PARTITIONS = 3
 HOUR = 3_600_000
 
 
@@ -57,74 +54,23 @@ def app_hook(api: HookedGitHub) -> GitHubHook:
     return GitHubHook("github.com", "app", calls(api.url))
 
 
-def missing(hook: FakeHook) -> set[str]:
-    """GUIDs that never came."""
-    sent = hook.sent
-    return {each.guid for each in sent} - {each.guid for each in sent if came(each)}
-
-
-def came(sent: Sent) -> bool:
-    return sent.code is not None and 200 <= sent.code < 300
-
-
-def again(hook: FakeHook) -> Counter[str]:
-    """How often each GUID was sent again."""
-    return Counter(each.guid for each in hook.sent if each.redelivery)
-
-
 # --- Kafka away -----------------------------------------------------------------------------------
 
 
 def test_what_was_refused_while_kafka_stood_still_comes_and_jobs_are_whole(
     kafka: Broker, tmp_path: Path
 ) -> None:
-    gateway = serve(kafka.bootstrap, deadline_s=1.0)
-    with gateway as served, FakeHook(f"http://{LOOPBACK}:{served.port}/webhooks/github",
-                                     SECRET) as hook:  # fmt: skip
-        ready(served)
-        load_ = Load(hook, per_second=40)
-        with load_.running():
-            until(lambda: sum(map(came, hook.sent)) > 30)
-            assert kafka.pid is not None
-            os.kill(kafka.pid, signal.SIGSTOP)
-            try:
-                until(lambda: sum(each.code == 503 for each in hook.sent) >= 12)
-            finally:
-                os.kill(kafka.pid, signal.SIGCONT)
-            before = sum(map(came, hook.sent))
-            until(lambda: sum(map(came, hook.sent)) > before + 30)
-        first = [each for each in hook.sent if not each.redelivery]
-        failed = {each.guid for each in first if not came(each)}
-        assert len(failed) >= 12
-        with HookedGitHub({"/app/hook": hook}, app=NAMED) as api:
-            with redelivering(kafka.bootstrap, [app_hook(api)]) as service:
-                until(lambda: not missing(hook))
-                until(lambda: service.metrics.filled._value.get() >= len(failed))
-                until(lambda: service.metrics.open._value.get() == 0)
-                assert service.metrics.found._value.get() == len(failed)
-            assert set(again(hook)) == failed, "nothing else was asked for"
-    written = set(bodies(kafka.bootstrap))
-    assert {each.body for each in hook.sent if came(each)} <= written, "a 2xx without a record"
-    with WorkerProcess(
-        kafka.bootstrap, partitions=PARTITIONS, directory=tmp_path,
-        log=tmp_path / "worker.log", github_secrets=SECRET.decode(),
-    ) as worker:  # fmt: skip
-        worker.wait_ready()
+    def enough(hook: FakeHook) -> None:
+        until(lambda: sum(each.code == 503 for each in hook.sent) >= 12)
 
-        def states() -> dict[str, Any]:
-            found = evidence.job_states(evidence.compacted(kafka.bootstrap, JOB_STATES))
-            done = {key: each for key, each in found.items() if each["status"] == "completed"}
-            return done if len(done) >= len(load_.jobs) else {}
-
-        known = until(states)
-    for job, begun in load_.jobs.items():
-        state = known[f"github:github.com:{job}"]
-        assert state["conclusion"] == "success"
-        assert state["runner"]["name"] == f"runner-{job}"
-        told = {name: each.get("ms") for name, each in state["timings"].items()}
-        assert (told["queue"], told["run"], told["total"]) == (7_000, 30_000, 37_000)
-        times = [state[name] for name in ("queued_at", "started_at", "completed_at")]
-        assert times == [begun, begun + 7_000, begun + 37_000]
+    seen = outage(kafka, tmp_path, stood_still, enough)
+    assert len(seen.refused) >= 12
+    assert seen.unwritten == 0, "a 2xx without a record"
+    assert seen.missing == 0
+    assert seen.found == len(seen.refused)
+    assert set(seen.again) == seen.refused, "nothing else was asked for"
+    assert seen.jobs > 10
+    assert seen.wrong == []
 
 
 # --- several of them, and restarts ----------------------------------------------------------------
