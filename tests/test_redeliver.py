@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,17 +250,22 @@ def test_runs_that_nobody_told_of_are_told_once_and_again_when_they_change(
         assert jobs["github:github.com:721"].conclusion is None
         ended = {key.rpartition(":")[2]: each.run.conclusion for key, each in runs.items()}
         assert sorted(map(str, ended.values())) == ["None", "success"]
-        asked = len(repo.api.asked("/jobs"))
         until(lambda: len(repo.api.asked("actions/runs?")) > 8)
-        assert len(repo.api.asked("/jobs")) == asked, "what did not change is not asked about"
-        repo.put(72)
+        assert len(repo.api.asked("runs/71/jobs")) == 1, "what is over is asked about once"
+        assert len(repo.api.asked("runs/72/jobs")) > 4, "what is open again and again"
+        assert len(posted(kafka)) == len(found), "and told once"
+        # A job is over, and the run does not show it.
+        job = repo.jobs[721]
+        repo.jobs[721] = replace(job, status="completed", conclusion="failure")
         until(lambda: service.metrics.runs._value.get() == 3)
+        repo.put(72)
+        until(lambda: service.metrics.runs._value.get() == 4)
     with redelivering(kafka.bootstrap, repos=[repo.log], group="runs") as service:
         until(lambda: service.passes)
         assert service.metrics.runs._value.get() == 0, "what was told is known after a restart"
     now = [each for each in posted(kafka) if isinstance(each, JobFact)]
-    assert len(now) == 3
-    assert now[-1].conclusion == "success"
+    told = [each.conclusion for each in now if each.key == "github:github.com:721"]
+    assert told == [None, "failure", "success"]
 
 
 def test_jobs_that_a_rerun_copied_are_not_told_and_odd_ones_harm_nobody(repo: Repo) -> None:

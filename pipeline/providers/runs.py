@@ -28,10 +28,15 @@ SOURCE: Final = "api"
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run as a list has it, in GitHub's words. ``stamp`` differs when anything of it does."""
+    """A run as a list has it, in GitHub's words.
+
+    ``stamp`` differs when something of the run does. While it is ``open`` its jobs may change, and
+    the run may not show it.
+    """
 
     id: int
     stamp: str
+    open: bool
     body: Mapping[str, Any]
 
 
@@ -65,7 +70,7 @@ def listed_run(body: Any) -> ListedRun | None:
         (word(body, "updated_at"), word(body, "status"), word(body, "conclusion"),
          str(whole(body, "run_attempt")))
     )  # fmt: skip
-    return ListedRun(whole(body, "id"), stamp, body)
+    return ListedRun(whole(body, "id"), stamp, word(body, "status") != "completed", body)
 
 
 def told(

@@ -1,10 +1,15 @@
-"""One pass over the runs of one repository: what changed since is told as facts."""
+"""One pass over the runs of one repository: what changed since is told as facts.
+
+A run that is over is asked about once. One that is open is asked about in each pass, and told when
+its jobs or itself changed.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 from pipeline.providers.api import Detail
@@ -58,7 +63,7 @@ class Reconciler:
         self._repo, self._lookback, self._most = repo, lookback, calls
         self._write, self._post = write, post
         self._now, self._pause = now, pause
-        #: By the run's id: its stamp when it was told last.
+        #: By the run's id: its stamp when it was told last, ``|``, and a digest of what was told.
         self.told: dict[str, str] = {}
 
     def load(self, record: RunsTold) -> None:
@@ -97,9 +102,11 @@ class Reconciler:
         if not more:
             # What the list has no more, nobody asks about again.
             self.told = {run: stamp for run, stamp in self.told.items() if run in listed}
-        # The oldest first: what is about to leave the list.
-        changed = [run for name, run in listed.items() if self.told.get(name) != run.stamp]
-        for run in sorted(changed, key=lambda each: each.id)[: max(0, self._most - page)]:
+        changed = {run.id for run in listed.values() if not self._known(run)}
+        asked = [run for run in listed.values() if run.open or run.id in changed]
+        # What changed first; of these the oldest, which are about to leave the list.
+        asked.sort(key=lambda run: (run.id not in changed, run.id))
+        for run in asked[: max(0, self._most - page)]:
             if not self._pause(self._repo.opens()):
                 done.trouble = ENDED
                 return
@@ -112,9 +119,17 @@ class Reconciler:
                 if failed.again:
                     continue
                 facts = ()
+            # The id of a fact has a digest of what the API said.
+            ids = "".join(sorted(fact.id for fact in facts)).encode()
+            mark = f"{run.stamp}|{blake2b(ids, digest_size=8).hexdigest()}"
+            if mark == self.told.get(str(run.id)):
+                continue
             self._post(facts)
-            self.told[str(run.id)] = run.stamp
+            self.told[str(run.id)] = mark
             done.runs += 1
             done.facts += len(facts)
         for name in sorted(self.told, key=int)[:-_MOST_RUNS]:
             del self.told[name]
+
+    def _known(self, run: ListedRun) -> bool:
+        return self.told.get(str(run.id), "").rpartition("|")[0] == run.stamp
