@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     #: GitHub App, and as many of the App's own. A request shows 100 deliveries.
     redeliver_per_minute: int = Field(60, ge=3)
     #: Repositories whose latest runs and jobs are told as the API has them, for what no webhook
-    #: told, comma-separated: ``owner/repo`` of GitHub.
+    #: told, comma-separated: ``owner/repo`` of GitHub, ``gitea:owner/repo``.
     reconcile_repos: str = ""
     #: How long ago such a run may have begun.
     reconcile_lookback: float = Field(86_400.0, ge=60)

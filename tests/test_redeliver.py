@@ -17,6 +17,8 @@ from pipeline.local.process import LOOPBACK, free_port
 from pipeline.providers.api import Detail
 from pipeline.providers.calls import Failed
 from pipeline.providers.deliveries import Asked
+from pipeline.providers.gitea_api import gitea_calls
+from pipeline.providers.gitea_runs import GiteaRuns
 from pipeline.providers.github_hooks import GitHubHook
 from pipeline.providers.github_runs import GitHubRuns
 from pipeline.redeliver.service import Redeliver
@@ -25,6 +27,7 @@ from pipeline.roles.role import RoleFailed
 from pipeline.settings import load
 from pipeline.simulate.api import ApiJob, ApiRun, Mood, iso
 from pipeline.simulate.deliveries import FakeHook, HookedGitHub
+from pipeline.simulate.peer_apis import FakeGitea
 from tests.support import evidence
 from tests.support.brokers import Broker, broker
 from tests.support.gateways import SECRET, until
@@ -313,6 +316,36 @@ def test_one_run_that_cannot_be_read_does_not_keep_the_others_waiting(
         until(lambda: service.metrics.runs._value.get() == 2)
 
 
+def test_giteas_runs_are_read_until_one_is_too_old_and_odd_jobs_are_left_out() -> None:
+    now = int(time.time()) * 1000
+    runs: dict[int, ApiRun] = {}
+    for number in range(1, 121):
+        begun = now - (121 - number) * 60_000
+        runs[number] = ApiRun("completed", 1, "success", begun, begun + 30_000)
+    runs[120] = ApiRun("in_progress", started_at=now - 60_000)
+    jobs = {
+        7: ApiJob("completed", 120, 1, "success", now, now - 50_000, now - 1_000,
+                  runner_id=1, runner_name="r1"),
+        8: ApiJob("queued", 120, 1, None, now),
+        9: ApiJob("completed", 120),
+    }  # fmt: skip
+    with FakeGitea(jobs.get, lambda run, attempt: runs.get(run), token="s3") as api:
+        api.listed = (lambda: runs, lambda run: jobs if run == 120 else ())
+        log = GiteaRuns(api.url, "octo/repo", gitea_calls(api.url, "s3", 1_000, lambda _: None))
+        since = now - 90 * 60_000
+        one, more = log.runs(since, 1)
+        two, last = log.runs(since, 2)
+        assert (len(one), more, len(two), last) == (50, True, 40, False)
+        assert (one[0].id, one[0].open, one[1].open, two[-1].id) == (120, True, False, 31)
+        facts = log.facts(one[0], now)
+    place = api.url.removeprefix("http://")
+    told = {each.key: each for each in facts if isinstance(each, JobFact)}
+    assert set(told) == {f"gitea:{place}:7", f"gitea:{place}:8"}
+    assert told[f"gitea:{place}:7"].conclusion == "success"
+    assert {each.job.repo for each in told.values() if each.job} == {"octo/repo"}
+    assert sum(isinstance(each, RunFact) for each in facts) == 1
+
+
 # --- as a program ---------------------------------------------------------------------------------
 
 
@@ -355,6 +388,7 @@ def test_one_pass_by_hand(kafka: Broker, tmp_path: Path) -> None:
         ({"redeliver_hooks": "a/b", "github_token": "x"}, "names what is no hook"),
         ({"reconcile_repos": "a", "github_token": "x"}, "names what is no repository"),
         ({"reconcile_repos": "a/b"}, "is not set"),
+        ({"reconcile_repos": "gitea:a/b"}, "gitea_url is not set"),
     ],
 )
 def test_settings_that_do_not_do(given: dict[str, Any], told: str) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: What a repository of Gitea's begins with in the settings.
+_GITEA: Final = "gitea:"
 #: Requests of one pass, whatever the settings say of minutes.
 _LEAST_CALLS: Final = 10
 
@@ -93,7 +95,7 @@ def _asked(settings: Settings, metrics: RedeliverMetrics) -> tuple[list[HookLog]
     calls = _calls(settings, metrics)
     return (
         [_hook(settings, each, calls) for each in hooks],
-        [_repo(settings, each, calls) for each in repos],
+        [_repo(settings, each, calls, metrics) for each in repos],
     )
 
 
@@ -110,12 +112,24 @@ def _hook(settings: Settings, told: str, calls: GitHubCalls | None) -> HookLog:
         raise RoleFailed(f"redeliver_hooks {error} (RUNNERSTREAM_REDELIVER_HOOKS)") from None
 
 
-def _repo(settings: Settings, told: str, calls: GitHubCalls | None) -> RunLog:
+def _repo(
+    settings: Settings, told: str, calls: GitHubCalls | None, metrics: RedeliverMetrics
+) -> RunLog:
+    from pipeline.providers.gitea_api import GiteaApi, gitea_calls
+    from pipeline.providers.gitea_runs import GiteaRuns
     from pipeline.providers.github_api import GitHubApi
     from pipeline.providers.github_runs import GitHubRuns
 
+    of_gitea = told.removeprefix(_GITEA)
+    if of_gitea != told and GiteaApi.repos.fullmatch(of_gitea):
+        url, token = settings.gitea_url, settings.gitea_token.get_secret_value()
+        if not url:
+            raise RoleFailed(f"reconcile_repos names {told}, and gitea_url is not set")
+        each = gitea_calls(url, token, settings.redeliver_per_minute, metrics.request)
+        return GiteaRuns(url, of_gitea, each)
     if not GitHubApi.repos.fullmatch(told):
-        raise RoleFailed("reconcile_repos names what is no repository: write owner/repo "
+        raise RoleFailed("reconcile_repos names what is no repository: write owner/repo or "
+                         "gitea:owner/repo "
                          "(RUNNERSTREAM_RECONCILE_REPOS)")  # fmt: skip
     if calls is None:
         raise RoleFailed(f"reconcile_repos names {told}, and github_app_id or github_token is not "
