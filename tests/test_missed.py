@@ -352,6 +352,15 @@ def test_what_is_too_old_is_given_up(provider: Provider, process: Process) -> No
     assert guids(provider) == ["a"]
 
 
+def test_a_time_that_lies_ahead_hides_nothing(provider: Provider, process: Process) -> None:
+    provider.put("a", Came.NO, at=T0 + 400 * DAY)
+    provider.put("b", Came.YES, at=T0 + 400 * DAY)
+    process.passes(1)
+    provider.put("c", Came.NO)
+    process.passes(1)
+    assert guids(provider) == ["c"]
+
+
 def test_a_pass_that_is_told_to_end_asks_for_nothing_more(
     provider: Provider, process: Process
 ) -> None:

@@ -33,6 +33,7 @@ from tests.support.brokers import Broker, broker
 from tests.support.gateways import SECRET, until
 from tests.support.outage import PARTITIONS, again, outage, stood_still
 from tests.support.redelivering import APP, NAMED, QUICK, calls, life, redelivering
+from tests.support.worker import WorkerProcess
 from topics.apply import apply
 from topics.catalogue import JOBS, MISSED, catalogue
 from topics.models import JOBS_RECORD, JobFact, RunFact, RunLink
@@ -377,6 +378,33 @@ def test_one_pass_by_hand(kafka: Broker, tmp_path: Path) -> None:
         (done,) = service.passes.values()
         assert [each.guid for each in done.news.found] == [hook.sent[0].guid]  # type: ignore[union-attr]
         until(lambda: len(again(hook)) == 1)
+
+
+@pytest.mark.crash
+def test_it_asks_for_none_twice_when_it_is_killed(kafka: Broker, tmp_path: Path) -> None:
+    number = 300
+    with nowhere() as hook, HookedGitHub({"/repos/octo/killed/hooks/7": hook}, token="s3") as api:
+        for job in range(number):
+            hook.deliver(life(6_500_000 + job, 1_790_000_000_000)[0])
+        with WorkerProcess(
+            kafka.bootstrap, role="redeliver", partitions=PARTITIONS, directory=tmp_path,
+            log=tmp_path / "redeliver.log", github_token="s3", github_api_url=api.url,
+            redeliver_hooks="octo/killed:7", redeliver_every=1_800, redeliver_per_minute=1_000,
+            session_timeout=4,
+        ) as process:  # fmt: skip
+            process.wait(lambda: len(again(hook)) > number // 4, 60, "ask for some")
+            process.kill()
+            before = len(again(hook))
+            assert before < number, "it was killed in the middle"
+            process.start()
+            # What was written as asked for, and was not, waits for its pause.
+            process.wait(lambda: len(again(hook)) >= number - 20, 60, "ask for the others")
+            process.wait_ready()
+            process.wait(lambda: process.metric("runnerstream_missed_looked_total"), 60, "end")
+            assert process.metric("runnerstream_missed_open") == number
+            assert process.metric("runnerstream_missed_found_total") == 0, "that was before"
+            assert process.stop() == 0, process.tail()
+        assert set(again(hook).values()) == {1}
 
 
 @pytest.mark.parametrize(

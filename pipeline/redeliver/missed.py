@@ -25,6 +25,8 @@ from topics.missed import Gap, HookSeen, MissedDelivery, Over
 
 #: Beyond the newest of all times.
 _ALL: Final = 2**62
+#: How far ahead of ours the provider's clock may be.
+_AHEAD_MS: Final = 86_400_000
 #: Gaps of a list, and failed attempts of a delivery, that are told apart.
 _MOST_GAPS: Final = 16
 _MOST_FAILED: Final = 32
@@ -170,7 +172,8 @@ class Missed:
         gap = self._gaps[0]
         times = [each.at for each in page.attempts]
         if self._top is None and not gap.cursor and times:
-            self._top = max(times)
+            # A time that lies ahead must not hide what comes before it.
+            self._top = min(max(times), now)
             self._seen_to = max(self._top, self._seen_to or 0)
         oldest = min(times, default=gap.above)
         # By the last one: lists are not quite in order, and the overlap is for that.
@@ -214,7 +217,7 @@ class Missed:
     def take(self, attempts: Iterable[Attempt], now: int) -> None:
         """Attempts that the list has, in any order, any of them again."""
         for each in attempts:
-            if each.event not in self._events or each.at < self._old(now):
+            if each.event not in self._events or not self._old(now) <= each.at <= now + _AHEAD_MS:
                 continue
             before = self._known.get(each.guid)
             if before is None and each.came is Came.YES and not each.redelivery:

@@ -109,6 +109,7 @@ class Redeliver:
         self._turned = time.monotonic()
         #: The gauges are to be set anew.
         self._changed = False
+        self._missed = 0
         #: What came of the latest pass over each.
         self.passes: dict[str, Pass | Told] = {}
         #: After a run of one pass: what another process looks after.
@@ -160,7 +161,7 @@ class Redeliver:
             reason=reason,
             alive=time.monotonic() - self._turned < _ALIVE_S,
             looks_after=tuple(sorted(each.name for each in sources)),
-            missed=int(self.metrics.open._value.get()),
+            missed=self._missed,
             partitions=len(self._store.owned()),
         )
 
@@ -184,6 +185,7 @@ class Redeliver:
                 self._reconcile(source, records)
             with self._lock:
                 self._sources[name] = source
+                self._changed = True
             log.info("looking after %s", name)
 
     def _fill(self, source: _Source, records: Sequence[Record]) -> None:
@@ -274,7 +276,8 @@ class Redeliver:
         with self._lock:
             fillers = [each.filler for each in self._sources.values() if each.filler is not None]
         missed = [known for each in fillers for known in each.missed.open()]
-        self.metrics.open.set(len(missed))
+        self._missed = len(missed)
+        self.metrics.open.set(self._missed)
         oldest = min((known.at for known in missed), default=None)
         self.metrics.oldest.set(0 if oldest is None else max(0, self._now() - oldest) / 1000)
         self.metrics.unread.set(sum(len(each.missed.gaps) for each in fillers))
