@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -358,26 +356,25 @@ def test_one_pass_by_hand(kafka: Broker, tmp_path: Path) -> None:
     with nowhere() as hook, HookedGitHub({"/app/hook": hook}, app=NAMED) as api:
         hook.deliver(life(6_400_000, 1_790_000_000_000)[0])
         hook.deliver(b"{}", "push")
-        env = {
-            "RUNNERSTREAM_KAFKA": kafka.bootstrap,
-            "RUNNERSTREAM_PARTITIONS": str(PARTITIONS), "RUNNERSTREAM_GITHUB_APP_ID": "4711",
-            "RUNNERSTREAM_GITHUB_APP_KEY_FILE": str(tmp_path / "app.pem"),
-            "RUNNERSTREAM_GITHUB_API_URL": api.url, "RUNNERSTREAM_REDELIVER_HOOKS": "app",
-            "RUNNERSTREAM_REDELIVER_EVERY": "60", "RUNNERSTREAM_SESSION_TIMEOUT": "4",
-        }  # fmt: skip
-        environ = os.environ.copy()
-        os.environ.update(env)
-        try:
-            settings = load()
-            assert REDELIVER.wanted(settings)
-            service = redeliver_of(settings)
-            service.run(threading.Event(), once=True)
-        finally:
-            os.environ.clear()
-            os.environ.update(environ)
-        (done,) = service.passes.values()
-        assert [each.guid for each in done.news.found] == [hook.sent[0].guid]  # type: ignore[union-attr]
+        process = WorkerProcess(
+            kafka.bootstrap, partitions=PARTITIONS, directory=tmp_path, log=tmp_path / "once.log",
+            command=["-m", "pipeline.cli", "redeliver", "--hooks", "app", "--repos",
+                     "octo/repo", "--once"],
+            github_app_id="4711", github_app_key_file=tmp_path / "app.pem",
+            github_api_url=api.url, session_timeout=4,
+        )  # fmt: skip
+        process.start(wait=False)
+        until(lambda: not process.alive())
+        assert process.returncode == 0, process.tail()
+        assert process.log.read_text().splitlines()[-2:] == [
+            "github:github.com:app: 2 attempts looked at; 1 found that never came, 1 asked for, "
+            "0 came, 0 given up",
+            "github:github.com:runs:octo/repo: 0 runs had something new, 0 facts posted",
+        ]
         until(lambda: len(again(hook)) == 1)
+    assert REDELIVER.wanted(load(environment=False, redeliver_hooks="app"))
+    assert REDELIVER.wanted(load(environment=False, reconcile_repos="octo/repo"))
+    assert not REDELIVER.wanted(load(environment=False))
 
 
 @pytest.mark.crash
