@@ -16,6 +16,7 @@ nothing, and a crash before it is written only reads it again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -30,6 +31,8 @@ _AHEAD_MS: Final = 86_400_000
 #: Gaps of a list, and failed attempts of a delivery, that are told apart.
 _MOST_GAPS: Final = 16
 _MOST_FAILED: Final = 32
+#: Deliveries that are asked for after one write.
+_AT_ONCE: Final = 20
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ class Missed:
         self._caught_up = True
         self._calls = self._asks = 0
         self._news = News()
+        #: Whether all that was read is judged, and what is due of it, the oldest first.
         self._settled = False
+        self._queue: deque[MissedDelivery] = deque()
 
     # --- what was written before ------------------------------------------------------------------
 
@@ -141,6 +146,7 @@ class Missed:
         self._top, self._caught_up = None, False
         self._calls = self._asks = 0
         self._news = News()
+        self._settled = False
         while len(self._gaps) > _MOST_GAPS:
             older, newer = self._gaps.pop(), self._gaps.pop()
             self._gaps.append(newer.model_copy(update={"floor": older.floor}))
@@ -155,10 +161,12 @@ class Missed:
             return None
         if not self._caught_up and left > self.policy.pass_calls // 2:
             return self._page()
-        self._settle(now)
-        due = self.due(now)[: min(left, self.policy.pass_asks - self._asks, 20)]
-        if due:
-            return due
+        if not self._settled:
+            self._settle(now)
+            self._queue = deque(self.due(now))
+        most = min(left, self.policy.pass_asks - self._asks, _AT_ONCE)
+        if self._queue and most > 0:
+            return [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
         return self._page() if self._gaps else None
 
     def _page(self) -> str:
@@ -198,7 +206,6 @@ class Missed:
 
     def end(self, now: int) -> News:
         """A pass has ended, finished or not: what is known now."""
-        self._settled = False
         self._settle(now)
         young = [
             at
@@ -252,8 +259,6 @@ class Missed:
 
     def _settle(self, now: int) -> None:
         """Judge what is known, and forget what nobody needs."""
-        if self._settled:
-            return
         self._settled = True
         news = self._news
         for guid, known in list(self._known.items()):

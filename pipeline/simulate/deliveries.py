@@ -203,8 +203,9 @@ class HookedGitHub(FakeGitHub):
         shown, more = sent[:per_page], sent[per_page:]
         headers = {}
         if more:
-            there = f"{self.url}{path}?per_page={per_page}&cursor=v1_{more[0].id}"
-            headers["Link"] = f'<{there}>; rel="next"'
+            first = f"{self.url}{path}?per_page={per_page}"
+            there = f"{first}&cursor=v1_{more[0].id}"
+            headers["Link"] = f'<{first}>; rel="first", <{there}>; rel="next"'
         return 200, json.dumps([each.entry() for each in shown]).encode(), headers
 
     def _said(self, path: str, mood: Mood) -> dict[str, Any] | None:
