@@ -30,6 +30,7 @@ from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
 from pipeline.jobs import facts, runs  # noqa: E402
 from pipeline.prober.metrics import ProberMetrics  # noqa: E402
 from pipeline.relay.metrics import RelayMetrics  # noqa: E402
+from pipeline.redeliver.metrics import RedeliverMetrics  # noqa: E402
 from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
@@ -394,6 +395,10 @@ def part_relay_metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), metric_rows(RelayMetrics().registry))
 
 
+def part_redeliver_metrics() -> str:
+    return table(("metric", "type", "labels", "meaning"), metric_rows(RedeliverMetrics().registry))
+
+
 def part_gateway_answers() -> str:
     rows = [
         (str(answer.status), f"`{answer.outcome.value}`", answer.says)
@@ -442,7 +447,7 @@ def part_roles() -> str:
         reads = ", ".join(f"`{topic}`" for topic in role.reads)
         port = f"`RUNNERSTREAM_{role.port.upper()}`" if role.port else ""
         needs = "Kafka, ClickHouse" if role.needs_clickhouse else "Kafka"
-        group = f"`app_id{role.suffix}`" if role.reads else ""
+        group = f"`app_id{role.suffix}`" if role.reads or role.suffix else ""
         rows.append((f"`{role.name}`", role.does, group, reads, port, needs))
     return table(("role", "what it does", "consumer group", "reads", "port", "needs"), rows)
 

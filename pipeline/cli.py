@@ -70,6 +70,7 @@ _COMMANDS: Final = (
     "executor",
     "gateway",
     "relay",
+    "redeliver",
     "recovery",
 )
 

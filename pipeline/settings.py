@@ -148,6 +148,23 @@ class Settings(BaseSettings):
     relay_refusals: str = Field("400,413,415,422", pattern=r"^(4[0-9]{2}(,4[0-9]{2})*)?$")
     #: Pass on without a look at signatures. Else secrets are needed, as the gateway's.
     relay_unverified: bool = False
+    # -- what no webhook told ------------------------------------------------------------------
+    #: Hooks of GitHub whose deliveries are asked for again when they never came, comma-separated:
+    #: ``app`` (the GitHub App's own), ``owner/repo:12345``, ``organisation:12345``, with the hook's
+    #: id. With it, or with ``reconcile_repos``, a worker starts the role ``redeliver``.
+    redeliver_hooks: str = ""
+    #: How old such a delivery may be. GitHub keeps them for 3 days, a GHES for 7.
+    redeliver_lookback: float = Field(3 * 86_400.0, ge=60)
+    #: How often lists of deliveries, and of runs, are looked through.
+    redeliver_every: float = Field(300.0, gt=0)
+    #: Requests to a provider in any minute for both: in all with a token, of each account with a
+    #: GitHub App, and as many of the App's own. A request shows 100 deliveries.
+    redeliver_per_minute: int = Field(60, ge=3)
+    #: Repositories whose latest runs and jobs are told as the API has them, for what no webhook
+    #: told, comma-separated: ``owner/repo`` of GitHub, ``gitea:owner/repo``.
+    reconcile_repos: str = ""
+    #: How long ago such a run may have begun.
+    reconcile_lookback: float = Field(86_400.0, ge=60)
 
     # -- asking GitHub -------------------------------------------------------------------------
     #: How the prober asks GitHub about jobs that may be stuck: a token that may read Actions.
@@ -210,6 +227,8 @@ class Settings(BaseSettings):
     gateway_port: int = Field(6070, ge=0, le=65535)
     #: Health and metrics of the relay process. 0 picks a port.
     relay_port: int = Field(6071, ge=0, le=65535)
+    #: Health and metrics of the process of the role ``redeliver``. 0 picks a port.
+    redeliver_port: int = Field(6072, ge=0, le=65535)
     #: ``memory`` replays the changelog at start; ``rocksdb`` keeps it on disk.
     store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Field(default_factory=default_data_dir)
@@ -285,7 +304,7 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", "relay_port",
+        "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", "relay_port", "redeliver_port",
         mode="before",
     )  # fmt: skip
     @classmethod

@@ -26,7 +26,7 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from topics import models, recovery
+from topics import missed, models, recovery
 from topics.tables import TABLES, TableSpec
 
 WEBHOOKS: Final = "runners.webhooks"
@@ -40,6 +40,7 @@ FLEETS: Final = "runners.fleets"
 COMMANDS: Final = "runners.commands"
 OUTCOMES: Final = "runners.outcomes"
 FLEET_STATES: Final = "runners.fleet-states"
+MISSED: Final = "runners.missed"
 DEAD_LETTERS: Final = "runners.dead-letters"
 
 Cleanup = Literal["delete", "compact", "compact,delete"]
@@ -254,6 +255,16 @@ TOPICS: Final = (
         "as the command's",
         "delete",
         _REDELIVERY_MS,
+    ),
+    Topic(
+        MISSED,
+        "what is known of webhooks that never came, keyed by the list that they stand in",
+        missed.MISSED,
+        ("missed.delivery", "missed.hook", "missed.runs"),
+        "the hook's or repository's; with `|` and the GUID of a delivery",
+        "compact",
+        None,
+        _HOURLY,
     ),
     Topic(
         DEAD_LETTERS,

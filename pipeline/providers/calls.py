@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
@@ -65,6 +65,14 @@ class Reply:
     body: Mapping[str, Any]
     text: str = ""
     missing: bool = False
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A page of a list, and what the link to the next page asks for, by name; empty: no next."""
+
+    items: list[Any]
+    next: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,23 @@ class Calls:
         self._keep((lane, path), raw)
         return reply
 
+    def listed(self, path: str, repo: str = "") -> Listed:
+        """GET ``path``, where a list is. Raises :class:`Failed`, also when there is none."""
+        return self._list(self._authorised(repo, self.lane(repo), path, {}))
+
+    def _list(self, raw: Raw) -> Listed:
+        if raw.status in (404, 410):
+            self._count(Outcome.MISSING)
+            raise Failed(Detail.FORBIDDEN)
+        try:
+            items = json.loads(raw.content)
+        except (ValueError, RecursionError):
+            items = None
+        if not isinstance(items, list):
+            raise self._failed(Outcome.MALFORMED, Detail.MALFORMED, again=True)
+        self._count(Outcome.OK)
+        return Listed(items, _next(raw.headers.get("link", "")))
+
     def lane(self, repo: str) -> str:
         """Whose budget calls about a repository take from."""
         return ""
@@ -172,7 +197,8 @@ class Calls:
     # --- one request ----------------------------------------------------------------------------
 
     def _call(self, method: str, lane: str, path: str, headers: Mapping[str, str]) -> Raw:
-        """Ask, and follow redirects within the host. The status is 200, 201, 304, 404 or 410."""
+        """Ask, and follow redirects within the host. The status is 2xx of these that
+        providers use, 304, 404 or 410."""
         budget = self.budget(lane)
         url = self._base + path
         for _ in range(_MOST_REDIRECTS + 1):
@@ -217,7 +243,7 @@ class Calls:
     def _judged(self, raw: Raw, budget: Budget) -> Raw:
         """The answer, when it is one. Raises :class:`Failed` for what is none."""
         status, headers = raw.status, raw.headers
-        if status in (200, 201, 304, 404, 410):
+        if status in (200, 201, 202, 304, 404, 410):
             budget.works()
             self.failing = None
             return raw
@@ -290,6 +316,8 @@ def _trusted() -> ssl.SSLContext:
 
 
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
+_LINK: Final = re.compile(r"<([^>]*)>([^<]*)")
+_NEXT: Final = re.compile(r";\s*rel=\"?next\"?\s*(?:[;,]|$)")
 
 
 def _seconds(told: str | None) -> float | None:
@@ -297,6 +325,16 @@ def _seconds(told: str | None) -> float | None:
     if told is None:
         return None
     return float(told.strip()) if _NUMBER.fullmatch(told.strip()) else _SECONDARY_S
+
+
+def _next(link: str) -> Mapping[str, str]:
+    """The parameters of the next page, of a ``Link`` header (RFC 8288). Not its address: that is
+    for us to say."""
+    for target, rest in _LINK.findall(link):
+        if _NEXT.search(rest):
+            with contextlib.suppress(ValueError):
+                return dict(parse_qsl(urlsplit(target).query))
+    return {}
 
 
 def _joined(url: str, location: str) -> str | None:

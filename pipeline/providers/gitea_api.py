@@ -55,16 +55,13 @@ class GiteaApi(RestClient):
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        base = f"{url.rstrip('/')}/api/v1"
-        calls = Calls(base, per_minute, count, {"Accept": "application/json"},
-                      credentials={"Authorization": f"token {token}"},
-                      clock=clock, wall=wall)  # fmt: skip
+        calls = gitea_calls(url, token, per_minute, count, clock, wall)
         super().__init__(url, calls, "", clock, wall)
-        self.about = f"asks {base} about jobs of Gitea at {self.host} with a token"
+        self.about = f"asks {_base(url)} about jobs of Gitea at {self.host} with a token"
 
     def _job(self, repo: str, job_id: str) -> Reply:
         reply = self._calls.get(f"/repos/{repo}/actions/jobs/{job_id}")
-        return reply if reply.missing else translated(_told(reply.body))
+        return reply if reply.missing else translated(told_job(reply.body))
 
     def _run(self, repo: str, run_id: int, attempt: int) -> tuple[RunState, Reply]:
         reply = self._calls.get(f"/repos/{repo}/actions/runs/{run_id}")
@@ -72,8 +69,7 @@ class GiteaApi(RestClient):
             return "missing", reply
         if whole(reply.body, "id") != run_id:
             raise Failed(Detail.CONTRADICTORY)
-        run = _told(reply.body)
-        run["run_started_at"], run["updated_at"] = run.get("started_at"), run.get("completed_at")
+        run = told_run(reply.body)
         status = run["status"]
         if status not in _OPEN and status != "completed":
             raise Failed(Detail.MALFORMED)
@@ -84,8 +80,33 @@ class GiteaApi(RestClient):
         return not reply.missing and isinstance(reply.body.get("workflow_runs"), list)
 
 
-def _told(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A job or a run in GitHub's words. Raises :class:`Failed` for a status that it cannot have."""
+def gitea_calls(
+    url: str,
+    token: str,
+    per_minute: int,
+    count: Callable[[Outcome], None],
+    clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
+) -> Calls:
+    """Calls to the API of a Gitea at ``url``; the rest is as of :class:`GiteaApi`."""
+    return Calls(_base(url), per_minute, count, {"Accept": "application/json"},
+                 credentials={"Authorization": f"token {token}"},
+                 clock=clock, wall=wall)  # fmt: skip
+
+
+def _base(url: str) -> str:
+    return f"{url.rstrip('/')}/api/v1"
+
+
+def told_run(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A run in GitHub's words. Raises like :func:`told_job`."""
+    run = told_job(body)
+    run["run_started_at"], run["updated_at"] = run.get("started_at"), run.get("completed_at")
+    return run
+
+
+def told_job(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A job in GitHub's words. Raises :class:`Failed` for a status that it cannot have."""
     status = word(body, "status")
     found = {**job_words(body), "status": STATUSES.get(status, status)}
     if found["status"] == "completed" and found["conclusion"] is None:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from pipeline.providers.api import Detail, Outcome
-from pipeline.providers.calls import MOST_LANES, Calls, Failed, Raw, Unauthorised
+from pipeline.providers.calls import MOST_LANES, Calls, Failed, Listed, Raw, Unauthorised
 
 #: A token is renewed this much before its end. Seconds.
 _EARLY_S: Final = 300.0
@@ -95,18 +95,41 @@ class GitHubCalls(Calls):
         """Whose budget calls about a repository take from: an App has one for each account."""
         return repo.partition("/")[0].lower() if isinstance(self._credentials, App) else ""
 
-    def _authorised(self, repo: str, lane: str, path: str, headers: dict[str, str]) -> Raw:
+    def listed_of_app(self, path: str) -> Listed:
+        """A list that is the App's own. Raises :class:`Failed`."""
+        return self._list(self._call("GET", "", path, self._jwt()))
+
+    def post(self, path: str, repo: str = "") -> bool:
+        """POST without a body, about a repository or an organisation; without one as the App
+        itself. Whether there is such a thing. Raises :class:`Failed`."""
+        if repo:
+            raw = self._authorised(repo, self.lane(repo), path, {}, "POST")
+        else:
+            raw = self._call("POST", "", path, self._jwt())
+        missing = raw.status in (404, 410)
+        self._count(Outcome.MISSING if missing else Outcome.OK)
+        return not missing
+
+    def _jwt(self) -> dict[str, str]:
+        """What only the App itself may ask for takes its JWT, and none of its tokens."""
         if not isinstance(self._credentials, App):
-            return self._call("GET", lane, path, {**headers, **_bearer(self._credentials)})
+            raise Failed(Detail.UNSUPPORTED)
+        return _bearer(self._credentials.jwt(self._wall()))
+
+    def _authorised(
+        self, repo: str, lane: str, path: str, headers: dict[str, str], method: str = "GET"
+    ) -> Raw:
+        if not isinstance(self._credentials, App):
+            return self._call(method, lane, path, {**headers, **_bearer(self._credentials)})
         token = self._token(repo, lane)
         try:
-            return self._call("GET", lane, path, {**headers, **_bearer(token)})
+            return self._call(method, lane, path, {**headers, **_bearer(token)})
         except Unauthorised:
             # Taken back before its time: GitHub does so when an App is changed.
             with self._lock:
                 self._tokens.pop(lane, None)
             token = self._token(repo, lane)
-            return self._call("GET", lane, path, {**headers, **_bearer(token)})
+            return self._call(method, lane, path, {**headers, **_bearer(token)})
 
     def _token(self, repo: str, lane: str) -> str:
         """A token for the account's installation, made when there is none that lasts."""
@@ -118,7 +141,8 @@ class GitHubCalls(Calls):
             if mine.token and self._wall() < mine.ends - _EARLY_S:
                 return mine.token
             if mine.number is None:
-                found = self._as_app("GET", lane, f"/repos/{repo}/installation")
+                of = f"/repos/{repo}" if "/" in repo else f"/orgs/{repo}"
+                found = self._as_app("GET", lane, f"{of}/installation")
                 mine.number = _number(found.get("id"))
             try:
                 made = self._as_app("POST", lane, f"/app/installations/{mine.number}/access_tokens")
@@ -132,8 +156,7 @@ class GitHubCalls(Calls):
             return token
 
     def _as_app(self, method: str, lane: str, path: str) -> Mapping[str, Any]:
-        assert isinstance(self._credentials, App)
-        raw = self._call(method, lane, path, _bearer(self._credentials.jwt(self._wall())))
+        raw = self._call(method, lane, path, self._jwt())
         if raw.status in (404, 410):
             # Not installed there, so nothing that is said of its jobs could be believed.
             self._count(Outcome.MISSING)

@@ -71,7 +71,7 @@ def clients_of(settings: Settings, metrics: ProberMetrics) -> dict[str, Client]:
 
     found: list[RestClient] = []
     per_minute, count = settings.probes_per_minute, metrics.request
-    credentials = _github(settings)
+    credentials = github_credentials(settings)
     if credentials:
         found.append(
             GitHubApi(
@@ -102,8 +102,11 @@ def unasked(settings: Settings) -> str:
     return "does not ask about jobs of " + ", ".join(filter(None, (*named, others)))
 
 
-def _github(settings: Settings) -> App | str:
-    """The App or the token for GitHub; empty for neither."""
+def github_credentials(settings: Settings) -> App | str:
+    """The App or the token for GitHub; empty for neither.
+
+    Raises :class:`RoleFailed` for a key of an App that is none.
+    """
     from pipeline.providers.github_calls import App
 
     if not settings.github_app_id:

@@ -354,7 +354,7 @@ class _Doors:
         about = _INSTALLATION.fullmatch(path)
         bearer = given.removeprefix("Bearer ")
         if (tokens and method == "POST") or about:
-            if not self._is_app(bearer):
+            if not self.is_app(bearer):
                 return 401, b'{"message":"A JSON web token could not be decoded"}', {}
             if about:
                 return 200, json.dumps({"id": _installation(about[1])}).encode(), {}
@@ -368,7 +368,8 @@ class _Doors:
         known = bearer == self._token or self._clock() < self._made.get(bearer, 0.0)
         return None if known else (401, b'{"message":"Bad credentials"}', {})
 
-    def _is_app(self, jwt: str) -> bool:
+    def is_app(self, jwt: str) -> bool:
+        """Whether that is the App itself."""
         if self._app is None:
             return False
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -16,7 +16,12 @@ from pipeline.simulate.api import BLUNT, Answer, ApiJob, ApiRun, FakeApi, Jobs, 
 
 _GITEA_JOB: Final = re.compile(r"/api/v1/repos/([^/]+/[^/]+)/actions/jobs/(\d+)")
 _GITEA_RUN: Final = re.compile(r"/api/v1/repos/([^/]+/[^/]+)/actions/runs/(\d+)")
-_GITEA_RUNS: Final = re.compile(r"/api/v1/repos/[^/]+/[^/]+/actions/runs\?limit=1")
+_GITEA_RUNS: Final = re.compile(
+    r"/api/v1/repos/([^/]+/[^/]+)/actions/runs\?limit=(\d+)(?:&page=(\d+))?"
+)
+_GITEA_JOBS: Final = re.compile(
+    r"/api/v1/repos/([^/]+/[^/]+)/actions/runs/(\d+)/jobs\?limit=(\d+)&page=(\d+)"
+)
 _GITLAB_JOB: Final = re.compile(r"/api/v4/projects/([^/]+)/jobs/(\d+)")
 _GITLAB_RUN: Final = re.compile(r"/api/v4/projects/([^/]+)/pipelines/(\d+)")
 _GITLAB_PROJECT: Final = re.compile(r"/api/v4/projects/([^/]+)")
@@ -76,6 +81,10 @@ class FakeGitea(_Peer):
 
     limits = ""
     scheme = "token "
+    #: Set at any time: the runs of any repository, and the jobs of a run, that its lists show.
+    listed: tuple[Callable[[], Iterable[int]], Callable[[int], Iterable[int]]] = (
+        lambda: (), lambda run: (),
+    )  # fmt: skip
 
     def _said(self, path: str, mood: Mood) -> dict[str, Any] | None:
         if mood is Mood.HIDING:
@@ -86,7 +95,19 @@ class FakeGitea(_Peer):
         if match := _GITEA_RUN.fullmatch(path):
             run = self._run(match[2], mood)
             return None if run is None else gitea_run(match[1], int(match[2]), run)
-        return {"workflow_runs": [], "total_count": 0} if _GITEA_RUNS.fullmatch(path) else None
+        if match := _GITEA_RUNS.fullmatch(path):
+            numbers = sorted(self.listed[0](), reverse=True)
+            runs = [gitea_run(match[1], n, each) for n in numbers if (each := self._runs(n, 0))]
+            return _shown("workflow_runs", runs, int(match[2]), int(match[3] or 1))
+        if match := _GITEA_JOBS.fullmatch(path):
+            numbers = list(self.listed[1](int(match[2])))
+            jobs = [gitea_job(match[1], n, one) for n in numbers if (one := self._jobs(n))]
+            return _shown("jobs", jobs, int(match[3]), int(match[4]))
+        return None
+
+
+def _shown(name: str, found: list[dict[str, Any]], limit: int, page: int) -> dict[str, Any]:
+    return {"total_count": len(found), name: found[(page - 1) * limit : page * limit]}
 
 
 class FakeGitLab(_Peer):
