@@ -274,7 +274,8 @@ class Demo:
                 )
         else:
             return
-        self._say(f"ready after {time.monotonic() - self.began:.0f} s: {self.url}/")
+        took = time.monotonic() - self.began
+        self._say(f"ready after {took:.0f} s: {self.url}/; webhooks go to {self._gateway.url}")
 
     def _port(self, name: str, wanted: int) -> int:
         """The usual port, or 0 for any when another program has it."""

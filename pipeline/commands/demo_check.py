@@ -78,7 +78,7 @@ def compare_gateway(check: Check, tally: Tally, landed: Landed) -> None:
     check.of(
         "gateway",
         "webhooks taken: on the topic, byte for byte",
-        *taken_and_landed(tally, landed),
+        *taken_and_landed(tally, landed.webhooks, landed.others),
     )
     check.of("gateway", "webhooks forged: refused", *forged_and_refused(tally))
 

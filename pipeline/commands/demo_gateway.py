@@ -356,19 +356,22 @@ class Landed:
             self.webhooks[number_of(delivery, record.value)] += 1
 
 
-def taken_and_landed(tally: Tally, landed: Landed) -> tuple[dict[str, int], dict[str, int]]:
+def taken_and_landed(
+    tally: Tally, webhooks: Mapping[str, int], others: int
+) -> tuple[dict[str, int], dict[str, int]]:
     """How often each webhook was answered 202, and how often it is on the topic: the same, but that
-    one whose answer did not come may be there once more."""
+    one whose answer did not come may be there once more. Of what is on the topic ``webhooks`` are
+    by :func:`number_of`, and ``others`` are none."""
     taken = dict(tally.taken)
     found = {
         number: min(times, taken.get(number, 0))
         if times <= taken.get(number, 0) + tally.unsure[number]
         else times
-        for number, times in landed.webhooks.items()
+        for number, times in webhooks.items()
     }
     past = {"written past the gateway": tally.past} if tally.past else {}
-    others = {"written past the gateway": landed.others} if landed.others else {}
-    return taken | past, {number: times for number, times in found.items() if times} | others
+    wrote = {"written past the gateway": others} if others else {}
+    return taken | past, {number: times for number, times in found.items() if times} | wrote
 
 
 def forged_and_refused(tally: Tally) -> tuple[dict[str, str], dict[str, str]]:

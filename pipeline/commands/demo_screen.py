@@ -228,15 +228,16 @@ def _gateway(webhooks: Answered) -> Iterator[str | tuple[str, str]]:
     for name, number in (
         ("accepted", counts.get("accepted", 0) + counts.get("malformed", 0)),
         ("duplicate", counts.get("duplicate", 0)),
-        ("forged, refused", webhooks.refused),
+        ("refused", webhooks.refused),
         ("unavailable", counts.get("unavailable", 0)),
     ):
         if number or name != "unavailable":
             yield f"{name} ", "dim"
             yield f"{number:,}   "
-    yield "answers p50 ", "dim"
-    yield duration(webhooks.p50_ms)
-    yield " p99 ", "dim"
+    # How long answers take.
+    yield "p50 ", "dim"
+    yield f"{duration(webhooks.p50_ms)}   "
+    yield "p99 ", "dim"
     yield duration(webhooks.p99_ms)
 
 
