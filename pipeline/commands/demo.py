@@ -106,9 +106,9 @@ def demo(
     directory: Path | None,
     memory_mib: int,
 ) -> None:
-    """Everything on this machine, without Docker: a broker, ClickHouse, a worker, a CI fleet that
-    misbehaves and whose jobs get stuck, recovery, and a live summary. Settings of the environment
-    are not used.
+    """Everything on this machine, without Docker: a broker, ClickHouse, a worker, a gateway, a CI
+    fleet that misbehaves and whose jobs get stuck, recovery, and a live summary. Settings of the
+    environment are not used.
 
     It ends by itself after half an hour, or when the embedded broker, which forgets nothing, has
     grown to --memory. Nothing of it runs on when it ends, however that happens.
