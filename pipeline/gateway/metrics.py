@@ -7,6 +7,7 @@ second, and whenever somebody reads.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter as Counts
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ class GatewayMetrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         self.registry.register(_First(self.settle))
+        self._settling = threading.Lock()
         # What is noted and not counted yet.
         self._answered: deque[tuple[str, str, Outcome, float]] = deque()
         self._authentic: deque[tuple[str, int, float]] = deque()
@@ -136,6 +138,10 @@ class GatewayMetrics:
 
     def settle(self) -> None:
         """Count what is noted. From any thread."""
+        with self._settling:
+            self._settle()
+
+    def _settle(self) -> None:
         counts: Counts[tuple[str, str, Outcome]] = Counts()
         for provider, action, outcome, seconds in _taken(self._answered):
             counts[provider, action, outcome] += 1
@@ -165,9 +171,6 @@ class GatewayMetrics:
 
 
 def _taken(noted: deque[T]) -> Iterator[T]:
-    """Each of what is there now, by one of all who ask at the same time."""
+    """Each of what is there now."""
     for _ in range(len(noted)):
-        try:
-            yield noted.popleft()
-        except IndexError:
-            return
+        yield noted.popleft()
