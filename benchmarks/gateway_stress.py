@@ -20,8 +20,7 @@ import uvloop
 from benchmarks import machine
 from pipeline.local.process import LOOPBACK
 
-#: Connections of the senders, who post by the clock. What is due while all are taken waits, and its
-#: waiting counts.
+#: Connections of the senders, who post by the clock. What is due while all are taken waits for one.
 CONNECTIONS: Final = 2_000
 #: Slow connections, and how often each says one byte more. Seconds.
 SLOW: Final = 1_000
@@ -38,8 +37,10 @@ Requests = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: seconds from when the delivery was due; status, 0 when none came; its id."""
+    """One answer: seconds that the delivery waited for a connection, and then for its answer;
+    status, 0 when none came; its id."""
 
+    waited: float
     took: float
     status: int
     delivery: str
@@ -85,7 +86,8 @@ class _Caller(asyncio.Protocol):
     def __init__(self, load: _Load) -> None:
         self._load = load
         self._received = b""
-        self._asked: tuple[str, float] | None = None
+        #: The delivery's id, when it was due and when it was posted.
+        self._asked: tuple[str, float, float] | None = None
         self.transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -96,7 +98,7 @@ class _Caller(asyncio.Protocol):
 
     def post(self, request: bytes, delivery: str, due: float) -> None:
         """Post one."""
-        self._asked = (delivery, due)
+        self._asked = (delivery, due, time.monotonic())
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -121,9 +123,10 @@ class _Caller(asyncio.Protocol):
 
     def _end(self, status: int) -> None:
         if self._asked is not None:
-            delivery, due = self._asked
+            delivery, due, posted = self._asked
             self._asked = None
-            self._load.answered(Answer(time.monotonic() - due, status, delivery))
+            took = time.monotonic() - posted
+            self._load.answered(Answer(posted - due, took, status, delivery))
 
 
 def paced(
@@ -172,6 +175,7 @@ async def _paced(
     accepted = {each.delivery for each in load.answers if each.status == 202}
     return {
         "per_second": per_second,
+        "connections": CONNECTIONS,
         "offered": posted,
         "offered_per_second": posted / took,
         "accepted": len(accepted),
@@ -180,6 +184,7 @@ async def _paced(
         "unanswered": load.pending,
         "accepted_s": _spread(by_status[202]),
         "shed_s": _spread(by_status[503]),
+        "waited_s": _spread(sorted(each.waited for each in load.answers)),
         "rss": {"before": weights[0], "most": max(weights), "after": weights[-1],
                 # Once the first second has filled what there is to fill.
                 "middle": weights[len(weights) // 2]},
@@ -259,7 +264,7 @@ async def _ordinary(load: _Load, port: int, seconds: float) -> list[float]:
         load.idle.clear()
         caller.transport.close()
         await asyncio.sleep(_ORDINARY_S)
-    return sorted(each.took for each in load.answers[first:])
+    return sorted(each.waited + each.took for each in load.answers[first:])
 
 
 async def _quiet(load: _Load) -> None:

@@ -128,9 +128,10 @@ def _gateway(found: dict[str, Any]) -> Iterator[Row]:
         f"{paced['offered_per_second']:,.0f} offered/s",
         f"of {paced['per_second']:,.0f} wanted; {paced['shed'] / answers:.0%} told to come again; "
         f"accepted p50 {_ms(paced['accepted_s']['p50'])}, p99 {_ms(paced['accepted_s']['p99'])}; "
-        f"refused p99 {_ms(paced['shed_s']['p99'])}; memory {_mib(rss['before'])}, "
-        f"{_mib(rss['middle'])}, then {_mib(rss['after'])}; accepted and not in Kafka: "
-        f"{paced['accepted_and_not_written']} of {paced['accepted']:,}",
+        f"refused p99 {_ms(paced['shed_s']['p99'])}; waited for one of {paced['connections']:,} "
+        f"connections {_ms(paced['waited_s']['p50'])}, at most {_ms(paced['waited_s']['max'])}; "
+        f"memory {_mib(rss['before'])}, {_mib(rss['middle'])}, then {_mib(rss['after'])}; accepted "
+        f"and not in Kafka: {paced['accepted_and_not_written']} of {paced['accepted']:,}",
     )
     slow = found["slow"]
     yield (

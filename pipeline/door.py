@@ -39,8 +39,9 @@ HEADER_S: Final = 10.0
 IDLE_S: Final = 75.0
 #: For one answer. Seconds.
 ANSWER_S: Final = 60.0
-#: Connections the kernel keeps for us.
-BACKLOG: Final = 128
+#: Connections the kernel keeps for us until they are let in. Whoever comes beyond them is not heard
+#: and calls again after a second, so a burst of senders has room here. The system may allow fewer.
+BACKLOG: Final = 1_024
 #: Between two looks for connections past their time. Seconds.
 _SWEEP_S: Final = 1.0
 #: Of a full house at most this part goes at a time, beyond the one that has to: those that have
