@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
-from email.utils import parsedate_to_datetime
 from hashlib import sha1, sha256
 from typing import Any
 
@@ -344,34 +343,6 @@ def test_bad_framing_is_refused_and_nothing_is_repeated(gate: Served, sent: byte
     assert answered.split(b" ")[1] == b"400"
     assert b"this is no proper HTTP request" in answered
     assert b"yyyy" not in answered
-
-
-def answer_of(raw: bytes) -> tuple[bytes, dict[str, str], bytes]:
-    """The status line, the headers and the body."""
-    said, _, body = raw.partition(b"\r\n\r\n")
-    status, *lines = said.split(b"\r\n")
-    return status, dict(line.decode().split(": ", 1) for line in lines), body
-
-
-@pytest.mark.parametrize(
-    ("secret", "outcomes"),
-    [(b"swordfish", ["accepted", "duplicate"]), (b"guessed", ["unauthenticated"] * 2)],
-)
-def test_an_answer_is_the_same_whether_the_connection_goes_on_or_not(
-    gate: Served, secret: bytes, outcomes: list[str]
-) -> None:
-    body = queued()
-    lines = [f"{name}: {value}" for name, value in headers_of(body, secret).items()]
-    lines.append(f"Content-Length: {len(body)}")
-    both = gate.raw(head(*lines) + body, head(*lines, "Connection: close") + body)
-    (first, told, said), (last, closing, more) = map(answer_of, both.split(b"HTTP/1.1 ")[1:])
-    assert first == last == (b"202 Accepted" if secret == b"swordfish" else b"403 Forbidden")
-    assert [json.loads(each)["outcome"] for each in (said, more)] == outcomes
-    assert closing.pop("Connection") == "close"
-    for headers, text in ((told, said), (closing, more)):
-        assert headers.pop("Content-Length") == str(len(text))
-        assert parsedate_to_datetime(headers.pop("Date")).tzinfo is not None
-        assert headers == {"Server": "runnerstream", "Content-Type": "application/json"}
 
 
 def test_a_body_without_a_length_is_refused(gate: Served) -> None:
