@@ -1,11 +1,14 @@
-"""Part 7: signed deliveries of 10 kB through the gateway, against a floor; then more than it takes.
+"""Part 7: signed deliveries of 10 kB through the gateway, against a floor; then more than it takes,
+and a thousand slow senders.
 
 The floor is a bare aiohttp application that hands each body to the same producer and answers 202
 when Kafka has it: no signature, no look into the body, no bounds, no metrics, no log.
 ``python -m benchmarks.gateway BOOTSTRAP`` is its process.
 
 Senders keep a connection each and post one delivery after another, so what is offered is what is
-taken. Then thrice as many senders post as deliveries may wait for Kafka.
+taken. Then thrice as many senders post as deliveries may wait for Kafka; then thrice as many
+deliveries come a second, by the clock, as were taken before. All that was accepted must be on the
+topic.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import uvloop
 from aiohttp import web
 from aiokafka import AIOKafkaProducer
 
-from benchmarks import machine
+from benchmarks import gateway_stress, machine
 from benchmarks.bench import PARTITIONS, Options, Stage, say, stage
 from pipeline.faust_safe import producer_id
 from pipeline.gateway.writer import BATCH_BYTES, LINGER_MS
@@ -43,6 +46,8 @@ WARM_UP_S: Final = 1.0
 #: Deliveries that may wait for Kafka in the overload, and how many post at a time.
 PLACES: Final = 32
 OVERLOAD: Final = 3 * PLACES
+#: How many times what it takes is offered by the clock.
+THRICE: Final = 3
 
 
 class Sender(asyncio.Protocol):
@@ -153,7 +158,24 @@ def measure(options: Options) -> dict[str, Any]:
             rounds.append({**each, "ratio": each["gateway"]["per_second"]
                            / each["floor"]["per_second"]})  # fmt: skip
         say(f"gateway: {OVERLOAD} senders for {PLACES} places")
-        overload = _overload(place, sent, numbers, options.gateway_seconds)
+        overload, accepted = _overload(place, sent, numbers, options.gateway_seconds)
+        with _served(place, "stress", False) as (process, port):
+            rate = THRICE * sorted(each["gateway"]["per_second"] for each in rounds)[
+                len(rounds) // 2]  # fmt: skip
+            say(f"gateway: {rate:,.0f} deliveries a second, {THRICE} times what it took")
+            seconds = options.gateway_seconds
+            paced, by_clock = gateway_stress.paced(
+                process.pid or 0, port, sent, numbers, rate, seconds
+            )
+            say(f"gateway: {gateway_stress.SLOW:,} slow connections")
+            slow, beside = gateway_stress.slow(port, sent, numbers, seconds)
+            paced["ready_after"] = process.get("/readyz")[0] == 200
+        written = {
+            dict(record.headers).get("x-github-delivery", b"").decode()
+            for record in evidence.read_topic(place.bootstrap, WEBHOOKS)
+        }
+    for part, ids in ((overload, accepted), (paced, by_clock), (slow, beside)):
+        part["accepted_and_not_written"] = len(ids - written)
     ratios = sorted(each["ratio"] for each in rounds)
     return {
         "seconds": options.gateway_seconds,
@@ -162,6 +184,8 @@ def measure(options: Options) -> dict[str, Any]:
         "rounds": rounds,
         "ratio": ratios[len(ratios) // 2],
         "overload": overload,
+        "paced": paced,
+        "slow": slow,
     }
 
 
@@ -193,16 +217,13 @@ def _round(
 
 def _overload(
     place: Stage, sent: list[tuple[bytes, bytes]], numbers: Iterator[int], seconds: float
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], set[str]]:
+    """The figures, and the ids answered 202."""
     with _served(place, "overload", False, gateway_in_flight=PLACES) as (process, port):
         load = _load(port, OVERLOAD, sent, numbers, seconds)
         rss = machine.rss(process.pid or 0)
         status, _ = process.get("/readyz")
     accepted = {each[3] for each in load.answers if each[2] == 202}
-    written = {
-        dict(record.headers).get("x-github-delivery", b"").decode()
-        for record in evidence.read_topic(place.bootstrap, WEBHOOKS)
-    }
     took = sorted(each[1] for each in load.answers)
     return {
         "senders": OVERLOAD,
@@ -210,11 +231,10 @@ def _overload(
         "answers": len(load.answers),
         "accepted": len(accepted),
         "shed": sum(each[2] == 503 for each in load.answers),
-        "accepted_and_not_written": len(accepted - written),
         "p99_s": took[int(len(took) * 0.99)],
         "rss_after": rss,
         "ready_after": status == 200,
-    }
+    }, accepted
 
 
 def _load(

@@ -11,6 +11,7 @@ WANTED_P99_S: Final = 3.0
 WANTED_TICK_MS: Final = 200
 WANTED_STALL_TICKS: Final = 2
 WANTED_GATEWAY_RATIO: Final = 0.7
+WANTED_SLOW_S: Final = 1
 
 FLOOR: Final = (
     "floor: bare aiokafka consumer and idempotent producer, same parse; the same two records per "
@@ -120,6 +121,26 @@ def _gateway(found: dict[str, Any]) -> Iterator[Row]:
         f"{over['shed']:,} told to come again, p99 {over['p99_s'] * 1000:,.0f} ms; accepted and "
         f"not in Kafka: {over['accepted_and_not_written']}",
     )
+    paced, rss = found["paced"], found["paced"]["rss"]
+    answers = max(1, paced["accepted"] + paced["shed"] + paced["others"])
+    yield (
+        "thrice what it takes",
+        f"{paced['offered_per_second']:,.0f} offered/s",
+        f"of {paced['per_second']:,.0f} wanted; {paced['shed'] / answers:.0%} told to come again; "
+        f"accepted p50 {_ms(paced['accepted_s']['p50'])}, p99 {_ms(paced['accepted_s']['p99'])}; "
+        f"refused p99 {_ms(paced['shed_s']['p99'])}; waited for one of {paced['connections']:,} "
+        f"connections {_ms(paced['waited_s']['p50'])}, at most {_ms(paced['waited_s']['max'])}; "
+        f"memory {_mib(rss['before'])}, {_mib(rss['middle'])}, then {_mib(rss['after'])}; accepted "
+        f"and not in Kafka: {paced['accepted_and_not_written']} of {paced['accepted']:,}",
+    )
+    slow = found["slow"]
+    yield (
+        f"beside {slow['connections']:,} slow ones",
+        f"max {_ms(slow['beside_s']['max'])}",
+        f"p50 {_ms(slow['beside_s']['p50'])}, alone {_ms(slow['alone_s']['p50'])}; open "
+        f"{slow['open'][0]:,}, then {slow['open'][1]:,}, {slow['closed']:,} thrown out; accepted "
+        f"{slow['accepted']:,} of {slow['ordinary']:,}; wanted at most {WANTED_SLOW_S} s",
+    )
 
 
 def _ticks(found: dict[str, Any]) -> Iterator[Row]:
@@ -166,6 +187,10 @@ def _tick(name: str, case: dict[str, Any], note: str) -> Row:
     cpu, wall = case["cpu_ms"], case["wall_ms"]
     figure = f"{cpu['p50']:,.1f} ms CPU"
     return name, figure, f"p99 {cpu['p99']:,.1f}, wall p99 {wall['p99']:,.1f}; {note}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f} ms"
 
 
 def _us(value: float) -> str:

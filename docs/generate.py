@@ -29,8 +29,8 @@ from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noq
 from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
 from pipeline.jobs import facts, runs  # noqa: E402
 from pipeline.prober.metrics import ProberMetrics  # noqa: E402
-from pipeline.relay.metrics import RelayMetrics  # noqa: E402
 from pipeline.redeliver.metrics import RedeliverMetrics  # noqa: E402
+from pipeline.relay.metrics import RelayMetrics  # noqa: E402
 from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402

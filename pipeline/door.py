@@ -7,7 +7,8 @@ connections that say nothing, or say it slowly, then use up the files of the pro
 * with the house full, whoever has said nothing for longest goes, then whoever has been sending
   longest, so a new caller is always let in;
 * who has asked nothing for some seconds goes, and who is idle for longer;
-* one caller is let in per round of the event loop, so a flood does not stop the work.
+* callers are let in for some milliseconds of each round of the event loop, so a flood does not stop
+  the work, and work does not keep callers out.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ HEADER_S: Final = 10.0
 IDLE_S: Final = 75.0
 #: For one answer. Seconds.
 ANSWER_S: Final = 60.0
-#: Connections the kernel keeps for us.
-BACKLOG: Final = 128
+#: Connections the kernel keeps for us until they are let in. Whoever comes beyond them is not heard
+#: and calls again after a second, so a burst of senders has room here. The system may allow fewer.
+BACKLOG: Final = 1_024
+#: How long callers are let in before it is everybody else's turn. Seconds.
+_LET_IN_S: Final = 0.002
 #: Between two looks for connections past their time. Seconds.
 _SWEEP_S: Final = 1.0
 #: Of a full house at most this part goes at a time, beyond the one that has to: those that have
@@ -191,7 +195,7 @@ class Door:
 
 
 class GuardedSite(web.BaseSite):
-    """A TCP site with a :class:`Door`. Lets in one connection per round of the event loop.
+    """A TCP site with a :class:`Door`.
 
     With ``tls`` each has :data:`HEADER_S` for its handshake. ``welcome`` says of an address whether
     connections from it are taken.
@@ -264,28 +268,35 @@ class GuardedSite(web.BaseSite):
             await asyncio.sleep(0)
             try:
                 caller, address = await loop.sock_accept(listener)
+                ends = time.monotonic() + _LET_IN_S
+                self._let_one_in(caller, address)
+                while time.monotonic() < ends:
+                    caller, address = listener.accept()
+                    caller.setblocking(False)
+                    self._let_one_in(caller, address)
+            except BlockingIOError:
+                continue  # nobody else is there
             except OSError as error:
                 # Out of files, most likely, or the caller has gone already.
                 log.debug("nobody could be let in: %r", error)
                 self._door.sweep()
                 await asyncio.sleep(0.05)
-                continue
-            if self._welcome is not None and not self._welcome(str(address[0])):
-                caller.close()
-            elif self._tls is None:
-                await self._seat(caller)
-            else:
-                # Its handshake may take its time.
-                task = loop.create_task(self._seat(caller))
-                self._seating.add(task)
-                task.add_done_callback(self._seating.discard)
 
-    async def _seat(self, caller: socket.socket) -> None:
+    def _let_one_in(self, caller: socket.socket, address: Any) -> None:
+        if self._welcome is not None and not self._welcome(str(address[0])):
+            caller.close()
+            return
         server: Any = self._runner.server
         protocol = server()
         self._door.make_room()
         # Before the first bytes are read: the first request must not be overlooked.
         self._door.enter(protocol, caller)
+        # It takes a round or two, and a handshake its time.
+        task = asyncio.get_running_loop().create_task(self._seat(protocol, caller))
+        self._seating.add(task)
+        task.add_done_callback(self._seating.discard)
+
+    async def _seat(self, protocol: Any, caller: socket.socket) -> None:
         handshake: dict[str, Any] = {}
         if self._tls is not None:
             handshake = {"ssl": self._tls, "ssl_handshake_timeout": HEADER_S}

@@ -304,7 +304,8 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", "relay_port", "redeliver_port",
+        "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", "relay_port",
+        "redeliver_port",
         mode="before",
     )  # fmt: skip
     @classmethod

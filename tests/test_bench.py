@@ -95,6 +95,14 @@ def test_a_tiny_gateway_part_finds_all_that_was_accepted(tmp_path: Path) -> None
     assert over["accepted"] + over["shed"] == over["answers"]
     assert over["accepted_and_not_written"] == 0
     assert over["ready_after"]
+    paced = part["paced"]
+    assert paced["accepted"] + paced["shed"] == paced["offered"] > 0
+    assert paced["accepted_and_not_written"] == 0
+    assert paced["ready_after"]
+    slow = part["slow"]
+    assert slow["accepted"] == slow["ordinary"] > 0
+    assert slow["accepted_and_not_written"] == 0
+    assert slow["connections"] == slow["open"][0] >= 1_000
     assert "gateway / bare" in done.stdout
 
 

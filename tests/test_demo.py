@@ -3,26 +3,49 @@ killed."""
 
 from __future__ import annotations
 
+import hmac
 import inspect
+import io
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from pipeline.commands.demo import ALIASES, MEMORY_MIB, USUAL_S, Demo
 from pipeline.commands.demo_check import Check, renamed
 from pipeline.commands.demo_feed import recorded
+from pipeline.commands.demo_gateway import (
+    FORGED_EVERY,
+    PATH,
+    SECRETS,
+    Answered,
+    Hooks,
+    Tally,
+    forged_and_refused,
+    number_of,
+    taken_and_landed,
+)
 from pipeline.commands.demo_recovery import SECRET_FILE
+from pipeline.commands.demo_screen import Snapshot, summary
+from pipeline.commands.failure import Failure
 from pipeline.local import unavailable
 from pipeline.simulate import JobTruth, Truth
 from tests.support import PATIENCE
+from tests.support.gateways import headers_of, queued
 from tests.support.worker import ROOT
 
 pytestmark = [
@@ -76,12 +99,18 @@ def test_it_is_right_and_stops_and_starts_again(directory: Path) -> None:
     demo = Running(directory, "--duration", "15", "--check", "--seed", "11")
     demo.wait_for("ready after")
     family = demo.family()
-    # Broker and ClickHouse with a guard each, worker, sink, prober, executor.
-    assert len(family) >= 8
+    # Broker and ClickHouse with a guard each, worker, sink, prober, executor, gateway.
+    assert len(family) >= 9
     assert demo.end(240) == 0, demo.output
     assert "all equal" in demo.output
     # Jobs got stuck; a real executor did what recovery commanded, once each, to none that lived.
-    for what, least in (("stuck jobs: found and recovered", 2), ("how they ended, each once", 1)):
+    # Webhooks went through a gateway, and what others had forged did not.
+    for what, least in (
+        ("stuck jobs: found and recovered", 2),
+        ("how they ended, each once", 1),
+        ("webhooks taken: on the topic, byte for byte", 100),
+        ("webhooks forged: refused", 3),
+    ):
         compared = re.search(rf"{what} +(\d+) +\1 +0$", demo.output, re.MULTILINE)
         assert compared, demo.output
         assert int(compared[1]) >= least
@@ -92,21 +121,30 @@ def test_it_is_right_and_stops_and_starts_again(directory: Path) -> None:
     assert "rows of jobs in ClickHouse" in demo.output
     assert "13 recorded deliveries" in demo.output
     assert not [process for process in family if process.is_running()]
-    for log in ("worker", "executor"):
+    for log in ("worker", "executor", "gateway"):
         assert "Traceback" not in (directory / f"{log}.log").read_text()
 
     # A second start in the same place, ended by Ctrl-C.
     again = Running(directory, "--seed", "12")
     again.wait_for("ready after")
     family = again.family()
-    secrets = [directory / name for name in ("env", SECRET_FILE)]
+    secrets = [directory / name for name in ("env", SECRET_FILE, SECRETS, f"{SECRETS}/github")]
     for file in secrets:
         assert file.stat().st_mode & 0o077 == 0
+    # Anybody who knows the secret may post to its gateway.
+    found = re.search(r"webhooks go to http://127\.0\.0\.1:(\d+)/webhooks/github", again.output)
+    assert found, again.output
+    told = queued()
+    for secret, status in ((secrets[-1].read_bytes(), 202), (b"guessed", 403)):
+        with closing(HTTPConnection("127.0.0.1", int(found[1]), timeout=30)) as connection:
+            connection.request("POST", PATH, told, headers_of(told, secret))
+            assert connection.getresponse().status == status
     time.sleep(3)
     again.process.send_signal(signal.SIGINT)
     assert again.end() == 0, again.output
-    assert "simulated events" in again.output.splitlines()[-3]
-    assert "0 commands hit a job that lived" in again.output.splitlines()[-2]
+    assert "simulated events" in again.output.splitlines()[-4]
+    assert "0 commands hit a job that lived" in again.output.splitlines()[-3]
+    assert re.search(r"the gateway took \d+ webhooks and refused", again.output.splitlines()[-2])
     assert "Traceback" not in again.output
     assert not [process for process in family if process.is_running()]
     assert not [file for file in secrets if file.exists()]
@@ -174,6 +212,111 @@ def test_the_time_of_a_demo_ends_it_with_a_word(directory: Path) -> None:
 
 
 # -- parts -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(*statuses: int) -> Iterator[tuple[int, list[tuple[str, bytes, bool]]]]:
+    """A server that gives these answers in turn, the last one for ever: its port, and what was
+    posted: the event, the body, and whether the signature fits."""
+    posted: list[tuple[str, bytes, bool]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            signed = "sha256=" + hmac.digest(b"secret", body, "sha256").hex()
+            right = self.headers["X-Hub-Signature-256"] == signed
+            status = statuses[min(len(posted), len(statuses) - 1)]
+            posted.append((self.headers["X-GitHub-Event"], body, right))
+            self.send_response(status if right else 403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port, posted
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def webhook(number: int, body: bytes = b"{}") -> tuple[tuple[tuple[str, bytes], ...], bytes]:
+    headers = (
+        ("x-github-event", b"workflow_job"),
+        ("x-github-delivery", b"%d" % number),
+        ("runnerstream-received-at", b"1"),
+    )
+    return headers, body
+
+
+def test_a_webhook_that_fails_is_delivered_again() -> None:
+    with answering(503, 202) as (port, posted):
+        hooks = Hooks(port, b"secret")
+        hooks.post(*webhook(1))
+        hooks.finish(60)
+        hooks.close()
+    assert posted == [("workflow_job", b"{}", True)] * 2
+    number = number_of("1", b"{}")
+    assert hooks.tally.taken == {number: 1}
+    # It may have been written both times.
+    assert hooks.tally.unsure == {number: 1}
+    assert all(0 < ms < 60_000 for ms in hooks.percentiles())
+
+
+def test_a_webhook_that_is_refused_stops_the_feed() -> None:
+    with answering(403) as (port, _):
+        hooks = Hooks(port, b"secret")
+        hooks.post(*webhook(1))
+        with pytest.raises(Failure, match="the gateway answered 403 to a webhook"):
+            hooks.finish(60)
+        hooks.close()
+
+
+def test_forged_webhooks_go_beside_good_ones() -> None:
+    with answering(202) as (port, posted):
+        hooks = Hooks(port, b"secret")
+        for number in range(4 * FORGED_EVERY):
+            hooks.post(*webhook(number, b'{"action":"queued"}'))
+        hooks.finish(60)
+        hooks.close()
+    forged = [body for _, body, right in posted if not right]
+    assert forged == [b'{"action":"completed"}'] * 4
+    assert len(posted) == 4 * FORGED_EVERY + 4
+    assert sum(hooks.tally.taken.values()) == 4 * FORGED_EVERY
+    expected, found = forged_and_refused(hooks.tally)
+    assert expected == found
+    assert len(found) == 4
+    hooks.tally.forged[next(iter(found))] = 202
+    assert forged_and_refused(hooks.tally) != (expected, found)
+
+
+def test_what_was_taken_and_is_not_there_is_a_difference() -> None:
+    tally = Tally(Counter(a=1, b=2, c=1), Counter(c=1, d=3), past=1)
+    right = Counter(a=1, b=2, c=2)
+    expected, found = taken_and_landed(tally, right, 1)
+    assert expected == found == {"a": 1, "b": 2, "c": 1, "written past the gateway": 1}
+    for wrong in (Counter(a=1, b=1, c=2), Counter(a=2, b=2, c=2), Counter(a=1, b=2, c=2, x=1)):
+        assert taken_and_landed(tally, wrong, 1)[1] != expected
+    assert taken_and_landed(tally, right, 2)[1] != expected
+
+
+def test_how_the_gateway_is_doing_fits_on_a_terminal() -> None:
+    outcomes = {"accepted": 1_234, "malformed": 5, "duplicate": 12, "unauthenticated": 30}
+    snapshot = Snapshot(webhooks=Answered(outcomes, 4.2, 41.0))
+    console = Console(width=80, record=True, file=io.StringIO())
+    url = "http://127.0.0.1:6080/webhooks/github"
+    console.print(summary(snapshot, 1.0, 0, 1.0, "http://x", url, Path("env"), (80, 24)))
+    shown = console.export_text()
+    assert "gateway     accepted 1,239   duplicate 12   refused 30   p50 4 ms   p99 41 ms" in shown
+    assert f"webhooks    {url}" in shown
+    assert "unavailable" not in shown
+    assert len(shown.splitlines()) <= 24
 
 
 def test_recorded_deliveries_are_told_as_of_hours_ago() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from pipeline.gateway import openapi
 from pipeline.local.process import LOOPBACK
 from pipeline.providers.registry import PROVIDERS
 from tests.support.brokers import broker
-from tests.support.gateways import SECRET, Served, ready, serve
+from tests.support.gateways import SECRET, Served, headers_of, queued, ready, serve
 from topics.apply import apply
 from topics.catalogue import catalogue
 
@@ -82,6 +83,26 @@ def test_a_webhook_is_answered_as_the_document_says(gate: Served, case: Any, sig
 )
 def test_the_pages_are_as_the_document_says(gate: Served, case: Any) -> None:
     case.validate_response(ask(gate, case, False), checks=CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("secret", "status", "outcomes"),
+    [(SECRET, 202, ["accepted", "duplicate"]), (b"guessed", 403, ["unauthenticated"] * 2)],
+)
+def test_an_answer_is_the_same_whether_the_connection_goes_on_or_not(
+    gate: Served, secret: bytes, status: int, outcomes: list[str]
+) -> None:
+    body = queued()
+    headers = headers_of(body, secret)
+    both = [gate.ask(body, headers), gate.ask(body, headers | {"Connection": "close"})]
+    assert [each.said["outcome"] for each in both] == outcomes
+    told = [dict(each.headers) for each in both]
+    assert told[1].pop("connection") == "close"
+    for reply, named in zip(both, told, strict=True):
+        assert reply.status == status
+        assert int(named.pop("content-length")) == len(json.dumps(reply.said)) + 1
+        assert parsedate_to_datetime(named.pop("date")).tzinfo is not None
+        assert named == {"server": "runnerstream", "content-type": "application/json"}
 
 
 def test_the_requests_came_through_to_kafka_and_were_refused(gate: Served) -> None:

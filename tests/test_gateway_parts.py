@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import ssl
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipeline.addresses import host_and_port, secret_files
 from pipeline.door import HEADER_S, IDLE_S, Door
 from pipeline.gateway import Keyring, openapi
 from pipeline.gateway.access import AccessLog
-from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND, Answer
+from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND, Answer, Outcome
 from pipeline.gateway.metrics import GatewayMetrics
 from pipeline.gateway.server import SMALL_BODY, Held
 from pipeline.providers.registry import PROVIDERS
@@ -260,6 +261,35 @@ def test_every_series_is_there_from_the_start_and_its_labels_are_ours() -> None:
     assert {each.value for each in series} == {0.0}
     # Nobody knows when the latest came before there was one.
     assert not [each for each in series if "last_delivery" in each.name]
+
+
+def test_what_is_noted_is_counted_once_however_many_read() -> None:
+    metrics = GatewayMetrics()
+    told = {"provider": "github", "action": "queued", "outcome": "accepted"}
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            metrics.registry.get_sample_value("runnerstream_gateway_requests_total", told)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for each in readers:
+        each.start()
+    for number in range(5_000):
+        metrics.answered("github", "queued", Outcome.ACCEPTED, 0.01)
+        metrics.authentic("github", 9_000, 1_790_000_000.0 + number)
+        metrics.acked(0.01)
+    over.set()
+    for each in readers:
+        each.join()
+    value = metrics.registry.get_sample_value
+    assert value("runnerstream_gateway_requests_total", told) == 5_000
+    of = {"provider": "github"}
+    assert value("runnerstream_gateway_request_seconds_count", of) == 5_000
+    assert value("runnerstream_gateway_body_bytes_sum", of) == 5_000 * 9_000
+    assert value("runnerstream_gateway_ack_seconds_count") == 5_000
+    latest = value("runnerstream_gateway_last_delivery_timestamp_seconds", of)
+    assert latest == 1_790_000_000.0 + 4_999
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -5,8 +5,10 @@
     this process ─┬─ broker, ClickHouse         (children, LocalStack)
                   ├─ worker: fold and views     (child) ── sink, prober (its children)
                   ├─ executor: does what recovery commands          (child)
+                  ├─ gateway: takes webhooks by HTTP                (child)
                   ├─ GitHub's API and a dispatcher, over HTTP  (threads, demo_recovery)
-                  ├─ feeder thread: recorded payloads, then a simulated fleet
+                  ├─ feeder thread: recorded payloads, then a simulated fleet; webhooks to the
+                  │  gateway as GitHub posts them, the rest to Kafka
                   └─ summary on the terminal, read from the views and from ClickHouse
 
 Children hold the other end of a pipe of ours, so whatever ends this process ends them.
@@ -16,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -31,12 +32,19 @@ import click
 from clickhouse_driver import Client
 from rich.console import Group
 
-from pipeline.commands import demo_recovery
+from pipeline.commands import demo_gateway, demo_recovery
 from pipeline.commands.connections import ask
 from pipeline.commands.context import Context, Duration
-from pipeline.commands.demo_check import Check, compare, compare_recovery, renamed
-from pipeline.commands.demo_children import Children
+from pipeline.commands.demo_check import (
+    Check,
+    compare,
+    compare_gateway,
+    compare_recovery,
+    renamed,
+)
+from pipeline.commands.demo_children import Children, write_private
 from pipeline.commands.demo_feed import Feed
+from pipeline.commands.demo_gateway import Answered, Gateway, Landed
 from pipeline.commands.demo_recovery import BOUND_S, Other
 from pipeline.commands.demo_screen import STUCK_MS, Snapshot, display, status_line, summary
 from pipeline.commands.failure import FAILED, USAGE, Failure
@@ -98,9 +106,9 @@ def demo(
     directory: Path | None,
     memory_mib: int,
 ) -> None:
-    """Everything on this machine, without Docker: a broker, ClickHouse, a worker, a CI fleet that
-    misbehaves and whose jobs get stuck, recovery, and a live summary. Settings of the environment
-    are not used.
+    """Everything on this machine, without Docker: a broker, ClickHouse, a worker, a gateway, a CI
+    fleet that misbehaves and whose jobs get stuck, recovery, and a live summary. Settings of the
+    environment are not used.
 
     It ends by itself after half an hour, or when the embedded broker, which forgets nothing, has
     grown to --memory. Nothing of it runs on when it ends, however that happens.
@@ -163,6 +171,7 @@ class Demo:
         self.snapshot = Snapshot()
         self._stack: LocalStack | None = None
         self._other: Other | None = None
+        self._gateway: Gateway | None = None
         self._children = Children(directory)
         self._feed: Feed | None = None
         self._client: Client | None = None
@@ -204,6 +213,8 @@ class Demo:
                 ("views", 6066),
                 ("sink", 6067),
                 ("prober", 6068),
+                ("gateway", 6070),
+                ("webhooks", demo_gateway.PORT),
             )
         }
         self._stack = stack = LocalStack(
@@ -211,6 +222,12 @@ class Demo:
         )
         stack.start(self._say)
         self._other = Other()
+        secrets = self.directory / demo_gateway.SECRETS
+        self._gateway = Gateway(
+            ports["webhooks"] or free_port(),
+            ports["gateway"] or free_port(),
+            demo_gateway.secret_in(secrets),
+        )
         values = {
             "kafka": stack.kafka_bootstrap,
             "clickhouse": stack.clickhouse_url,
@@ -221,6 +238,7 @@ class Demo:
             # A queued job is known by its labels until a dispatcher names its pool.
             "fleets": json.dumps(ALIASES),
             "data_dir": str(self.directory / "worker"),
+            "webhook_secrets_dir": str(secrets),
             # The embedded broker lets a group wait for half of the rebalance time-out.
             "session_timeout": "6",
             "rebalance_timeout": "3",
@@ -231,12 +249,16 @@ class Demo:
         self._settings = load(environment=False, **values)
         self._say("creating topics and tables")
         apply(self.settings.kafka_options(), catalogue(self.settings.partitions))
+        self._children.start(
+            "gateway", env | self._gateway.settings(), ["gateway", "--until-stdin-closes"]
+        )
         schema.apply(stack.clickhouse_url)
         self._children.start("worker", env, ["worker", "--until-stdin-closes"])
         self._children.start("executor", env, self._other.command(self.directory))
         self._feed = Feed(
-            self.settings.kafka, self.seed, self.rate, self.lasts, self.checked, self._other
-        )
+            self.settings.kafka, self.seed, self.rate, self.lasts, self.checked, self._other,
+            self._gateway,
+        )  # fmt: skip
         self._say("worker started; waiting until it is ready")
         deadline = time.monotonic() + 60
         while not stop.wait(0.2):
@@ -252,7 +274,8 @@ class Demo:
                 )
         else:
             return
-        self._say(f"ready after {time.monotonic() - self.began:.0f} s: {self.url}/")
+        took = time.monotonic() - self.began
+        self._say(f"ready after {took:.0f} s: {self.url}/; webhooks go to {self._gateway.url}")
 
     def _port(self, name: str, wanted: int) -> int:
         """The usual port, or 0 for any when another program has it."""
@@ -266,9 +289,8 @@ class Demo:
 
     def _write_env(self, env: dict[str, str]) -> None:
         """Settings for other commands to use the demo: ``--config``. It holds a password."""
-        file = self.directory / "env"
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            out.writelines(f"{name}={value}\n" for name, value in env.items())
+        text = "".join(f"{name}={value}\n" for name, value in env.items())
+        write_private(self.directory / "env", text)
 
     def _still_alive(self) -> None:
         """Raise :class:`Failure` when a part has ended by itself."""
@@ -330,6 +352,7 @@ class Demo:
             self._sent(),
             self.lasts,
             self.url,
+            "" if self._gateway is None else self._gateway.url,
             self.directory / "env",
             shutil.get_terminal_size(),
         )
@@ -348,6 +371,10 @@ class Demo:
             found = ask(self.url, "/jobs", {"age": STUCK_MS // 1000, "limit": 200}, 3.0)
             snapshot.stuck = _oldest_per_state(found.get("jobs", []))
             snapshot.ready = ask(self.url, "/readyz", timeout=3.0)
+        if self._gateway is not None and self._feed is not None:
+            with contextlib.suppress(OSError):
+                outcomes = self._gateway.outcomes()
+                snapshot.webhooks = Answered(outcomes, *self._feed.hooks.percentiles())
         try:
             client = self._clickhouse()
             counts = ", ".join(f"(SELECT count() FROM {name} FINAL)" for name in TABLES)
@@ -392,15 +419,18 @@ class Demo:
         )
         stop.clear()  # Ctrl-C ended the watching; the next one ends the waiting
         deadline = time.monotonic() + DRAIN_S
-        while True:
-            self._still_alive()
-            # GitHub is still asked, and what it answers is true as well.
-            truth = simulation.truth(demo_recovery.closed(other, self.url))
-            client = self._clickhouse()
-            found = compare(renamed(truth, ALIASES), self.url, client, simulation.start_ms)
-            compare_recovery(found, other, client, simulation.start_ms, ended)
-            if found.equal or time.monotonic() > deadline or stop.wait(1.0):
-                return found
+        with contextlib.closing(Landed(self.settings.kafka)) as landed:
+            while True:
+                self._still_alive()
+                # GitHub is still asked, and what it answers is true as well.
+                truth = simulation.truth(demo_recovery.closed(other, self.url))
+                client = self._clickhouse()
+                found = compare(renamed(truth, ALIASES), self.url, client, simulation.start_ms)
+                compare_recovery(found, other, client, simulation.start_ms, ended)
+                landed.read()
+                compare_gateway(found, feed.hooks.tally, landed)
+                if found.equal or time.monotonic() > deadline or stop.wait(1.0):
+                    return found
 
     def _settle(self, other: Other, stop: threading.Event) -> None:
         """Go on until what is stuck is recovered, or might have been."""
@@ -433,6 +463,11 @@ class Demo:
             f"{seen.injected} jobs got stuck, {seen.found} were found, {seen.recovered} recovered; "
             f"{seen.hits} commands hit a job that lived"
         )
+        webhooks = self.snapshot.webhooks
+        self._say(
+            f"the gateway took {webhooks.taken:,} webhooks and refused {webhooks.refused:,} forged "
+            "ones"
+        )
         if self._ended:
             self._say(self._ended)
         if checked is not None:
@@ -447,7 +482,7 @@ class Demo:
             self._say("all equal" if checked.equal else "DIFFERENT from the truth")
 
     def stop(self) -> None:
-        """Stop everything that runs, in order: feeder, executor, worker with its sink, servers."""
+        """Stop everything that runs, in order: feeder, the programs, servers."""
         self._disconnect()
         if self._children or self._stack is not None:
             self._say("stopping")
@@ -463,6 +498,7 @@ class Demo:
             # It names servers that are gone, and a password.
             for name in ("env", demo_recovery.SECRET_FILE):
                 (self.directory / name).unlink(missing_ok=True)
+            demo_gateway.forget_secrets(self.directory / demo_gateway.SECRETS)
 
     def _say(self, text: str) -> None:
         say(cell(text))

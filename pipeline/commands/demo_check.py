@@ -12,6 +12,7 @@ from clickhouse_driver import Client
 
 from pipeline.commands import demo_recovery
 from pipeline.commands.connections import ask
+from pipeline.commands.demo_gateway import Landed, Tally, forged_and_refused, taken_and_landed
 from pipeline.simulate import JobTruth, Stuck, Truth
 from pipeline.simulate.origins import Origin
 from pipeline.simulate.stuck import Books
@@ -70,6 +71,16 @@ def compare(truth: Truth, url: str, client: Client, start_ms: int) -> Check:
     _windows(check, truth, url, first)
     _stored(check, truth, client, first)
     return check
+
+
+def compare_gateway(check: Check, tally: Tally, landed: Landed) -> None:
+    """Compare what the gateway answered with what is on the topic."""
+    check.of(
+        "gateway",
+        "webhooks taken: on the topic, byte for byte",
+        *taken_and_landed(tally, landed.webhooks, landed.others),
+    )
+    check.of("gateway", "webhooks forged: refused", *forged_and_refused(tally))
 
 
 def compare_recovery(

@@ -15,6 +15,12 @@ _END_S = 15.0
 _ROOT = Path(__file__).resolve().parents[2]
 
 
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only we can read, from its first byte on."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        out.write(text)
+
+
 class Children:
     """Commands of ``runnerstream`` by name. They hold the other end of a pipe of ours: their
     arguments must say ``--until-stdin-closes``."""

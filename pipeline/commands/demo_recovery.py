@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from urllib.parse import quote
 from clickhouse_driver import Client
 
 from pipeline.commands.connections import ask
+from pipeline.commands.demo_children import write_private
 from pipeline.simulate import LIVE, Asked, Cause, Fleet, Stalls, Stuck, default_fleets
 from pipeline.simulate.api import ApiJob, ApiRun, FakeGitHub
 from pipeline.simulate.asked import Dispatcher
@@ -119,8 +119,7 @@ class Other:
     def command(self, directory: Path) -> list[str]:
         """The executor's command line, after the program's name. Writes the secret."""
         file = directory / SECRET_FILE
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            out.write(self._secret)
+        write_private(file, self._secret)
         return [
             "executor", "--via", "hook", "--to", self.dispatcher.url,
             "--secret-file", str(file), "--until-stdin-closes",

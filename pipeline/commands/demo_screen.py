@@ -18,6 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.commands.demo_gateway import Answered
 from pipeline.commands.demo_recovery import Line, Seen
 from pipeline.commands.output import cell
 from pipeline.ledger import LIVE
@@ -40,6 +41,7 @@ class Snapshot:
     ready: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     recovery: Seen = field(default_factory=Seen)
+    webhooks: Answered = field(default_factory=Answered)
     #: Stalls that were told of in a line of their own, by job and number.
     told: set[tuple[str, int]] = field(default_factory=set)
 
@@ -90,17 +92,19 @@ def status_line(snapshot: Snapshot, elapsed_ms: float, sent: int) -> str:
     state = "" if snapshot.ready.get("ready") else " NOT READY:"
     why = "".join(f" {r['text']};" for r in snapshot.ready.get("reasons", ()))
     return (
-        f"{duration(elapsed_ms):>9}  {sent:,} events; {jobs}; "
+        f"{duration(elapsed_ms):>9}  {sent:,} events; {snapshot.webhooks.taken:,} webhooks taken, "
+        f"{snapshot.webhooks.refused:,} refused; {jobs}; "
         f"{rows:,} rows of jobs in ClickHouse; lag: {snapshot.lag()}{state}{why}"
     )
 
 
 def summary(
-    snapshot: Snapshot, elapsed_ms: float, sent: int, lasts_s: float, url: str, env_file: Path,
-    size: tuple[int, int],
+    snapshot: Snapshot, elapsed_ms: float, sent: int, lasts_s: float, url: str, hooks_url: str,
+    env_file: Path, size: tuple[int, int],
 ) -> Group:  # fmt: skip
     """The summary as it stands on a terminal of ``size`` (columns, lines): the lower it is, the
-    fewer fleets and stalls. ``env_file``: the settings for other commands."""
+    fewer fleets and stalls. ``hooks_url``: where webhooks go; ``env_file``: the settings for other
+    commands."""
     columns, height = size
     head = Text.assemble(
         ("runnerstream demo", "bold"),
@@ -114,13 +118,14 @@ def summary(
         states.append(f"{depth[status]:,}    ", "bold" if depth[status] else "dim")
     rows = "   ".join(f"{name} {number:,}" for name, number in snapshot.rows.items())
     foot = [
+        Text.assemble(("gateway     ", "dim"), *_gateway(snapshot.webhooks)),
         Text.assemble(("ClickHouse  ", "dim"), rows or "–"),
         Text.assemble(("lag         ", "dim"), snapshot.lag()),
         *(
             Text.assemble(("not ready   ", "yellow"), cell(reason["text"]))
             for reason in snapshot.ready.get("reasons", ())
         ),
-        *_pointers(url, env_file),
+        *_pointers(url, hooks_url, env_file),
     ]
     for text in (states, *foot[:-1]):
         text.no_wrap, text.overflow = True, "ellipsis"
@@ -217,8 +222,28 @@ def _table() -> Table:
     return Table(box=None, pad_edge=False, show_header=False, header_style="dim")
 
 
-def _pointers(url: str, env_file: Path) -> list[Text]:
+def _gateway(webhooks: Answered) -> Iterator[str | tuple[str, str]]:
+    """How webhooks were answered."""
+    counts = webhooks.outcomes
+    for name, number in (
+        ("accepted", counts.get("accepted", 0) + counts.get("malformed", 0)),
+        ("duplicate", counts.get("duplicate", 0)),
+        ("refused", webhooks.refused),
+        ("unavailable", counts.get("unavailable", 0)),
+    ):
+        if number or name != "unavailable":
+            yield f"{name} ", "dim"
+            yield f"{number:,}   "
+    # How long answers take.
+    yield "p50 ", "dim"
+    yield f"{duration(webhooks.p50_ms)}   "
+    yield "p99 ", "dim"
+    yield duration(webhooks.p99_ms)
+
+
+def _pointers(url: str, hooks_url: str, env_file: Path) -> list[Text]:
     return [
+        Text.assemble(("webhooks    ", "dim"), hooks_url),
         Text.assemble(("views       ", "dim"), f"{url}/  and  {url}/jobs/KEY"),
         Text.assemble(("SQL         ", "dim"), _example(env_file)),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, TextIO
 
 import msgspec
@@ -27,7 +28,7 @@ class AccessLog:
     """
 
     def __init__(self, as_json: bool = False, out: TextIO | None = None) -> None:
-        self._form: Callable[[dict[str, Any]], str] = _json if as_json else _text
+        self._form: Callable[[float, dict[str, Any]], str] = _json if as_json else _text
         self._out = out
         self._lines: list[tuple[float, dict[str, Any]]] = []
 
@@ -41,21 +42,25 @@ class AccessLog:
             return
         lines, self._lines = self._lines, []
         out = self._out or sys.stderr
-        out.write("".join(self._form({"time": _time(at), **said}) for at, said in lines))
+        out.write("".join([self._form(at, said) for at, said in lines]))
         out.flush()
 
 
 def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    ms = int(at * 1000)
+    return f"{_second(ms // 1000)}.{ms % 1000:03d}+00:00"
 
 
-def _json(said: dict[str, Any]) -> str:
-    time = said.pop("time")
-    line = {"time": time, "level": "INFO", "logger": _LOGGER, **said}
+@lru_cache(maxsize=4)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _json(at: float, said: dict[str, Any]) -> str:
+    line = {"time": _time(at), "level": "INFO", "logger": _LOGGER, **said}
     return _ENCODER.encode(line).decode() + "\n"
 
 
-def _text(said: dict[str, Any]) -> str:
-    time = said.pop("time")
-    told = " ".join(f"{name}={value}" for name, value in said.items())
-    return f"{time} INFO    {_LOGGER}: {told}\n"
+def _text(at: float, said: dict[str, Any]) -> str:
+    told = " ".join([f"{name}={value}" for name, value in said.items()])
+    return f"{_time(at)} INFO    {_LOGGER}: {told}\n"

@@ -162,6 +162,7 @@ class Gateway:
             self._turned = time.monotonic()
             writer.give_up_what_is_late()
             self._access.write()
+            self.metrics.settle()
             self._count_closed()
             if stop.is_set():
                 told.set()

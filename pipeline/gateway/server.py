@@ -8,7 +8,6 @@ into, and only a record that Kafka has is answered 2xx.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +24,7 @@ from pipeline.gateway.access import AccessLog
 from pipeline.gateway.answers import Answer, Outcome
 from pipeline.gateway.keyring import Keyring
 from pipeline.gateway.metrics import NONE, OTHER, GatewayMetrics
+from pipeline.gateway.replies import HEADERS, response
 from pipeline.gateway.writer import Full, Headers, Unavailable, Writer
 from pipeline.providers.base import Glance, Provider
 from pipeline.providers.registry import PROVIDERS
@@ -47,9 +47,11 @@ REMEMBERED: Final = 50_000
 #: Headers of any provider that are kept, beside its own.
 _KEPT: Final = ("content-type", "user-agent", bridge.RELAYED_BY)
 _FORM: Final = "application/x-www-form-urlencoded"
-
-#: Of every answer. aiohttp would name versions.
-_HEADERS: Final = {"Server": "runnerstream", "Content-Type": "application/json"}
+#: Names of headers as they are sent, with what becomes of them, by provider; how many of each are
+#: remembered, and the longest.
+_NAMES: Final[dict[str, dict[bytes, tuple[str, bool]]]] = {}
+_NAMES_KNOWN: Final = 100
+_LONGEST_NAME: Final = 60
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +169,7 @@ class Receiver:
         finally:
             self._door.answered(request.protocol)
         self._count(request.remote, about, answer, time.monotonic() - began)
-        return response(answer, about.more)
+        return response(answer, about.more, request)
 
     def refused(self) -> None:
         """Count a request that could not even be parsed."""
@@ -177,7 +179,7 @@ class Receiver:
         if request.method not in ("GET", "HEAD"):
             return response(answers.NOT_ALLOWED, allow="GET, HEAD")
         status, body = page()
-        return web.Response(status=status, body=body, headers=_HEADERS)
+        return web.Response(status=status, body=body, headers=HEADERS)
 
     async def _answer(self, request: web.BaseRequest, about: About) -> Answer:
         path = request.path
@@ -323,32 +325,6 @@ class Receiver:
         )
 
 
-def response(answer: Answer, more: Mapping[str, Any] | None = None, **headers: str) -> web.Response:
-    """The answer as HTTP."""
-    body = _said(answer)
-    if more:
-        told = dict(more)
-        headers |= {"Allow": told.pop("allow")} if "allow" in told else {}
-        body = _said(answer, **told)
-    if answer.retry_after_s:
-        headers["Retry-After"] = str(answer.retry_after_s)
-    made = web.Response(status=answer.status, body=body, headers=_HEADERS | headers)
-    if answer.closes:
-        made.force_close()
-    return made
-
-
-def _said(answer: Answer, **more: Any) -> bytes:
-    if not more and (known := _SAID.get(answer)) is not None:
-        return known
-    said = {"outcome": answer.outcome.value, "message": answer.says, **more}
-    return json.dumps(said).encode() + b"\n"
-
-
-_SAID: Final[dict[Answer, bytes]] = {}
-_SAID.update({answer: _said(answer) for answer in answers.HOOK_ANSWERS})
-
-
 async def _now(work: Callable[[], Glance | None]) -> Glance | None:
     return work()
 
@@ -371,10 +347,9 @@ def _headers(provider: Provider, request: web.BaseRequest) -> tuple[dict[str, st
     :class:`Refused` when one that counts stands there twice: which of them is meant?"""
     found: dict[str, str] = {}
     kept: list[tuple[str, bytes]] = []
-    own = provider.kept_headers
+    known = _NAMES.setdefault(provider.name, {})
     for raw_name, value in request.raw_headers:
-        name = raw_name.decode("latin-1").lower()
-        keep = name.startswith(own) or name in _KEPT
+        name, keep = known.get(raw_name) or _name(provider, raw_name)
         if keep:
             if name in found:
                 raise Refused(answers.NO_EVENT)
@@ -382,6 +357,16 @@ def _headers(provider: Provider, request: web.BaseRequest) -> tuple[dict[str, st
         # As workers read them.
         found[name] = value.decode("utf-8", "replace")
     return found, kept
+
+
+def _name(provider: Provider, raw: bytes) -> tuple[str, bool]:
+    """A header's name, lower-case, and whether it is kept; remembered, up to a bound."""
+    name = raw.decode("latin-1").lower()
+    found = name, name.startswith(provider.kept_headers) or name in _KEPT
+    known = _NAMES[provider.name]
+    if len(known) < _NAMES_KNOWN and len(raw) <= _LONGEST_NAME:
+        known[raw] = found
+    return found
 
 
 def _check(provider: Provider, request: web.BaseRequest, headers: Mapping[str, str]) -> None:

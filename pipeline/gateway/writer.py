@@ -142,7 +142,7 @@ class Writer:
             if error is not None:
                 self._failed(producer, error)
             else:
-                self._metrics.ack_seconds.observe(time.monotonic() - began)
+                self._metrics.acked(time.monotonic() - began)
             if not written.done():
                 written.set_result(error is None and not sent.cancelled())
 

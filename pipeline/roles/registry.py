@@ -8,8 +8,8 @@ from pipeline.roles.executor import EXECUTOR
 from pipeline.roles.fold import FOLD
 from pipeline.roles.gateway import GATEWAY
 from pipeline.roles.prober import PROBER
-from pipeline.roles.relay import RELAY
 from pipeline.roles.redeliver import REDELIVER
+from pipeline.roles.relay import RELAY
 from pipeline.roles.role import Role
 from pipeline.roles.sink import SINK
 from pipeline.settings import Settings

@@ -127,7 +127,8 @@ class Served:
         """Requests of GitHub's with that outcome, whatever the action."""
         return sum(
             sample.value
-            for family in self.gateway.metrics.requests.collect()
+            for family in self.gateway.metrics.registry.collect()
+            if family.name == "runnerstream_gateway_requests"
             for sample in family.samples
             if sample.name.endswith("_total") and sample.labels["outcome"] == outcome
         )
