@@ -423,6 +423,20 @@ def test_a_thousand_slow_connections_do_not_stop_a_delivery(gate: Served, runnin
     until(lambda: gate.metric("connections_closed_total", reason="evicted") > 900)
 
 
+def test_who_reads_no_answers_is_not_read_either(gate: Served) -> None:
+    ask = b"POST /webhooks/github HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" * 1_000
+    with gate.connect() as connection:
+
+        def ask_on() -> None:
+            for _ in range(400):
+                connection.sendall(ask)
+
+        connection.settimeout(3)
+        with pytest.raises(TimeoutError):
+            ask_on()
+        assert connection.recv(10) == b"HTTP/1.1 4"
+
+
 def test_large_slow_bodies_do_not_keep_out_ordinary_ones(running: Broker) -> None:
     with serve(running.bootstrap, memory=1 << 20, body_time_s=30.0) as served:
         ready(served)

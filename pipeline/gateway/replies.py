@@ -50,6 +50,9 @@ class Ready:
             self._bytes = self._head + formatdate(now, usegmt=True).encode() + self._rest
             self._second = now
         transport.write(self._bytes)
+        if transport.get_write_buffer_size():
+            # Who asks on and reads no answers waits, instead of filling our memory with them.
+            await request.writer.drain()
 
     async def write_eof(self) -> None:
         """It has been written whole."""
