@@ -62,5 +62,11 @@ def _json(at: float, said: dict[str, Any]) -> str:
 
 
 def _text(at: float, said: dict[str, Any]) -> str:
-    told = " ".join([f"{name}={value}" for name, value in said.items()])
+    told = _form(tuple(said)) % tuple(said.values())
     return f"{_time(at)} INFO    {_LOGGER}: {told}\n"
+
+
+@lru_cache(maxsize=16)
+def _form(names: tuple[str, ...]) -> str:
+    """Where the values of these go."""
+    return " ".join(f"{name}=%s" for name in names)
