@@ -31,6 +31,7 @@ from pipeline.commands.output import cell
 from pipeline.local import EmbeddedClickHouse, unavailable
 from pipeline.local.process import free_port
 from pipeline.text import duration
+from tests.support import PATIENCE
 from tests.support.brokers import Broker, broker, kind
 from tests.support.worker import ROOT, WorkerProcess
 from topics import bridge
@@ -257,7 +258,7 @@ def records(kafka: Broker, topic: str) -> list[Any]:
         ends = consumer.end_offsets(where)
         consumer.seek_to_beginning(*where)
         found: list[Any] = []
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE * 20
         while any(consumer.position(tp) < ends[tp] for tp in where):
             assert time.monotonic() < deadline
             for batch in consumer.poll(timeout_ms=200).values():
@@ -486,7 +487,7 @@ def sinks_of(pid: int) -> list[int]:
 
 
 def gone(pid: int, timeout: float = 15.0) -> bool:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + PATIENCE * timeout
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             # A zombie whose parent has not asked yet is gone, too.

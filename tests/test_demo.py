@@ -22,6 +22,7 @@ from pipeline.commands.demo_feed import recorded
 from pipeline.commands.demo_recovery import SECRET_FILE
 from pipeline.local import unavailable
 from pipeline.simulate import JobTruth, Truth
+from tests.support import PATIENCE
 from tests.support.worker import ROOT
 
 pytestmark = [
@@ -48,7 +49,7 @@ class Running:
         return self.log.read_text()
 
     def wait_for(self, text: str, timeout: float = 60) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + PATIENCE * timeout
         while text not in self.output:
             assert self.process.poll() is None, self.output
             assert time.monotonic() < deadline, self.output

@@ -30,7 +30,7 @@ from pipeline.faust_safe.transport import SafeConsumer, SafeTransport
 from pipeline.settings import Settings
 from pipeline.simulate import NO_FAULTS, Simulation
 from pipeline.simulate.produce import send_all
-from tests.support import evidence
+from tests.support import PATIENCE, evidence
 from tests.support.brokers import Broker, broker, kind
 from tests.support.internals import fingerprints
 from tests.support.worker import WorkerProcess
@@ -71,6 +71,8 @@ KNOWN = {
     "Stream.ack": "32d7171a89b0931d",
     "aiokafka.PartitionRecords._unpack_records": "b803e6d46480732c",
     "aiokafka.AIOKafkaProducer.send_offsets_to_transaction": "4b58002b44962a5c",
+    "aiokafka.Sender._find_coordinator": "33001a36bf6a0ae0",
+    "aiokafka.AIOKafkaConnection.close": "28f164aa1e4f0bbc",
 }
 
 
@@ -501,7 +503,7 @@ def test_an_exception_in_an_agent_ends_the_process_and_loses_nothing(
         TEST_KILL_BY="raise",
     )
     worker.start(wait=False)
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + PATIENCE * 40
     while worker.alive() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert worker.returncode not in (None, 0), worker.tail()

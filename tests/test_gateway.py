@@ -437,12 +437,12 @@ def test_large_slow_bodies_do_not_keep_out_ordinary_ones(running: Broker) -> Non
         assert served.deliver(queued(padding=1 << 19)).status == 202
 
 
+BODIES = st.binary(max_size=200) | st.text(max_size=100).map(str.encode)
+EVENTS = st.sampled_from(["workflow_job", "workflow_run", "ping", "push", "\u00fc", "a b"])
+
+
 @settings(max_examples=60)
-@given(
-    body=st.binary(max_size=200) | st.text(max_size=100).map(str.encode),
-    event=st.sampled_from(["workflow_job", "workflow_run", "ping", "push", "\u00fc", "a b"]),
-    signed=st.booleans(),
-)
+@given(body=BODIES, event=EVENTS, signed=st.booleans())
 def test_no_body_does_harm(gate: Served, body: bytes, event: str, signed: bool) -> None:
     told = headers_of(body, SECRET if signed else b"wrong")
     told["X-GitHub-Event"] = event
@@ -460,13 +460,12 @@ LINES = st.sampled_from(
      b"Content-Type: application/json", b"", b"3", b"abc", b"0", b"Content-Type: \xff", b"A:",
      b" folded", b"POST /%zz HTTP/1.1", b"POST /webhooks/github?a=%ff HTTP/1.1"]
 )  # fmt: skip
+FRAMES = st.lists(LINES | st.binary(max_size=30), max_size=12)
+ENDS = st.sampled_from([b"\r\n", b"\n", b"\r"])
 
 
 @settings(max_examples=80)
-@given(
-    st.lists(LINES | st.binary(max_size=30), max_size=12),
-    st.sampled_from([b"\r\n", b"\n", b"\r"]),
-)
+@given(FRAMES, ENDS)
 def test_no_framing_does_harm(gate: Served, lines: list[bytes], end: bytes) -> None:
     answered = gate.raw(end.join([*lines, b"", b""]), end=True)
     for each in answered.split(b"HTTP/1.")[1:]:

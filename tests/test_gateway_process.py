@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.local.process import LOOPBACK, free_port
+from tests.support import PATIENCE
 from tests.support.brokers import Broker, broker
 from tests.support.gateways import SECRET, Senders, bodies
 from tests.support.worker import WorkerProcess
@@ -52,7 +53,7 @@ def wait(gateway: WorkerProcess, senders: Senders, number: int) -> None:
 
 def ended(process: WorkerProcess) -> int | None:
     """How it ended by itself."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE * 60
     while process.alive() and time.monotonic() < deadline:
         time.sleep(0.05)
     return process.returncode

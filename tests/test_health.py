@@ -27,7 +27,7 @@ from pipeline.web.watch import (
     Watch,
     more_partitions,
 )
-from tests.support import brokers
+from tests.support import PATIENCE, brokers
 from tests.support.brokers import Broker, broker
 from tests.support.house import House
 from tests.support.worker import WorkerProcess
@@ -135,7 +135,7 @@ def _topics(running: Broker, app_id: str, partitions: int = 1) -> None:
 def _until(watch: Watch, done: Callable[[Evidence], bool], seconds: float = 40) -> Evidence:
     """Look until something is seen."""
     evidence = Evidence(0.0)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while time.monotonic() < deadline:
         evidence = watch._look(evidence)
         if evidence.broker is None and done(evidence):

@@ -23,6 +23,7 @@ from pipeline.local import LocalStack, PortTaken, ServerFailed, StackRunning
 from pipeline.local.broker import EmbeddedBroker
 from pipeline.local.clickhouse import EmbeddedClickHouse
 from pipeline.local.process import resident_mib
+from tests.support import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,7 +62,7 @@ def gone(pid: int) -> bool:
 
 
 def eventually(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while not true():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.02)

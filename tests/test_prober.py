@@ -26,6 +26,7 @@ from pipeline.settings import load
 from pipeline.simulate.api import ApiJob, ApiRun, FakeGitHub, Mood
 from pipeline.simulate.peer_apis import FakeGitea, FakeGitLab
 from sinks.http import HealthServer
+from tests.support import PATIENCE
 from tests.support.brokers import Broker, broker
 from tests.support.probes import probe
 from tests.support.worker import WorkerProcess
@@ -83,7 +84,7 @@ class Truth:
             consumer.seek_to_beginning(*parts)
             ends = consumer.end_offsets(parts)
             found: list[Any] = []
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE * 20
             while True:
                 assert time.monotonic() < deadline
                 there = all(consumer.position(each) >= ends[each] for each in parts)
@@ -115,7 +116,7 @@ class Truth:
 
 def until(what: Callable[[], Any]) -> Any:
     """What it gives as soon as that is something. Fails when it never comes."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE * 60
     while not (found := what()):
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.05)

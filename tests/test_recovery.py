@@ -10,6 +10,11 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.admin import ApiVersionRequest
+from aiokafka.protocol.coordination import FindCoordinatorRequest
 from faust.types.tuples import TP
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
@@ -20,6 +25,7 @@ from pipeline.faust_safe.fencing import can_fence
 from pipeline.faust_safe.identity import cluster_id, log_names
 from pipeline.faust_safe.recovery import BatchRecovery
 from pipeline.faust_safe.store import Origin, PartitionedStore
+from pipeline.local.process import LOOPBACK
 from pipeline.settings import Settings
 from tests.support import evidence
 from tests.support.brokers import Broker, broker, kind
@@ -232,6 +238,58 @@ async def test_the_former_writer_is_refused_and_the_new_one_is_not(
     tables = Tables(transactional, "memory", tmp_path)
     assert await tables.read() == 4
     assert evidence.committed(transactional, "group", source) == 11
+
+
+async def test_a_connection_that_breaks_while_the_coordinator_is_looked_up_costs_a_second_look(
+    transactional: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = AIOKafkaClient.send
+    broken = {CoordinationType.TRANSACTION: 2, CoordinationType.GROUP: 2}
+
+    async def breaks(self: AIOKafkaClient, node_id: int, request: Any, **more: Any) -> Any:
+        if isinstance(request, FindCoordinatorRequest):
+            kind = CoordinationType(request._coordinator_type)
+            if broken[kind]:
+                broken[kind] -= 1
+                raise KafkaConnectionError("the broker is being restarted")
+        return await send(self, node_id, request, **more)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", breaks)
+    outbox = FencedOutbox("app", {TABLE: 2}, {"bootstrap_servers": transactional})
+    record = [Output(TABLE, 0, b"k", b"v")]
+    try:
+        await outbox.take_over({0})
+        committed = await outbox.commit(0, record, "group", {TopicPartition(TABLE, 0): 1})
+        assert committed == {(TABLE, 0): 0}
+    finally:
+        await outbox.stop()
+    assert set(broken.values()) == {0}
+
+
+def test_a_request_meets_a_connection_that_has_just_ended() -> None:
+    uvloop = pytest.importorskip("uvloop")
+    closed: list[CloseReason] = []
+
+    async def scenario() -> None:
+        ended = asyncio.Event()
+        server = await asyncio.start_server(lambda _, __: ended.wait(), LOOPBACK, 0)
+        host, port = server.sockets[0].getsockname()
+        connection = AIOKafkaConnection(
+            host, port, client_id="c", on_close=lambda _, reason: closed.append(reason)
+        )
+        connection._reader, connection._writer = await asyncio.open_connection(host, port)
+        connection._read_task = asyncio.create_task(ended.wait())
+        # As a reset leaves it: the loop knows, and has not told the reader yet.
+        connection._writer.transport.abort()
+        with pytest.raises(KafkaConnectionError):
+            await connection.send(ApiVersionRequest())
+        assert not connection.connected()
+        ended.set()
+        server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+    assert closed == [CloseReason.CONNECTION_BROKEN]
 
 
 async def test_what_was_begun_by_a_former_writer_is_neither_kept_nor_waited_for(

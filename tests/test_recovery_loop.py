@@ -29,6 +29,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from pipeline.local.process import free_port
 from pipeline.simulate.api import Answer, ApiJob, ApiRun, FakeGitHub
+from tests.support import PATIENCE
 from tests.support.brokers import broker
 from tests.support.scenarios import NAMES, POLICIES, SCENARIOS, Told
 from tests.support.worker import ROOT, WorkerProcess
@@ -264,7 +265,7 @@ class World:
 
 
 def wait(until: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE * seconds
     while not until():
         assert time.monotonic() < end, what()
         time.sleep(0.2)

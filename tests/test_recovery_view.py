@@ -25,7 +25,7 @@ from pipeline.faust_safe.outbox import partition_of
 from pipeline.fleet import switch
 from pipeline.ledger import Ledger
 from pipeline.local.process import free_port
-from tests.support import evidence
+from tests.support import PATIENCE, evidence
 from tests.support.brokers import broker
 from tests.support.house import House
 from tests.support.worker import WorkerProcess
@@ -121,7 +121,7 @@ class World:
 
 
 def wait(until: Callable[[], bool], what: Callable[[], object]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE * 30
     while not until():
         assert time.monotonic() < end, what()
         time.sleep(0.1)

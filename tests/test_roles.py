@@ -28,6 +28,7 @@ from pipeline.roles.supervisor import (
     trouble,
 )
 from sinks.http import HealthServer
+from tests.support import PATIENCE
 from tests.support.house import House
 from tests.support.toy_role import MODULE
 
@@ -105,7 +106,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def until(what: Callable[[], Any]) -> Any:
     """What it gives as soon as that is something. Fails when it never comes."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE * 60
     while not (found := what()):
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.02)

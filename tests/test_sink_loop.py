@@ -40,7 +40,7 @@ from sinks.http import HealthServer
 from sinks.metrics import FLUSH_REASONS
 from sinks.sink import Sink
 from sinks.writer import Backoff
-from tests.support import stuck
+from tests.support import PATIENCE, stuck
 from tests.support.brokers import Broker, broker, kind
 from topics.envelope import Record
 from topics.models import Delivery, JobState, LifecycleEvent, Sample, Status
@@ -114,7 +114,7 @@ def running(config: SinkConfig) -> Iterator[Sink]:
 
 
 def eventually(check: Callable[[], Any], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while not check():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.02)

@@ -22,6 +22,7 @@ from sinks import rows, schema, writer
 from sinks.metrics import SinkMetrics
 from sinks.rows import TableRows
 from sinks.writer import Abandoned, Backoff, Writer
+from tests.support import PATIENCE
 from topics.models import Reason
 
 NOW = int(time.time() * 1000)
@@ -85,7 +86,7 @@ def value_of(counter: Any, *labels: str) -> float:
 
 
 def eventually(check: Callable[[], bool], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while not check():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.01)

@@ -26,6 +26,7 @@ from pipeline.commands.sql import ended
 from pipeline.commands.sql_statements import format_clause, split, statements, writes_file
 from pipeline.commands.sql_values import FORMAT_NAMES, FORMATS, moment, shortest
 from pipeline.local import EmbeddedClickHouse, unavailable
+from tests.support import PATIENCE
 from tests.support.worker import ROOT
 
 needs_local = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -345,7 +346,7 @@ class Terminal:
         self.seen = ""
 
     def read_until(self, text: str, timeout: float = 30.0) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + PATIENCE * timeout
         while text not in self.seen:
             assert time.monotonic() < deadline, self.seen
             self.listen(0.2)
@@ -401,7 +402,7 @@ def test_the_shell(clickhouse: EmbeddedClickHouse, tmp_path: Path) -> None:
     # above, which the server may still be about to stop.
     shell.type("SELECT sleepEachRow(1) FROM numbers(59) SETTINGS max_block_size = 1;\r")
     with Client.from_url(clickhouse.url) as client:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE * 60
         while not client.execute(
             "SELECT count() FROM system.processes WHERE query LIKE '%numbers(59)%'"
             " AND query NOT LIKE '%processes%'"

@@ -6,6 +6,8 @@ What is replaced, and why, is said where it is replaced:
 * :mod:`pipeline.faust_safe.transport`: the recovery race, offsets committed past unfinished
   work, per-message task churn; hands whole record batches to the agents.
 * :mod:`pipeline.faust_safe.undecodable`: batches that end the process whenever they are fetched.
+* :mod:`pipeline.faust_safe.reconnect`: clients that end, or wait for ever, when a connection
+  breaks.
 * :mod:`pipeline.faust_safe.table`, :mod:`pipeline.faust_safe.store`: windowed tables that leak and
   never tombstone; state that does not know which log it was made from, and how far.
 * :mod:`pipeline.faust_safe.recovery`: tables recovered record by record, and with gaps when a

@@ -19,10 +19,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 
 from pipeline.effects import Output
-from pipeline.faust_safe import producer_id
+from pipeline.faust_safe import producer_id, reconnect
 from topics.catalogue import MAX_DEAD_LETTER_BYTES
 
 producer_id.install()
+reconnect.install()
 
 
 @lru_cache(maxsize=65_536)

@@ -39,11 +39,12 @@ from faust.serializers.schemas import Schema
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
 
-from pipeline.faust_safe import undecodable
+from pipeline.faust_safe import reconnect, undecodable
 
 log = logging.getLogger(__name__)
 
 undecodable.install()
+reconnect.install()
 
 
 #: Partition, first offset that was not read, first offset that was or will be. A suspicion: marks

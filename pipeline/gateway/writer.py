@@ -21,7 +21,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
-from pipeline.faust_safe import producer_id
+from pipeline.faust_safe import producer_id, reconnect
 from pipeline.faust_safe.outbox import partition_of
 from pipeline.gateway.metrics import GatewayMetrics
 from topics.catalogue import MAX_WEBHOOK_BYTES, WEBHOOKS
@@ -29,6 +29,7 @@ from topics.catalogue import MAX_WEBHOOK_BYTES, WEBHOOKS
 log = logging.getLogger(__name__)
 
 producer_id.install()
+reconnect.install()
 
 #: How long a batch waits for company. Milliseconds.
 LINGER_MS: Final = 2

@@ -19,6 +19,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from pipeline.simulate import Truth
 from pipeline.simulate.origins import Origin
 from pipeline.windows import STRANDED
+from tests.support import PATIENCE
 from topics.catalogue import DEAD_LETTERS, JOB_STATES, LIFECYCLE, WEBHOOKS
 
 
@@ -109,7 +110,7 @@ def delete(bootstrap: str, topic: str) -> None:
 
 def wait_drained(bootstrap: str, group: str, topics: list[str], timeout: float) -> None:
     """Return when the group has committed everything; a clock may keep adding a tick each."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + PATIENCE * timeout
     quiet = 0
     while quiet < 3:
         left = lag(bootstrap, group, topics)

@@ -16,6 +16,7 @@ from kafka.structs import OffsetAndMetadata
 
 from pipeline.executor import Executor, ExecutorConfig, States, Via
 from sinks.writer import Backoff
+from tests.support import PATIENCE
 from tests.support.receivers import FakeWorker
 from topics.catalogue import COMMANDS, DEAD_LETTERS, OUTCOMES
 from topics.reading import read
@@ -166,7 +167,7 @@ class Bed:
 
 
 def eventually(check: Callable[[], Any], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while not check():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.02)

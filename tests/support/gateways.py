@@ -22,7 +22,7 @@ import uvloop
 from pipeline.gateway import Gateway, GatewayConfig, Keyring
 from pipeline.local.process import LOOPBACK
 from pipeline.providers.registry import PROVIDERS
-from tests.support import evidence
+from tests.support import PATIENCE, evidence
 from topics.catalogue import WEBHOOKS
 
 SECRET: Final = b"swordfish"
@@ -218,7 +218,7 @@ def ready(served: Served) -> None:
 
 def until(done: Callable[[], Any], seconds: float = 60.0) -> Any:
     """What it gives as soon as that is something. Fails when it never comes."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE * seconds
     while not (found := done()):
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.02)

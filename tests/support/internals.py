@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.producer.sender import Sender
 from faust.streams import Stream
 from faust.tables.base import Collection
 from faust.tables.recovery import Recovery
@@ -45,6 +47,8 @@ OVERRIDDEN: dict[str, Callable[..., Any]] = {
     "aiokafka.AIOKafkaProducer.send_offsets_to_transaction": (
         AIOKafkaProducer.send_offsets_to_transaction
     ),
+    "aiokafka.Sender._find_coordinator": Sender._find_coordinator,
+    "aiokafka.AIOKafkaConnection.close": AIOKafkaConnection.close,
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.local import EmbeddedClickHouse
 from pipeline.simulate import Faults, Simulation, Truth
-from tests.support import evidence
+from tests.support import PATIENCE, evidence
 from tests.support.brokers import Broker
 from tests.support.worker import WorkerProcess
 from topics.catalogue import JOB_STATES, JOBS, LIFECYCLE, WEBHOOKS, WINDOWS
@@ -100,7 +100,7 @@ def die_at(worker: WorkerProcess, gap: str, after: int) -> None:
 
 
 def until(done: Callable[[], bool], timeout: float, what: str) -> None:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + PATIENCE * timeout
     while not done():
         assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
         time.sleep(0.05)

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from pipeline.local.process import LOOPBACK, free_port
+from tests.support import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,7 +158,7 @@ class WorkerProcess:
 
     def wait(self, done: Any, timeout: float, what: str) -> None:
         """Wait until ``done()`` is true while the worker lives; OSError counts as not yet."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + PATIENCE * timeout
         while True:
             with contextlib.suppress(OSError):
                 if done():
@@ -201,7 +202,7 @@ class WorkerProcess:
         if self.alive():
             self._process.terminate()
             try:
-                self._process.wait(timeout)
+                self._process.wait(PATIENCE * timeout)
             except subprocess.TimeoutExpired:
                 self.kill()
         return self._process.returncode
