@@ -25,7 +25,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, KafkaError
 from kafka.errors import KafkaError as StartError
 
-from pipeline.faust_safe import undecodable
+from pipeline.faust_safe import reconnect, undecodable
 from pipeline.relay.letters import Letters
 from pipeline.relay.metrics import EXPIRED, REFUSED, RelayMetrics
 from pipeline.relay.order import Commit, Item, Order
@@ -40,6 +40,7 @@ from topics.envelope import EARLIEST_MS
 log = logging.getLogger(__name__)
 
 undecodable.install()
+reconnect.install()
 
 #: Deliveries in hand beyond which no more are read, and below which reading goes on; bytes of them.
 _MANY: Final = 1_000

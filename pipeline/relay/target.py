@@ -86,7 +86,8 @@ class Target:
             return Reply(Answer.UNREACHABLE, "unreachable (no connection in time)")
         except TimeoutError:
             return Reply(Answer.TIMEOUT, "timeout")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+            # RuntimeError: uvloop's word for a connection that was just reset.
             return Reply(Answer.BROKEN, f"broken ({_told(error)})")
 
 
