@@ -25,14 +25,14 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, KafkaError
 from kafka.errors import KafkaError as StartError
 
-from pipeline.faust_safe import undecodable
+from pipeline.faust_safe import reconnect, undecodable
 from pipeline.relay.letters import Letters
 from pipeline.relay.metrics import EXPIRED, REFUSED, RelayMetrics
 from pipeline.relay.order import Commit, Item, Order
 from pipeline.relay.pace import Answer, Pace
 from pipeline.relay.screen import Screen, Sending, Skip
 from pipeline.relay.start import Begin, found, mark_of
-from pipeline.relay.target import Reply, Target
+from pipeline.relay.target import NotNow, Reply, Target
 from sinks.writer import Backoff
 from topics.catalogue import WEBHOOKS
 from topics.envelope import EARLIEST_MS
@@ -40,6 +40,7 @@ from topics.envelope import EARLIEST_MS
 log = logging.getLogger(__name__)
 
 undecodable.install()
+reconnect.install()
 
 #: Deliveries in hand beyond which no more are read, and below which reading goes on; bytes of them.
 _MANY: Final = 1_000
@@ -141,6 +142,9 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
         #: Nothing is sent: partitions are about to go, it may be no member, or it is to end.
         self._held = False
         self._doubt = False
+        #: Partitions are being taken away, or handed out; the broker has said that we are nobody.
+        self._moving = False
+        self._lost = False
         self._fault: BaseException | None = None
 
     def status(self) -> RelayStatus:
@@ -160,7 +164,8 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
         Raises what is truly unexpected. A broker or a target that is away is waited for.
         """
         config = self.config
-        self._target = Target(config.url, config.timeout_s, config.refusals, config.at_once)
+        self._target = Target(config.url, config.timeout_s, config.refusals, config.at_once,
+                              self._may_send)  # fmt: skip
         try:
             await self._join(stop)
             while not stop.is_set():
@@ -225,7 +230,7 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Stop sending, let what is under way end, commit."""
         self._rebalances += 1
-        self._held = True
+        self._held = self._moving = True
         await self._land(min(self.config.finish_s, self.config.rebalance_s / 2))
         if revoked:
             try:
@@ -237,6 +242,7 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """These are ours; the loop begins them."""
         self._rebalances += 1
+        self._moving = False
         self._order.drop()
         log.info("assigned %d partitions", len(assigned))
 
@@ -250,7 +256,7 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
         async with asyncio.timeout(_ANSWER_S):
             committed = await consumer._coordinator.fetch_committed_offsets(places)
             begins = await consumer.beginning_offsets(places)
-        if rebalances != self._rebalances:
+        if rebalances != self._rebalances or self._flying:
             return
         for where in places:
             told = committed.get(where)
@@ -265,7 +271,7 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
             consumer.seek(where, commit.offset)
             self._order.begin(where, commit)
         self._begun = rebalances
-        self._held = self._doubt = False
+        self._held = self._doubt = self._lost = False
         self._watch.observed = 0.0
 
     def _touch(self) -> None:
@@ -274,6 +280,11 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
         if now - self._watch.turned > self.config.session_s / 2:
             self._doubt = True
         self._watch.turned = now
+
+    def _may_send(self) -> bool:
+        """Whether our partitions are ours as far as we know: asked just before bytes are sent."""
+        stood_s = time.monotonic() - self._watch.turned
+        return not (self._doubt or self._lost or stood_s > self.config.session_s / 2)
 
     async def _prove(self) -> None:
         """After a long pause, send on only if the broker still takes what we commit."""
@@ -285,7 +296,9 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _turn(self, stop: threading.Event) -> None:
         self._touch()
-        if self._begun != self._rebalances:
+        if self._moving:
+            pass
+        elif self._begun != self._rebalances:
             await self._begin()
         elif self._doubt:
             await self._prove()
@@ -337,7 +350,7 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
     def _launch(self) -> None:
         """Send what may be sent now, and come back when something else may be."""
         now = time.monotonic()
-        if self._held or self._doubt or now - self._watch.turned > self.config.session_s / 2:
+        if self._held or not self._may_send():
             return
         while self._pace.room(now, len(self._flying), len(self._probing)) > 0:
             item = self._order.next(now)
@@ -374,9 +387,13 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
             why = f"older than {self.config.max_age_s:g} s {tried}"
             await self._set_aside(item, EXPIRED, f"{why}; {self._watch.target or 'no answer yet'}")
             return
-        item.attempts += 1
         began = time.monotonic()
-        reply = await self._target.post(sending)
+        try:
+            reply = await self._target.post(sending)
+        except NotNow:
+            self._order.again(item, began)
+            return
+        item.attempts += 1
         now = time.monotonic()
         self.metrics.attempts.labels(reply.answer.value).inc()
         self.metrics.seconds.observe(now - began)
@@ -434,7 +451,7 @@ class Relay(ConsumerRebalanceListener):  # type: ignore[misc]
             # Others have these partitions, or will: the client finds out, and joins again.
             if not self._held:
                 log.warning("the group was handed out anew: sending nothing until it is joined")
-            self._held = True
+            self._held = self._lost = True
         else:
             self._order.committed(commits)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -41,17 +41,32 @@ class Reply:
     after_s: float | None = None
 
 
+class NotNow(Exception):
+    """Nothing was sent, because nothing may be."""
+
+
 class Target:
     """One address. Of one event loop, in which it is made.
 
     Args:
         refusals: statuses by which it refuses a delivery for good.
         at_once: connections.
+        may_send: asked just before a delivery is sent, once there is a connection.
     """
 
-    def __init__(self, url: str, timeout_s: float, refusals: Collection[int], at_once: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float,
+        refusals: Collection[int],
+        at_once: int,
+        may_send: Callable[[], bool],
+    ) -> None:
         self._url = URL(url, encoded=True)
         self._refusals = refusals
+        self._may_send = may_send
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(self._connected)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=at_once),
             timeout=aiohttp.ClientTimeout(
@@ -59,16 +74,24 @@ class Target:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            trace_configs=[trace],
             # Only what the provider sent.
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         )  # fmt: skip
+
+    async def _connected(self, *_: object) -> None:
+        # A connection takes its time, in which this process may have stood still.
+        if not self._may_send():
+            raise NotNow
 
     async def close(self) -> None:
         """Let go of its connections."""
         await self._session.close()
 
     async def post(self, sending: Sending) -> Reply:
-        """Post it; what the target answers, or that it does not."""
+        """Post it; what the target answers, or that it does not. Raises :class:`NotNow`."""
+        if not self._may_send():
+            raise NotNow
         try:
             async with self._session.post(
                 self._url,
@@ -86,7 +109,8 @@ class Target:
             return Reply(Answer.UNREACHABLE, "unreachable (no connection in time)")
         except TimeoutError:
             return Reply(Answer.TIMEOUT, "timeout")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+            # RuntimeError: uvloop's word for a connection that was just reset.
             return Reply(Answer.BROKEN, f"broken ({_told(error)})")
 
 

@@ -26,6 +26,12 @@ class Got:
 Answer = tuple[int, bytes, Mapping[str, str]] | None
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    #: Connections that wait to be taken: those beyond it wait for a second, and longer.
+    request_queue_size = 128
+
+
 @dataclass
 class Receiver:
     """Answers every request as ``answers`` says, in a thread each; ``got`` keeps them in order."""
@@ -72,8 +78,7 @@ class Receiver:
             def log_message(self, format: str, *args: Any) -> None:
                 """Silent."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self._http.daemon_threads = True
+        self._http = _Server(("127.0.0.1", self.port), Handler)
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
