@@ -12,7 +12,7 @@ from pipeline.commands.context import Context, Duration
 from pipeline.commands.failure import FAILED, Failure
 from pipeline.commands.worker import end_with_stdin, require_topics, when_reachable
 from pipeline.roles import RoleFailed
-from pipeline.roles.gateway import run
+from pipeline.roles.gateway import gateway_of, run
 from pipeline.roles.supervisor import Supervisor
 
 
@@ -41,8 +41,10 @@ def gateway(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    when_reachable(lambda: require_topics(settings), patience)
     try:
+        # What is missing or wrong is told before Kafka is waited for.
+        gateway_of(settings)
+        when_reachable(lambda: require_topics(settings), patience)
         sys.exit(run(settings, stop, Supervisor({})))
     except RoleFailed as error:
         raise Failure(str(error)) from None

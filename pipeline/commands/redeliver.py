@@ -46,6 +46,8 @@ def redeliver(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
+        # What is missing or wrong is told before Kafka is waited for.
+        redeliver_of(settings)
         when_reachable(lambda: require_topics(settings), patience)
         sys.exit(_once(settings, stop) if once else run(settings, stop, Supervisor({})))
     except RoleFailed as error:
