@@ -9,7 +9,6 @@ import asyncio
 import logging
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,17 +20,18 @@ import faust
 import mode
 import pytest
 from faust.transport.drivers import aiokafka as driver
-from faust.types.tuples import TP, ConsumerMessage
+from faust.types.tuples import TP
 
 from pipeline.effects import Output
-from pipeline.faust_safe import Batch, BatchSchema, Outbox, create_app
+from pipeline.faust_safe import BatchSchema, Outbox, create_app
 from pipeline.faust_safe.table import SafeTable
-from pipeline.faust_safe.transport import SafeConsumer, SafeTransport
+from pipeline.faust_safe.transport import SafeConsumer, SafeTransport, Unread
 from pipeline.settings import Settings
 from pipeline.simulate import NO_FAULTS, Simulation
 from pipeline.simulate.produce import send_all
 from tests.support import PATIENCE, evidence
 from tests.support.brokers import Broker, broker, kind
+from tests.support.consumers import CHANGELOG, SOURCE, consumer, fetching, message, records
 from tests.support.internals import fingerprints
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
@@ -39,8 +39,6 @@ from topics.catalogue import JOBS, LIFECYCLE, WEBHOOKS, catalogue
 from topics.producer import Producer
 
 PARTITIONS = 2
-SOURCE = TP("runners.jobs", 0)
-CHANGELOG = TP("runnerstream-jobs-changelog", 0)
 
 #: Sources of the internals as they were when the remedies were written and tested.
 KNOWN = {
@@ -88,67 +86,6 @@ def test_the_overridden_internals_are_the_ones_we_know() -> None:
 
 
 # -- the transport, on a consumer without a broker -------------------------------------------------
-
-
-class Monitor:
-    def track_tp_end_offset(self, tp: TP, offset: int) -> None:
-        pass
-
-
-def consumer(*, rebalancing: bool = False, generation: int = 1) -> Any:
-    """A SafeConsumer as far as the overridden methods look at it."""
-    made: Any = SafeConsumer.__new__(SafeConsumer)
-    made.app = SimpleNamespace(
-        rebalancing=rebalancing,
-        in_recovery=False,
-        consumer_generation_id=generation,
-        tables=SimpleNamespace(
-            changelog_topics={CHANGELOG.topic}, recovery=SimpleNamespace(blank=frozenset())
-        ),
-        flow_control=SimpleNamespace(is_active=lambda: True),
-        producer=SimpleNamespace(buffer=SimpleNamespace(size=0, max_messages=100)),
-        monitor=Monitor(),
-        client_only=False,
-        topics=SimpleNamespace(acks_enabled_for=lambda topic: True),
-    )
-    made._active_partitions = set()
-    made._paused_partitions = {SOURCE, CHANGELOG}
-    made._buffered_partitions = set()
-    made._acked = {}
-    made._unacked_messages = set()
-    made._waiting_for_ack = None
-    made._n_acked = 0
-    made.flow_active = True
-    made.can_resume_flow = asyncio.Event()
-    made.suspend_flow = asyncio.Event()
-    made._stopped = asyncio.Event()
-    made._crashed = asyncio.Event()
-    made.highwater = lambda tp: 0
-    made._committed_offset = defaultdict(lambda: None)
-    made._thread = SimpleNamespace(positions={})
-    made.on_hole = lambda tp, first, end: None
-    made.logs = {}
-    made._forget_positions()
-    return made
-
-
-def records(first: int, last: int) -> list[Any]:
-    return [
-        SimpleNamespace(
-            topic=SOURCE.topic, partition=0, offset=n, timestamp=1_700_000_000_000 + n,
-            timestamp_type=0, headers=(), key=b"k", value=b"\xff not json", checksum=None,
-            serialized_key_size=1, serialized_value_size=1,
-        )
-        for n in range(first, last + 1)
-    ]  # fmt: skip
-
-
-def message(first: int, last: int, generation: int = 1) -> Any:
-    batch = Batch(SOURCE, records(first, last))
-    return ConsumerMessage(
-        SOURCE.topic, 0, last, 0.0, 0, [], None, batch, None, 0, 0, SOURCE,
-        generation_id=generation,
-    )  # fmt: skip
 
 
 def test_source_partitions_stay_paused_until_the_seek_after_recovery_is_done() -> None:
@@ -237,16 +174,6 @@ def test_only_a_finished_batch_of_this_generation_moves_the_offset() -> None:
     assert safe._new_offset(SOURCE) == 30
     assert safe._new_offset(SOURCE) is None
     assert not safe._unacked_messages
-
-
-def fetching(safe: Any, fetched: dict[TP, list[Any]], positions: dict[TP, int]) -> None:
-    """Let the next fetch return these records, and leave the partitions there."""
-
-    async def fetch(timeout: float) -> Any:
-        safe._thread.positions = positions
-        return fetched, safe._active_partitions
-
-    safe._wait_next_records = fetch
 
 
 async def test_one_message_a_batch_with_the_position_behind_it() -> None:
@@ -338,6 +265,52 @@ async def test_a_fetch_that_a_seek_overtook_says_nothing_of_positions(
     assert [each async for each in safe.getmany(1.0)] == []
     await safe.force_commit()
     assert commits.committed == [{}]
+
+
+async def test_a_fetch_that_a_rebalance_overtook_is_dropped_and_read_again() -> None:
+    # It ends after recovery has sought: what it brings lies behind what was dropped before.
+    safe, sought = consumer(), []
+    safe._active_partitions = {SOURCE}
+    safe.log = logging.getLogger("test")
+
+    async def perform_seek() -> None:
+        sought.append(len(sought))
+        if len(sought) == 1:
+            raise aiokafka.errors.KafkaConnectionError("not yet")
+        safe._forget_positions()
+
+    safe.perform_seek = perform_seek
+    fetching(safe, {SOURCE: records(50, 60)}, {SOURCE: 61})
+    fetch = safe._wait_next_records
+
+    async def overtaken(timeout: float) -> Any:
+        got = await fetch(timeout)
+        safe._forget_positions()
+        safe.app.consumer_generation_id += 1
+        safe.app.in_recovery = True
+        return got
+
+    safe._wait_next_records = overtaken
+    assert [each async for each in safe.getmany(1.0)] == []
+    # Not while recovery is on: it has a seek of its own, before or after.
+    fetching(safe, {}, {SOURCE: 61})
+    assert [each async for each in safe.getmany(1.0)] == []
+    assert sought == []
+    safe.app.in_recovery = False
+    fetching(safe, {SOURCE: records(10, 60)}, {SOURCE: 61})
+    assert [each async for each in safe.getmany(1.0)] == []
+    [(_, again)] = [each async for each in safe.getmany(1.0)]
+    assert again.value.records[0].offset == 10
+    assert sought == [0, 1]
+
+
+def test_nothing_is_dropped_as_old() -> None:
+    # A delivery that waits through a rebalance is noted after the seek that goes back before it.
+    made = Unread()
+    made[SOURCE] = 60
+    made.update({SOURCE: 10})
+    assert made[SOURCE] is None
+    assert not made
 
 
 async def test_offsets_that_were_passed_over_are_told() -> None:

@@ -18,6 +18,13 @@ Remedies:
   active partitions is emptied while a fetch waits, and aiokafka takes an empty set for "all") was
   never read again: the first 50 records of a partition, with three workers starting under load.
   :meth:`SafeConsumer.perform_seek` seeks to the beginning there.
+* *Records of a fetch that began before a rebalance*: it may end only once recovery has gone back to
+  the committed offsets. What it brings lies behind records that were dropped, and committing it
+  lost those: the claims of three jobs, with workers that slept. It is dropped, and
+  :meth:`SafeConsumer.perform_seek` goes back once more.
+* *Records dropped as old*: Faust skips what lies before the last record it delivered, and a
+  delivery that waits through a rebalance says so after the seek that goes back. Nothing is skipped
+  here (:class:`Unread`): what comes again changes nothing.
 * *Records of aborted transactions*: Faust reads them unless it writes transactions itself. Here
   only what was committed is read.
 * *Lag that never ends*: Faust commits the last record plus one, which is not where the partition
@@ -132,6 +139,19 @@ class SafeConsumerThread(driver.AIOKafkaConsumerThread):
         await self.call_thread(request)
 
 
+class Unread(dict[TP, int | None]):
+    """The offsets up to which Faust takes records for old: of no partition any."""
+
+    def __getitem__(self, tp: TP) -> int | None:
+        return None
+
+    def __setitem__(self, tp: TP, offset: int | None) -> None:
+        """Not kept."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Not kept."""
+
+
 class SafeConsumer(driver.Consumer):
     """See the module docstring."""
 
@@ -144,11 +164,14 @@ class SafeConsumer(driver.Consumer):
     on_hole: OnHole
     logs: Mapping[str, frozenset[str]]
     _held_back: set[TP] | None = None
+    #: Whether a fetch was dropped that no seek may follow.
+    _astray = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.on_hole = self.transport.on_hole
         self.logs = self.transport.logs
+        self._read_offset = Unread()
         self._forget_positions()
 
     def _new_consumer_thread(self) -> SafeConsumerThread:
@@ -169,6 +192,9 @@ class SafeConsumer(driver.Consumer):
         if not self._get_active_partitions() and self.flow_active and not self.should_stop:
             await self.sleep(self.BACK_PRESSURE_WAIT)
             return
+        if self._astray and self._settled() and not await self._go_back():
+            await self.sleep(self.BACK_PRESSURE_WAIT)
+            return
         seeks = self._seeks
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
@@ -178,10 +204,11 @@ class SafeConsumer(driver.Consumer):
         left = {tp for tp, batch in records.items() if batch}
         self._dropped |= left
         if not self.flow_active:
-            try:
-                await self.perform_seek()
-            except Exception as exc:
-                self.log.warning("seek while the flow is stopped failed: %r", exc)
+            self._astray = self._astray or bool(left)
+            await self._go_back()
+            return
+        if left and self._seeks != seeks:
+            self._astray = True
             return
         positions = self._thread.positions
         if self._seeks == seeks:
@@ -200,6 +227,20 @@ class SafeConsumer(driver.Consumer):
             self._dropped.discard(tp)
             self._delivered[tp] = message.value.next_offset
             yield tp, message
+
+    def _settled(self) -> bool:
+        """Whether records flow: neither a rebalance nor a recovery will seek any more."""
+        return self.flow_active and not (self.app.rebalancing or self.app.in_recovery)
+
+    async def _go_back(self) -> bool:
+        """Seek to what is committed, because something that lies behind it was dropped."""
+        try:
+            await self.perform_seek()
+        except Exception as exc:
+            self.log.warning("seek after a fetch that a rebalance overtook failed: %r", exc)
+            return False
+        self._astray = False
+        return True
 
     def _message(self, tp: TP, records: list[Any], position: int) -> Any:
         last = records[-1]
