@@ -17,7 +17,8 @@ Remedies:
   and nowhere where there is none yet. What had been fetched and dropped by then (the set of
   active partitions is emptied while a fetch waits, and aiokafka takes an empty set for "all") was
   never read again: the first 50 records of a partition, with three workers starting under load.
-  :meth:`SafeConsumer.perform_seek` seeks to the beginning there.
+  :meth:`SafeConsumer.perform_seek` seeks to the beginning there. And Faust takes a commit that a
+  rebalance refused for made: here the broker alone says what was committed.
 * *Records of a fetch that began before a rebalance*: it may end only once recovery has gone back to
   the committed offsets. What it brings lies behind records that were dropped, and committing it
   lost those: the claims of three jobs, with workers that slept. It is dropped, and
@@ -273,6 +274,9 @@ class SafeConsumer(driver.Consumer):
     async def perform_seek(self) -> None:
         """Go back to the committed offsets; to the beginning where nothing was committed yet, or
         where the tables made of what was committed are gone."""
+        for tp in self.assignment():
+            # A commit that was refused is remembered like one that was made.
+            self._committed_offset[tp] = None
         await super().perform_seek()
         blank: frozenset[TP] = getattr(self.app.tables.recovery, "blank", frozenset())
         never = []
