@@ -105,6 +105,7 @@ class Odd:
         ("job.nonsense", {"job_id": 1}),
         ("job.started", {}),
         ("job.started", {"job_id": "a:b"}),
+        ("job.started", {"job_id": None}),
         ("job.started", {"jobid": 1}),
         ("job.started", {"job_id": Odd()}),
         ("job.started", {"job_id": 1, "runner": Odd()}),

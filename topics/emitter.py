@@ -468,7 +468,7 @@ def _event(said: dict[str, Any]) -> LifecycleEvent:
     elif kind in RUNNER_KINDS:
         said["key"] = runner.name or _lacks(kind)
     else:
-        said["key"] = job_key(said["provider"], said["host"], said.get("job_id") or "")
+        said["key"] = job_key(said["provider"], said["host"], said.get("job_id", ""))
     if not said.get("id"):
         parts = (kind.value, said["key"], said.get("claim") or "", said["occurred_at"])
         said["id"] = "/".join(map(str, parts))[:512]
