@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import CliRunner, Result
 from kafka import KafkaConsumer, TopicPartition
 from kafka.producer.sender import Sender
 
 from pipeline.agents.normalise import lifecycle_facts
+from pipeline.cli import main
 from tests.support import PATIENCE, brokers
 from topics import emitter as module
 from topics.apply import apply
@@ -477,3 +480,74 @@ def test_many_hosts_make_few_requests(broker: brokers.Broker, requests: Counter[
         sum(emitter.stats().requests.values()) for emitter in emitters
     )
     assert requests["produce"] * 4 <= events
+
+
+# --- from a shell ---------------------------------------------------------------------------------
+
+
+def emit(broker: str, *arguments: str, stdin: str | None = None, **env: str) -> Result:
+    settings: dict[str, str | None] = {n: None for n in os.environ if n.startswith("RUNNERSTREAM_")}
+    return CliRunner().invoke(
+        main, ["emit", "--source", "shell", *arguments], input=stdin,
+        env={**settings, "RUNNERSTREAM_KAFKA": broker, **env},
+    )  # fmt: skip
+
+
+def test_emit(broker: brokers.Broker) -> None:
+    result = emit(
+        broker.bootstrap, "claim.released", "--job", "0", "--claim", "c", "--reason", "by hunter2!",
+        "--mask-env", "SECRET", "--mask-env", "NONE", "--at", "1790000000000", SECRET="hunter2!",
+    )  # fmt: skip
+    assert (result.exit_code, result.stdout) == (0, "1 event told\n"), result.output
+    (event,) = told(broker, "shell")
+    assert (event.job_id, event.claim, event.reason) == ("0", "c", "by ***")
+    assert event.occurred_at == 1_790_000_000_000
+    lines = [
+        {"kind": "runner.idle", "runner": {"name": "vm-1", "id": 7}, "fleet": "mine"},
+        {"kind": "job.started", "job_id": 5, "runner": "vm-1", "source": "shell"},
+        "nothing", [], {"job_id": 1}, {"kind": "job.nonsense"}, {"kind": "job.started", "job": 1},
+        {"kind": "job.completed", "job_id": 5, "conclusion": "nearly"},
+        {"kind": "job.completed", "job_id": 5, "conclusion": "success"},
+    ]  # fmt: skip
+    text = "\n".join(each if isinstance(each, str) else json.dumps(each) for each in lines)
+    result = emit(broker.bootstrap, "--fleet", "f", stdin=f"{text}\n\n")
+    assert result.exit_code == 1
+    assert result.stdout == "3 events told\n"
+    said = re.findall(r"error: line (\d): (.*)", result.stderr)
+    assert [int(number) for number, _ in said] == [3, 4, 5, 6, 7, 8]
+    assert said[0][1] == "not JSON"
+    assert said[4][1] == "an event has no job"
+    assert "error: 6 lines made no event" in result.stderr
+    fleets = [(event.kind.value, event.fleet) for event in told(broker, "shell")[1:]]
+    assert sorted(fleets) == [("job.completed", "f"), ("job.started", "f"), ("runner.idle", "mine")]
+
+
+def test_emit_says_what_is_wrong(broker: brokers.Broker) -> None:
+    for arguments, code, says in (
+        (["job.nonsense"], 2, "job.nonsense"),
+        (["job.claimed", "--job", "1"], 2, "job.claimed needs a claim"),
+        (["runner.idle", "--runner", "vm"], 2, "runner.idle needs a fleet and a runner"),
+        (["job.started", "--job", "1", "--timeout", "0.2s"], 3, "1 not delivered within 0.2 s"),
+    ):
+        result = emit(NOWHERE, *arguments)
+        assert (result.exit_code, says in result.output) == (code, True), result.output
+    secret = ["job.started", "--job", "1", "--runner", "hunter2!", "--mask-env", "SECRET"]
+    result = emit(broker.bootstrap, *secret, SECRET="hunter2!")
+    assert result.exit_code == 1
+    assert "error: 1 secret" in result.stderr
+
+
+def test_emit_that_is_ended_ends_in_order(broker: brokers.Broker) -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", "emit", "--source", "ended"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RUNNERSTREAM_KAFKA": broker.bootstrap},
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert command.stdin is not None
+    command.stdin.write('{"kind": "job.started", "job_id": 9}\n')
+    command.stdin.flush()
+    # Each line goes by itself, whether or not the next one comes.
+    until(lambda: told(broker, "ended"), "the first line")
+    command.send_signal(signal.SIGTERM)
+    _, errors = command.communicate(timeout=LONG)
+    assert (command.returncode, errors) == (143, "")

@@ -76,18 +76,22 @@ class Batching:
     heartbeat_s: float = 30.0
     #: So many records go at once.
     batch_records: int = 100
-    #: Most records and bytes of one request.
+    #: Most records of one request.
     request_records: int = 500
+    #: Most bytes of one request.
     request_bytes: int = 256 * 1024
-    #: Most records and bytes that are kept, those on their way included.
+    #: Most records that are kept, those on their way included.
     max_records: int = 10_000
+    #: Most bytes that are kept.
     max_bytes: int = 8 * 1024 * 1024
-    #: The pause after a failed request, doubled up to the longest with each that follows. A fifth
-    #: more or less by chance, so that many producers do not come back together.
+    #: The pause after a failed request, doubled with each that follows; a fifth more or less by
+    #: chance, so that many hosts do not come back together.
     backoff_s: float = 0.5
+    #: The longest pause.
     backoff_max_s: float = 30.0
-    #: The same while closing.
+    #: The first pause while closing.
     closing_backoff_s: float = 0.1
+    #: The longest pause while closing.
     closing_backoff_max_s: float = 1.0
 
     def __post_init__(self) -> None:
