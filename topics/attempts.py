@@ -29,7 +29,7 @@ _OURS: Final = frozenset(
 )  # fmt: skip
 #: How long a request's records may take to be handed to kafka-python, in ms. It sends none before,
 #: unless told to: so a request of ours is one of Kafka's.
-_HAND_OVER_MS: Final = 1_000
+_HAND_OVER_MS: Final = 5_000
 
 
 class Attempts:
@@ -150,14 +150,16 @@ class Attempts:
         with suppress(Exception):
             # close() alone raises, and closes nothing, when there are records left.
             client._sender.force_close()
-            client._sender.join(_HAND_OVER_MS / 1000)
+            client._sender.join(1)
             client.close(timeout=0)
 
     def forget(self) -> None:
         """Use the connection no more, and leave it as it is: it is the parent process's."""
-        if self._client is not None:
-            self._forgotten.append(self._client)
-        self._client = None
+        client, self._client = self._client, None
+        if client is not None:
+            # So that it does not end itself with this process: a lock in it may have been held.
+            client._closed = True
+            self._forgotten.append(client)
 
 
 def _address(server: str) -> tuple[str, int]:
