@@ -37,7 +37,7 @@ from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
 from sinks.metrics import SinkMetrics  # noqa: E402
-from topics import catalogue, models, outbox  # noqa: E402
+from topics import batching, catalogue, models  # noqa: E402
 
 #: All pages; generated parts may be in any.
 PAGES: Final = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md")
@@ -261,20 +261,20 @@ def part_lifecycle() -> str:
 
 
 def part_batching() -> str:
-    comments = said(outbox.Batching)
+    comments = said(batching.Batching)
     rows = [
         (f"`{each.name}`", f"{each.default:,}", comments[each.name])
-        for each in dataclasses.fields(outbox.Batching)
+        for each in dataclasses.fields(batching.Batching)
     ]
     return table(("field", "default", "meaning"), rows)
 
 
 def part_triggers() -> str:
-    return _values_said(outbox.Trigger, "trigger")
+    return _values_said(batching.Trigger, "trigger")
 
 
 def part_drops() -> str:
-    return _values_said(outbox.Drop, "dropped")
+    return _values_said(batching.Drop, "dropped")
 
 
 def _values_said(cls: type[StrEnum], column: str) -> str:

@@ -30,10 +30,10 @@ from tests.support import PATIENCE, brokers
 from topics import emitter as module
 from topics.apply import apply
 from topics.attempts import Attempts
+from topics.batching import Batching, Drop, Parcel, Trigger
 from topics.catalogue import LIFECYCLE, catalogue
 from topics.emitter import Emitter
 from topics.models import LifecycleEvent, LifecycleKind, RunnerRef, Unreadable
-from topics.outbox import Batching, Drop, Parcel, Trigger
 
 ROOT = Path(__file__).resolve().parents[1]
 NOWHERE = "127.0.0.1:1"
@@ -42,7 +42,7 @@ PARTITIONS = 2
 LONG = 15 * PATIENCE
 #: Goes only when asked, and comes back quickly.
 ASKED = Batching(
-    interval_s=900, max_latency_s=900, transition_s=900, batch_records=100_000, backoff_s=0.05,
+    interval_s=900, max_latency_s=900, urgent_s=900, batch_records=100_000, backoff_s=0.05,
     backoff_max_s=0.2,
 )  # fmt: skip
 
@@ -56,7 +56,7 @@ def until(true: Callable[[], Any], what: str) -> None:
 
 def waiting(emitter: Emitter) -> list[LifecycleEvent]:
     """What it holds, as it would be sent."""
-    queues: Any = emitter._outbox._waiting
+    queues: Any = emitter._batcher._waiting
     return [
         LifecycleEvent.model_validate_json(parcel.value)
         for parcel in sorted((*queues[True], *queues[False]), key=lambda each: each.seq)
@@ -177,7 +177,7 @@ def test_an_outage_is_told_once_and_losses_now_and_then(
 ) -> None:
     monkeypatch.setattr(module, "_TELL_EVERY_S", 0.5)
     small = Batching(
-        max_records=3, max_latency_s=0.01, backoff_s=0.01, backoff_max_s=0.02, transition_s=0
+        max_records=3, max_latency_s=0.01, backoff_s=0.01, backoff_max_s=0.02, urgent_s=0
     )
     with caplog.at_level(logging.WARNING, logger="topics.emitter"):
         emitter = Emitter(NOWHERE, source="s", fleet="f", batching=small, close_s=0)
@@ -380,8 +380,8 @@ def test_the_end_has_a_limit(broker: brokers.Broker, stopped: Callable[[], None]
     for number in range(1, 4):
         emitter.emit("job.started", job_id=number)
     # One attempt would take ten minutes, and this one is under way.
-    assert not emitter.flush(0.2)
-    assert emitter.stats().requests[Trigger.ASKED] == 2
+    assert not emitter.flush(0.1)
+    until(lambda: emitter.stats().requests[Trigger.ASKED] == 2, "the attempt")
     stats = emitter.close(0.2)
     assert (stats.delivered, stats.dropped[Drop.UNSENT], stats.waiting) == (1, 3, 0)
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 from kafka import KafkaProducer
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 
+from topics.batching import Parcel
 from topics.catalogue import LIFECYCLE
-from topics.outbox import Parcel
 
 #: What the brokers will never take, however often it is sent.
 _REFUSALS: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -56,8 +56,8 @@ class Attempts:
         self._attempt_s = attempt_s
         self._connected = connected
         attempt = max(1, round(attempt_s * 1000))
-        # Trying again is the outbox's part. Then two copies of an event may reach the topic, and an
-        # idempotent producer would not prevent it.
+        # Trying again is the batcher's part. Then two copies of an event may reach the topic, which
+        # an idempotent producer would not prevent.
         self._options: dict[str, Any] = {
             "client_id": "runnerstream-emitter",
             "metrics_enabled": False,

@@ -6,9 +6,9 @@
         emitter.emit("job.claimed", job_id="4711", claim="lease-93", runner="vm-17")
 
 :meth:`Emitter.emit` puts an event into memory and returns. A thread of its own sends what waits, in
-batches, when :mod:`topics.outbox` says so, and tries again for as long as Kafka is away. Memory is
-bounded; what is dropped is counted (:meth:`Emitter.stats`) and told to the log ``topics.emitter``.
-Whatever goes wrong, the host is neither blocked nor does it get an exception.
+batches, when :mod:`topics.batching` says so, and tries again for as long as Kafka is away. Memory
+is bounded; what is dropped is counted (:meth:`Emitter.stats`), and told to the log
+``topics.emitter``. Whatever goes wrong, the host is neither blocked nor does it get an exception.
 
 Each event is delivered at least once. One that is told twice has the same id, and changes nothing.
 
@@ -36,15 +36,15 @@ from typing import Any, Final, NoReturn, Self, TypedDict, Unpack
 from pydantic import ValidationError
 
 from topics.attempts import Attempts
+from topics.batching import Batcher, Batching, Drop, Request, Stats, Trigger
 from topics.keys import GITHUB_HOST, canonical_host, job_key
 from topics.masking import Masker
 from topics.models import RUNNER_KINDS, LifecycleEvent, LifecycleKind, RunnerRef
-from topics.outbox import Batching, Drop, Outbox, Request, Stats, Trigger
 
 log = logging.getLogger(__name__)
 
-#: What others wait for: it ends a wait, or something is lost. The rest may wait for company.
-TRANSITIONS: Final = frozenset(
+#: What others wait for: it ends a wait, or something is lost. The rest waits for company.
+URGENT: Final = frozenset(
     {
         LifecycleKind.JOB_STARTED,
         LifecycleKind.JOB_COMPLETED,
@@ -140,7 +140,7 @@ class Emitter:
     def _begin(self) -> None:
         """All that belongs to one process."""
         self._changed = threading.Condition()
-        self._outbox = Outbox(self._batching, time.monotonic())
+        self._batcher = Batcher(self._batching, time.monotonic())
         self._thread: threading.Thread | None = None
         self._wakes_at = _NEVER
         self._deadline: float | None = None
@@ -159,7 +159,7 @@ class Emitter:
         """Tell an event; whether it was taken. Never waits, never raises.
 
         ``urgent``: send it at once, or let it wait for company; None goes by the kind
-        (:data:`TRANSITIONS`). False: it makes no event, or nothing more is taken; see
+        (:data:`URGENT`). False: it makes no event, or nothing more is taken; see
         :meth:`stats`.
         """
         return self._tell(lambda: self.event(kind, **said), urgent)
@@ -206,7 +206,7 @@ class Emitter:
     def stats(self) -> Stats:
         """Counts so far; what waits, and since when."""
         with self._changed:
-            return self._outbox.stats(time.monotonic())
+            return self._batcher.stats(time.monotonic())
 
     @property
     def trouble(self) -> str:
@@ -283,15 +283,15 @@ class Emitter:
                 if slot and slot not in self._alive:
                     return False  # let go meanwhile
                 if isinstance(masked, Drop):
-                    self._outbox.drop(masked)
+                    self._batcher.drop(masked)
                     taken = False
                 else:
-                    urgent = event.kind in TRANSITIONS if urgent is None else urgent
+                    urgent = event.kind in URGENT if urgent is None else urgent
                     taken = self._put(masked, urgent, slot)
                 self._stir()
         except Exception as error:
             with self._changed:
-                self._outbox.drop(Drop.INVALID)
+                self._batcher.drop(Drop.INVALID)
                 self._news.odd = error
                 self._stir()
             return False
@@ -300,7 +300,7 @@ class Emitter:
     def _put(self, event: LifecycleEvent, urgent: bool, slot: str) -> bool:
         value = event.model_dump_json(exclude_defaults=True, by_alias=True).encode()
         now = time.monotonic()
-        return self._outbox.put(now, event.key.encode(), value, urgent=urgent, slot=slot) is None
+        return self._batcher.put(now, event.key.encode(), value, urgent=urgent, slot=slot) is None
 
     def _stir(self) -> None:
         """Wake the thread if it has something to do sooner than it thinks. With the lock."""
@@ -315,15 +315,15 @@ class Emitter:
 
     def _next_at(self, now: float) -> float:
         """When there is something to do next. With the lock."""
-        due = self._outbox.due(now)
-        at = min(self._next_beat, self._news.due_at(self._outbox.lost))
+        due = self._batcher.due(now)
+        at = min(self._next_beat, self._news.due_at(self._batcher.lost))
         return min(at, due[0]) if due else at
 
     def _ask(self) -> Future[bool]:
         asked: Future[bool] = Future()
         asked.set_running_or_notify_cancel()
         with self._changed:
-            self._asked.append((self._outbox.flush(), asked))
+            self._asked.append((self._batcher.flush(), asked))
             self._answer()
             self._changed.notify_all()
         return asked
@@ -332,7 +332,7 @@ class Emitter:
         """Tell who waits for what is settled. With the lock."""
         waiting, self._asked = self._asked, []
         for each in waiting:
-            if self._outbox.is_settled(each[0]):
+            if self._batcher.is_settled(each[0]):
                 each[1].set_result(True)
             else:
                 self._asked.append(each)
@@ -346,7 +346,7 @@ class Emitter:
                 self._closing = True
                 self._alive.clear()
                 self._next_beat = _NEVER
-                self._outbox.close()
+                self._batcher.close()
                 if self._thread is None:
                     self._finish()
                 self._changed.notify_all()
@@ -365,10 +365,10 @@ class Emitter:
         if self._finished.done():
             return
         now = time.monotonic()
-        self._outbox.abandon()
-        self._news.look(self._outbox.stats(now), now)
+        self._batcher.abandon()
+        self._news.look(self._batcher.stats(now), now)
         self._answer()
-        self._finished.set_result(self._outbox.stats(now))
+        self._finished.set_result(self._batcher.stats(now))
         _open.discard(self)
 
     def _tell_log(self) -> None:
@@ -399,16 +399,16 @@ class Emitter:
         with self._changed:
             while not self._finished.done():
                 now = time.monotonic()
-                if self._news.due_at(self._outbox.lost) <= now:
-                    self._news.look(self._outbox.stats(now), now)
+                if self._news.due_at(self._batcher.lost) <= now:
+                    self._news.look(self._batcher.stats(now), now)
                     return None
                 if self._next_beat <= now:
                     return None
-                if (request := self._outbox.take(now)) is not None:
+                if (request := self._batcher.take(now)) is not None:
                     return request
                 at = self._next_at(now)
                 if self._deadline is not None:
-                    if self._outbox.due(now) is None or now >= self._deadline:
+                    if self._batcher.due(now) is None or now >= self._deadline:
                         self._finish()
                         return None
                     at = min(at, self._deadline)
@@ -424,9 +424,9 @@ class Emitter:
         with self._changed:
             if self._finished.done():
                 return
-            self._outbox.settle(now, failed, refused, random.random())
+            self._batcher.settle(now, failed, refused, random.random())
             self._answer()
-            self._news.sent(self._outbox.stats(now), now, why)
+            self._news.sent(self._batcher.stats(now), now, why)
 
     def _beat(self) -> None:
         """Make the heartbeats that are due."""
@@ -440,7 +440,7 @@ class Emitter:
         for runner, said in alive:
             self._tell(partial(self.event, _HEARTBEAT, **said), urgent=False, slot=runner)
         with self._changed:
-            self._outbox.flush(Trigger.HEARTBEAT)
+            self._batcher.flush(Trigger.HEARTBEAT)
 
     # --- inside: processes --------------------------------------------------------------------
 

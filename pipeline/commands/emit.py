@@ -18,9 +18,9 @@ from pipeline.commands.context import Context, Duration
 from pipeline.commands.failure import UNREACHABLE, USAGE, Failure
 from pipeline.commands.output import say
 from pipeline.settings import Settings
+from topics.batching import Batching, Drop
 from topics.emitter import Emitter
 from topics.models import Conclusion, LifecycleKind
-from topics.outbox import Batching, Drop
 
 #: The exit code of a program that SIGTERM has ended, as shells give it.
 _TERMINATED: Final = 128 + 15

@@ -1,12 +1,12 @@
 """When a batch goes, and what is in it: the state of a batching producer, without clock or network.
 
 What waits is told in batches, each sent for a reason (:class:`Trigger`). Whoever holds an
-:class:`Outbox` puts records in, asks :meth:`Outbox.due` when the next request is due, takes it
-with :meth:`Outbox.take`, and says with :meth:`Outbox.settle` what became of it. One request is on
+:class:`Batcher` puts records in, asks :meth:`Batcher.due` when the next request is due, takes it
+with :meth:`Batcher.take`, and says with :meth:`Batcher.settle` what became of it. One request is on
 its way at a time; what was not delivered goes back to its place, and is tried again.
 
-Memory is bounded. When there is no room, what is worth least goes: the oldest record that is no
-transition, else the oldest. It is counted by reason (:class:`Drop`).
+Memory is bounded. When there is no room, what is worth least goes: the oldest record that is not
+urgent, else the oldest. It is counted by reason (:class:`Drop`).
 
 Times are seconds of any clock that only goes forward; sizes are bytes.
 """
@@ -30,8 +30,8 @@ class Trigger(StrEnum):
     SIZE = "size"
     #: The oldest record has waited for as long as one may.
     LATENCY = "latency"
-    #: Something changed that others wait for.
-    TRANSITION = "transition"
+    #: Something happened that others wait for.
+    URGENT = "urgent"
     #: Runners are alive, whether or not anything else is to be told.
     HEARTBEAT = "heartbeat"
     #: The host asked.
@@ -64,14 +64,14 @@ class Drop(StrEnum):
 @dataclass(frozen=True, kw_only=True)
 class Batching:
     """How much waits, for how long, and what goes at once. All must be above 0, except
-    ``transition_s``. Raises ValueError."""
+    ``urgent_s``. Raises ValueError."""
 
     #: Whatever waits goes at this beat, counted from the start.
     interval_s: float = 5.0
     #: No record waits longer than this.
     max_latency_s: float = 3.0
-    #: How long a transition waits for others that come with it.
-    transition_s: float = 0.1
+    #: How long what is urgent waits for more that comes with it.
+    urgent_s: float = 0.1
     #: How often runners that are kept alive are told of.
     heartbeat_s: float = 30.0
     #: So many records go at once.
@@ -97,7 +97,7 @@ class Batching:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if not math.isfinite(value) or value < 0 or (not value and each.name != "transition_s"):
+            if not math.isfinite(value) or value < 0 or (not value and each.name != "urgent_s"):
                 raise ValueError(f"{each.name} must be above 0, not {value!r}")
         if self.request_bytes > self.max_bytes:
             raise ValueError("request_bytes must not exceed max_bytes")
@@ -160,14 +160,14 @@ class Stats:
     oldest_s: float
 
 
-class Outbox:
+class Batcher:
     """What waits to be told, and when it goes. Not safe between threads."""
 
     def __init__(self, batching: Batching, now: float) -> None:
         self.batching = batching
         self._start = now
         self._seq = 0
-        #: What waits, transitions and the rest, each in its order.
+        #: What waits, urgent or not, each in its order.
         self._waiting: dict[bool, deque[Parcel]] = {True: deque(), False: deque()}
         self._slots: dict[str, Parcel] = {}
         self._sent: tuple[Parcel, ...] = ()
@@ -191,7 +191,7 @@ class Outbox:
     ) -> Drop | None:
         """Take a record; the reason if it is not taken.
 
-        ``urgent``: a transition. ``slot``: takes the place of a record of the same slot that
+        ``urgent``: others wait for it. ``slot``: takes the place of a record of the same slot that
         still waits.
         """
         if self._closing:
@@ -359,7 +359,7 @@ class Outbox:
             (self._beat_after(oldest.since), Trigger.INTERVAL),
         ]
         if urgent := self._waiting[True]:
-            due.append((urgent[0].since + limits.transition_s, Trigger.TRANSITION))
+            due.append((urgent[0].since + limits.urgent_s, Trigger.URGENT))
         return min(due, key=lambda each: each[0])
 
     def _beat_after(self, at: float) -> float:
@@ -414,7 +414,7 @@ class Outbox:
 
     def _victims(self, urgent: bool) -> Iterator[Parcel | None]:
         """What may go to make room for another, in turn; None when there is nothing more. A
-        record that is no transition drives out no transition."""
+        record that is not urgent drives out none that is."""
         while self._waiting[False]:
             yield self._waiting[False][0]
         while urgent and self._waiting[True]:

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topics.outbox import OVERHEAD, Batching, Drop, Outbox, Parcel, Request, Stats, Trigger
+from topics.batching import OVERHEAD, Batcher, Batching, Drop, Parcel, Request, Stats, Trigger
 
 #: Times are multiples of an eighth of a second, which floats hold exactly.
 EIGHTH = 0.125
 PLAIN = Batching(
-    transition_s=EIGHTH, batch_records=6, request_records=4, request_bytes=2_000,
+    urgent_s=EIGHTH, batch_records=6, request_records=4, request_bytes=2_000,
     max_records=40, max_bytes=20_000,
 )  # fmt: skip
 
@@ -45,7 +45,7 @@ def lost(request: Request) -> tuple[Sequence[Parcel], Sequence[Parcel]]:
 
 @dataclass
 class Host:
-    """A thread around an outbox, in a time of its own: it sends what is due when it is due."""
+    """A thread around a batcher, in a time of its own: it sends what is due when it is due."""
 
     batching: Batching = PLAIN
     start: float = 100.0
@@ -54,34 +54,34 @@ class Host:
 
     def __post_init__(self) -> None:
         self.now = self.start
-        self.outbox = Outbox(self.batching, self.start)
+        self.batcher = Batcher(self.batching, self.start)
         self.number = 0
 
     def put(self, urgent: bool = False, size: int = 10, slot: str = "") -> Drop | None:
         self.number += 1
         value = str(self.number).encode().ljust(size)
-        return self.outbox.put(self.now, b"k", value, urgent=urgent, slot=slot)
+        return self.batcher.put(self.now, b"k", value, urgent=urgent, slot=slot)
 
     def waits(self) -> tuple[Parcel, ...]:
-        queues: Any = self.outbox._waiting
+        queues: Any = self.batcher._waiting
         return tuple(sorted((*queues[True], *queues[False]), key=lambda each: each.seq))
 
     def run(self, seconds: float = 0.0) -> None:
         """Let time pass, and send."""
         end = self.now + seconds
-        while (due := self.outbox.due(self.now)) is not None and due[0] <= end:
+        while (due := self.batcher.due(self.now)) is not None and due[0] <= end:
             self.now = max(self.now, due[0])
             before = self.waits()
-            request = self.outbox.take(self.now)
+            request = self.batcher.take(self.now)
             assert request is not None
             self.sent.append(Sent(self.now, request.trigger, request.parcels, before))
             failed, refused = self.answer(request)
-            self.outbox.settle(self.now, failed, refused)
+            self.batcher.settle(self.now, failed, refused)
         self.now = end
 
     @property
     def stats(self) -> Stats:
-        return self.outbox.stats(self.now)
+        return self.batcher.stats(self.now)
 
     def triggers(self) -> list[Trigger]:
         return [each.trigger for each in self.sent]
@@ -128,33 +128,33 @@ def test_as_much_as_a_batch_goes_at_once() -> None:
     assert many.triggers() == [Trigger.SIZE] * 2
 
 
-def test_a_transition_goes_with_all_that_came_before_it() -> None:
+def test_what_is_urgent_goes_with_all_that_came_before_it() -> None:
     host = Host()
     host.put()
     host.put(urgent=True)
     host.put(urgent=True)
     host.run(60)
     ((at, trigger, sent),) = ((each.at, each.trigger, each.parcels) for each in host.sent)
-    assert (at, trigger, len(sent)) == (100 + EIGHTH, Trigger.TRANSITION, 3)
+    assert (at, trigger, len(sent)) == (100 + EIGHTH, Trigger.URGENT, 3)
 
 
 def test_the_host_may_ask_and_the_end_does() -> None:
     host = Host()
-    asked = host.outbox.flush()
-    assert host.outbox.is_settled(asked)
+    asked = host.batcher.flush()
+    assert host.batcher.is_settled(asked)
     host.put()
-    asked = host.outbox.flush()
-    assert not host.outbox.is_settled(asked)
+    asked = host.batcher.flush()
+    assert not host.batcher.is_settled(asked)
     host.put()
     host.run()
-    assert host.outbox.is_settled(asked)
+    assert host.batcher.is_settled(asked)
     host.put()
-    host.outbox.close()
+    host.batcher.close()
     assert host.put() is Drop.CLOSED
     host.run()
     assert host.triggers() == [Trigger.ASKED, Trigger.CLOSE]
     # Nothing to tell is nothing to send.
-    assert host.outbox.due(host.now) is None
+    assert host.batcher.due(host.now) is None
 
 
 def test_heartbeats_go_by_themselves_and_only_the_newest_is_kept() -> None:
@@ -162,7 +162,7 @@ def test_heartbeats_go_by_themselves_and_only_the_newest_is_kept() -> None:
     for beat in range(20):
         host.put(slot="vm-1")
         host.put(slot="vm-2")
-        host.outbox.flush(Trigger.HEARTBEAT)
+        host.batcher.flush(Trigger.HEARTBEAT)
         host.run(30)
         assert host.stats.waiting == 2, beat
     assert host.sent[0].trigger is Trigger.HEARTBEAT
@@ -177,11 +177,11 @@ def test_heartbeats_go_by_themselves_and_only_the_newest_is_kept() -> None:
 def test_a_beat_that_fails_gives_way_to_the_next() -> None:
     host = Host()
     host.put(slot="vm-1")
-    host.outbox.flush(Trigger.HEARTBEAT)
-    request = host.outbox.take(host.now)
+    host.batcher.flush(Trigger.HEARTBEAT)
+    request = host.batcher.take(host.now)
     assert request is not None
     host.put(slot="vm-1")
-    host.outbox.settle(host.now, request.parcels)
+    host.batcher.settle(host.now, request.parcels)
     assert [each.value.split() for each in host.waits()] == [[b"2"]]
     assert host.stats.coalesced == 1
 
@@ -190,15 +190,15 @@ def test_a_request_on_its_way_is_the_only_one() -> None:
     host = Host()
     host.put(urgent=True)
     host.now += 1
-    request = host.outbox.take(host.now)
+    request = host.batcher.take(host.now)
     assert request is not None
     for _ in range(20):
         host.put(urgent=True)
-    assert host.outbox.due(host.now) is None
-    assert host.outbox.take(host.now) is None
-    assert not host.outbox.is_settled(1)
+    assert host.batcher.due(host.now) is None
+    assert host.batcher.take(host.now) is None
+    assert not host.batcher.is_settled(1)
     # What changed meanwhile is not forgotten.
-    host.outbox.settle(host.now)
+    host.batcher.settle(host.now)
     host.run()
     assert host.stats.delivered == 21
 
@@ -210,7 +210,7 @@ def test_pauses_grow_vary_and_end() -> None:
     gaps = [b.at - a.at for a, b in zip(host.sent, host.sent[1:], strict=False)]
     assert gaps[:8] == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert set(host.triggers()[1:]) == {Trigger.RETRY}
-    box = Outbox(PLAIN, 0)
+    box = Batcher(PLAIN, 0)
     for chance, least in ((0.0, 0.4), (1.0, 0.6)):
         box.put(0, b"", b"", urgent=True)
         request = box.take(math.inf)
@@ -219,12 +219,12 @@ def test_pauses_grow_vary_and_end() -> None:
         request = box.take(math.inf)
         box.settle(0)
     # The end does not wait for them, and has shorter ones of its own.
-    host.outbox.close()
+    host.batcher.close()
     host.sent.clear()
     host.run(5)
     gaps = [b.at - a.at for a, b in zip(host.sent, host.sent[1:], strict=False)]
     assert gaps[:5] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0])
-    assert host.outbox.abandon() == 1
+    assert host.batcher.abandon() == 1
     assert host.stats.dropped[Drop.UNSENT] == 1
 
 
@@ -237,23 +237,23 @@ def test_what_makes_room_is_worth_least() -> None:
     host.put(urgent=True)
     host.put(urgent=True)
     assert values() == [1, 4, 6, 7]
-    # Full of transitions: a heartbeat has no place, and a transition takes that of the oldest.
+    # Nothing but urgent ones: a heartbeat has no place, and one of them takes that of the oldest.
     assert host.put() is Drop.OVERFLOW
     assert host.put(urgent=True) is None
     assert values() == [4, 6, 7, 9]
     assert host.stats.dropped[Drop.OVERFLOW] == 5
-    assert host.outbox.lost == 5
+    assert host.batcher.lost == 5
 
 
 def test_what_is_on_its_way_is_not_driven_out() -> None:
     host = Host(Batching(max_records=2))
     host.put()
     host.put()
-    host.outbox.flush()
-    request = host.outbox.take(host.now)
+    host.batcher.flush()
+    request = host.batcher.take(host.now)
     assert request is not None
     assert host.put(urgent=True) is Drop.OVERFLOW
-    host.outbox.settle(host.now, request.parcels)
+    host.batcher.settle(host.now, request.parcels)
     assert host.stats.waiting == 2
 
 
@@ -266,7 +266,7 @@ def test_every_reason_is_there_from_the_beginning() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"interval_s": 0}, {"max_latency_s": -1}, {"batch_records": 0}, {"backoff_s": math.nan},
-     {"transition_s": -0.1}, {"request_bytes": 10_000_000}],
+     {"urgent_s": -0.1}, {"request_bytes": 10_000_000}],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -293,9 +293,9 @@ def follow(host: Host, history: Sequence[Any]) -> None:
             host.put(urgent=step[1], size=step[2])
         elif step[0] == "beat":
             host.put(slot=step[1], size=50)
-            host.outbox.flush(Trigger.HEARTBEAT)
+            host.batcher.flush(Trigger.HEARTBEAT)
         elif step[0] == "ask":
-            host.outbox.flush()
+            host.batcher.flush()
         host.run(step[1] * EIGHTH if step[0] == "wait" else 0)
         consistent(host)
 
@@ -304,7 +304,7 @@ def consistent(host: Host) -> None:
     stats, waits = host.stats, host.waits()
     dropped = sum(stats.dropped.values())
     assert stats.offered == stats.delivered + stats.coalesced + dropped + stats.waiting
-    assert host.outbox.lost == dropped
+    assert host.batcher.lost == dropped
     assert stats.waiting == len(waits) <= host.batching.max_records
     assert stats.waiting_bytes == sum(each.size for each in waits) <= host.batching.max_bytes
     assert stats.oldest_s == host.now - min((each.since for each in waits), default=host.now)
@@ -328,7 +328,7 @@ def test_nothing_goes_too_late_too_early_or_out_of_order(history: list[Any]) -> 
         for each in sent.parcels:
             waited = sent.at - each.since
             assert waited <= limits.max_latency_s
-            assert not each.urgent or waited <= limits.transition_s
+            assert not each.urgent or waited <= limits.urgent_s
             beat = (each.since - host.start) // limits.interval_s + 1
             assert sent.at <= host.start + beat * limits.interval_s
         # Each has its reason, and the parts of one flush have one.
@@ -342,8 +342,8 @@ def test_nothing_goes_too_late_too_early_or_out_of_order(history: list[Any]) -> 
             Trigger.INTERVAL: (sent.at - host.start) % limits.interval_s == 0,
             Trigger.SIZE: len(sent.before) >= limits.batch_records
             or weight >= limits.request_bytes,
-            Trigger.TRANSITION: any(
-                each.urgent and sent.at - each.since == limits.transition_s for each in sent.before
+            Trigger.URGENT: any(
+                each.urgent and sent.at - each.since == limits.urgent_s for each in sent.before
             ),
             Trigger.ASKED: ("ask",) in history,
             Trigger.HEARTBEAT: any(step[0] == "beat" for step in history),
@@ -389,11 +389,11 @@ def test_the_end_delivers_all_or_says_what_it_left(
     host.sent.clear()
     scripted = iter(outcomes)
     host.answer = lambda request: ((() if next(scripted, False) else request.parcels), ())
-    host.outbox.close()
+    host.batcher.close()
     left = host.stats
     host.run(10)
     after = host.stats
-    given_up = host.outbox.abandon()
+    given_up = host.batcher.abandon()
     end = host.stats
     assert given_up == after.waiting
     assert (
@@ -439,7 +439,7 @@ def test_two_hundred_hosts_with_three_jobs_each_make_a_fifth_of_the_requests() -
     assert records == 200 * 3 * (42 + 2)
     assert requests * 4 < records
     assert requests <= (84 + 25) * 60
-    assert stats.requests[Trigger.TRANSITION] > 0 < stats.requests[Trigger.LATENCY]
+    assert stats.requests[Trigger.URGENT] > 0 < stats.requests[Trigger.LATENCY]
 
 
 def test_a_size_that_counts() -> None:
