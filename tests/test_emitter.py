@@ -109,6 +109,8 @@ class Odd:
         ("job.started", {}),
         ("job.started", {"job_id": "a:b"}),
         ("job.started", {"job_id": None}),
+        ("job.started", {"job_id": 1, "host": 7}),
+        ("job.started", {"job_id": 1, "runner": 7}),
         ("job.started", {"jobid": 1}),
         ("job.started", {"job_id": Odd()}),
         ("job.started", {"job_id": 1, "runner": Odd()}),
@@ -237,7 +239,10 @@ def make_topics(running: brokers.Broker) -> None:
 def told(running: brokers.Broker, source: str) -> list[LifecycleEvent]:
     """What is on the topic of one source."""
     where = [TopicPartition(LIFECYCLE, p) for p in range(PARTITIONS)]
-    consumer = KafkaConsumer(bootstrap_servers=running.bootstrap, auto_offset_reset="earliest")
+    # Whole batches: the embedded broker's end may lie within the last.
+    consumer = KafkaConsumer(
+        bootstrap_servers=running.bootstrap, auto_offset_reset="earliest", max_poll_records=100_000
+    )
     try:
         consumer.assign(where)
         ends = consumer.end_offsets(where)
@@ -456,7 +461,7 @@ emitter.emit("job.claimed", job_id=1, claim="c")
 
 def test_many_hosts_make_few_requests(broker: brokers.Broker, requests: Counter[str]) -> None:
     """Hosts with three jobs each: a life of a job is seven events, which come as they come."""
-    hosts = 40
+    hosts = 200
     lives = [
         ("job.claimed", {"claim": "c"}), ("job.minted", {"claim": "c"}), ("job.started", {}),
         ("runner.heartbeat", {}), ("runner.heartbeat", {}), ("job.completed", {}),
@@ -518,8 +523,10 @@ def test_emit(broker: brokers.Broker) -> None:
     assert said[0][1] == "not JSON"
     assert said[4][1] == "an event has no job"
     assert "error: 6 lines made no event" in result.stderr
-    fleets = [(event.kind.value, event.fleet) for event in told(broker, "shell")[1:]]
-    assert sorted(fleets) == [("job.completed", "f"), ("job.started", "f"), ("runner.idle", "mine")]
+    assert {(event.kind.value, event.fleet) for event in told(broker, "shell")} == {
+        ("claim.released", ""), ("job.completed", "f"), ("job.started", "f"),
+        ("runner.idle", "mine"),
+    }  # fmt: skip
 
 
 def test_emit_says_what_is_wrong(broker: brokers.Broker) -> None:

@@ -173,7 +173,10 @@ class Emitter:
         the pipeline would put aside."""
         if unknown := said.keys() - Said.__annotations__.keys():
             raise ValueError(f"an event has no {', '.join(sorted(unknown))}")
-        event = _event({**self._said, **said, "kind": LifecycleKind(kind)})
+        try:
+            event = _event({**self._said, **said, "kind": LifecycleKind(kind)})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"a field is of the wrong type: {error}") from error
         _require_names(event)
         return event
 
@@ -459,9 +462,9 @@ def _event(said: dict[str, Any]) -> LifecycleEvent:
     said["received_at"] = now
     if said.get("occurred_at") is None:
         said["occurred_at"] = now
-    runner = said.get("runner", "")
-    if isinstance(runner, str):
-        said["runner"] = runner = RunnerRef(name=runner)
+    runner = said.get("runner") or ""
+    runner = RunnerRef.model_validate({"name": runner} if isinstance(runner, str) else runner)
+    said["runner"] = runner
     kind = said["kind"]
     if kind is LifecycleKind.HOST_GONE:
         said["key"] = said.get("runner_host") or _lacks(kind)
