@@ -213,7 +213,7 @@ class Emitter:
 
     @property
     def trouble(self) -> str:
-        """Why Kafka takes nothing; empty while it does."""
+        """Why the latest request failed; empty when it did not."""
         return self._news.trouble
 
     # --- waiting ------------------------------------------------------------------------------
@@ -543,12 +543,12 @@ class _News:
             self._away_since = now
             self._say(
                 logging.WARNING,
-                f"Kafka takes no events ({self.trouble}): {stats.waiting} wait",
+                f"events are not delivered ({self.trouble}): {stats.waiting} wait",
             )
         elif error is None and self._away_since is not None:
             gone = now - self._away_since
             self._away_since = None
-            self._say(logging.WARNING, f"Kafka takes events again after {gone:.0f} s")
+            self._say(logging.WARNING, f"events are delivered again after {gone:.0f} s")
 
     def take(self) -> list[tuple[int, str]]:
         """What has not been told yet."""
