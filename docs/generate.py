@@ -6,6 +6,7 @@ A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->`
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import inspect
 import re
@@ -13,6 +14,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -35,7 +37,7 @@ from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
 from sinks.metrics import SinkMetrics  # noqa: E402
-from topics import catalogue, models  # noqa: E402
+from topics import batching, catalogue, models  # noqa: E402
 
 #: All pages; generated parts may be in any.
 PAGES: Final = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md")
@@ -107,7 +109,8 @@ WHY: Final = {
     "aiokafka": "The Kafka client under Faust, and the awaited producer of the outbox. Exact for "
     "the same reason.",
     "kafka-python": "The synchronous Kafka client: your producer, the sink, topic administration. "
-    "Exact, because `sinks/consumer.py` replaces how a fetched batch is read.",
+    "Exact, because `sinks/consumer.py` replaces how a fetched batch is read, and "
+    "`topics/attempts.py` ends a client that has records left.",
     "crc32c": "kafka-python checksums each batch in pure Python without it, and sends about 1,900 "
     "webhooks a second; with it about five times as many.",
     "cramjam": "Batches compressed with snappy, lz4 or zstd, for aiokafka and python-snappy.",
@@ -255,6 +258,34 @@ def part_delivery() -> str:
 
 def part_lifecycle() -> str:
     return fields(models.LifecycleEvent, skip=set(models.Record.model_fields))
+
+
+def part_batching() -> str:
+    comments = said(batching.Batching)
+    rows = [
+        (f"`{each.name}`", f"{each.default:,}", comments[each.name])
+        for each in dataclasses.fields(batching.Batching)
+    ]
+    return table(("field", "default", "meaning"), rows)
+
+
+def part_triggers() -> str:
+    return _values_said(batching.Trigger, "trigger")
+
+
+def part_drops() -> str:
+    return _values_said(batching.Drop, "dropped")
+
+
+def _values_said(cls: type[StrEnum], column: str) -> str:
+    """A table of the values of an enumeration, from the ``#:`` comments in front of them."""
+    one = re.compile(r"((?:^ +#: .*\n)+) +\w+ = \"(\w+)\"", re.MULTILINE)
+    found = one.findall(inspect.getsource(cls))
+    assert [value for _, value in found] == list(cls)
+    rows = [
+        (f"`{value}`", re.sub(r"^ *#: ", "", text, flags=re.MULTILINE)) for text, value in found
+    ]
+    return table((column, "meaning"), rows)
 
 
 def part_kinds() -> str:

@@ -60,6 +60,7 @@ _COMMANDS: Final = (
     "simulate",
     "replay",
     "post",
+    "emit",
     "local",
     "sql",
     "jobs",

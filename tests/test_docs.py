@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -331,7 +331,7 @@ def _records(bootstrap: str, topic: str) -> list[Any]:
 
 def test_python_blocks_run(broker: brokers.Broker) -> None:
     blocks = _of("python")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         assert "localhost:9092" in block.text
         code = block.text.replace("localhost:9092", broker.bootstrap)
@@ -341,9 +341,9 @@ def test_python_blocks_run(broker: brokers.Broker) -> None:
         )  # fmt: skip
         assert result.returncode == 0, f"{block}\n{result.stderr}"
     events = [read(models.LIFECYCLE, each.value) for each in _records(broker.bootstrap, LIFECYCLE)]
-    assert [event.kind.value for event in events] == [
-        "job.queued", "job.claimed", "job.minted", "job.started",
-    ]  # fmt: skip
+    assert _kinds(events, "4711") == ["job.queued", "job.claimed", "job.minted", "job.started"]
+    assert _kinds(events, "4714") == ["job.claimed", "job.started", "job.completed"]
+    assert len(events) == 7
     for record in _records(broker.bootstrap, LIFECYCLE):
         lifecycle_facts(record.value)
     (webhook,) = _records(broker.bootstrap, WEBHOOKS)
@@ -351,8 +351,13 @@ def test_python_blocks_run(broker: brokers.Broker) -> None:
     assert [fact.key for fact in facts] == ["github:github.com:4712"]
 
 
-def test_what_examples_post_is_found(broker: brokers.Broker, tmp_path: Path) -> None:
-    """A newcomer's way: post each as printed, then look for the job."""
+def _kinds(events: list[Any], job_id: str) -> list[str]:
+    return [event.kind.value for event in events if event.job_id == job_id]
+
+
+@pytest.fixture
+def shell(broker: brokers.Broker, tmp_path: Path) -> Callable[[Block], str]:
+    """Runs a block as a newcomer does, with the program in the path; what it prints."""
     programs = tmp_path / "bin"
     programs.mkdir()
     program = programs / "runnerstream"
@@ -365,14 +370,32 @@ def test_what_examples_post_is_found(broker: brokers.Broker, tmp_path: Path) -> 
         "RUNNERSTREAM_KAFKA": broker.bootstrap,
         "RUNNERSTREAM_PARTITIONS": str(PARTITIONS),
     }
+
+    def run(block: Block) -> str:
+        result = subprocess.run(
+            ["sh", "-eu", "-c", block.text], cwd=ROOT, env=env, capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, f"{block}\n{result.stderr}"
+        return result.stdout
+
+    return run
+
+
+def test_what_a_shell_emits_is_on_the_topic(
+    broker: brokers.Broker, shell: Callable[[Block], str]
+) -> None:
+    (block,) = (block for block in _of("sh") if "runnerstream emit" in block.text)
+    assert shell(block).splitlines() == ["1 event told", "2 events told"]
+    events = [read(models.LIFECYCLE, each.value) for each in _records(broker.bootstrap, LIFECYCLE)]
+    assert _kinds(events, "4715") == ["job.claimed", "job.started", "job.completed"]
+
+
+def test_what_examples_post_is_found(broker: brokers.Broker, shell: Callable[[Block], str]) -> None:
+    """A newcomer's way: post each as printed, then look for the job."""
     with WorkerProcess(broker.bootstrap, role="fold", partitions=PARTITIONS) as worker:
         for block in EXAMPLES:
-            result = subprocess.run(
-                ["sh", "-eu", "-c", block.text], cwd=ROOT, env=env, capture_output=True, text=True,
-                timeout=60, check=False,
-            )  # fmt: skip
-            assert result.returncode == 0, f"{block}\n{result.stderr}"
-            assert "1 record posted to runners." in result.stdout
+            assert "1 record posted to runners." in shell(block)
         worker.wait_ready(90)
         keys = {_posted(block)["key"] for block in EXAMPLES}
         hooked, key = sorted((key for key in keys if key.startswith("github:")), reverse=True)

@@ -73,6 +73,20 @@ def test_what_is_posted_is_found(worker: tuple[str, WorkerProcess]) -> None:
     ]
 
 
+def test_a_runner_host_tells_all(worker: tuple[str, WorkerProcess]) -> None:
+    brokers_, process = worker
+    *keys, last = run("runner_host.py", brokers_, "2")
+    assert len(keys) == 2
+    assert last.startswith("11 of 11 events delivered, in ")
+    for key in keys:
+
+        def completed(key: str = key) -> bool:
+            code, answer = process.get(f"/jobs/{key}")
+            return code == 200 and answer["status"] == "completed" and answer["runner"] == "vm-21"
+
+        process.wait(completed, 60, f"show {key} completed")
+
+
 @contextmanager
 def hook(directory: Path, claims: dict[str, str]) -> Iterator[tuple[str, Path]]:
     """examples/dispatcher_hook.py in a process of its own; its URL, and its books."""
@@ -159,6 +173,7 @@ def test_a_body_from_a_file_is_that_job(worker: tuple[str, WorkerProcess], tmp_p
 def test_examples_are_short_and_say_how_they_are_run() -> None:
     assert {path.name for path in EXAMPLES} == {
         "bridge.py", "dispatcher.py", "dispatcher_hook.py", "post_a_webhook.py", "query_api.py",
+        "runner_host.py",
     }  # fmt: skip
     for path in EXAMPLES:
         text = path.read_text(encoding="utf-8")
