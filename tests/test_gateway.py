@@ -484,7 +484,7 @@ def test_no_framing_does_harm(gate: Served, lines: list[bytes], end: bytes) -> N
     answered = gate.raw(end.join([*lines, b"", b""]), end=True)
     for each in answered.split(b"HTTP/1.")[1:]:
         assert each[2:3] in b"1234", answered
-    assert gate.gateway.status().ready
+    until(lambda: gate.gateway.status().ready)
 
 
 def test_each_outcome_is_counted(running: Broker) -> None:

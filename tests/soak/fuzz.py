@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from tests import test_gateway, test_gateway_openapi
 from tests.support.brokers import broker
-from tests.support.gateways import Served, ready, serve
+from tests.support.gateways import Served, ready, serve, until
 from topics.apply import apply
 from topics.catalogue import catalogue
 
@@ -131,7 +131,7 @@ def main(minutes: float) -> None:
                         outcomes[sample.labels["outcome"]] += int(sample.value)
             for outcome, number in outcomes.most_common():
                 click.echo(f"{number:>9,} {outcome}")
-            assert gate.gateway.status().ready
+            until(lambda: gate.gateway.status().ready)
 
 
 if __name__ == "__main__":

@@ -108,13 +108,15 @@ def delete(bootstrap: str, topic: str) -> None:
         admin.close()
 
 
-def wait_drained(bootstrap: str, group: str, topics: list[str], timeout: float) -> None:
-    """Return when the group has committed everything; a clock may keep adding a tick each."""
+def wait_drained(
+    bootstrap: str, group: str, topics: list[str], timeout: float, ticks: int = 16
+) -> None:
+    """Return when the group has committed everything, but for what a clock may keep adding."""
     deadline = time.monotonic() + PATIENCE * timeout
     quiet = 0
     while quiet < 3:
         left = lag(bootstrap, group, topics)
-        quiet = quiet + 1 if left <= 16 else 0
+        quiet = quiet + 1 if left <= ticks else 0
         if time.monotonic() > deadline:
             raise AssertionError(f"{group} is still {left} records behind after {timeout:.0f} s")
         time.sleep(0.5)

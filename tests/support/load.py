@@ -81,8 +81,8 @@ def sink_worker(kafka: Broker, clickhouse: EmbeddedClickHouse, tmp_path: Path) -
 
 
 def wait_folded(kafka: Broker, timeout: float = 120.0) -> None:
-    for topics in ([WEBHOOKS, LIFECYCLE], [JOBS]):
-        evidence.wait_drained(kafka.bootstrap, "runnerstream", topics, timeout)
+    for topics, ticks in (([WEBHOOKS, LIFECYCLE], 0), ([JOBS], 16)):
+        evidence.wait_drained(kafka.bootstrap, "runnerstream", topics, timeout, ticks)
 
 
 def wait_sunk(kafka: Broker, timeout: float = 120.0) -> None:
