@@ -143,7 +143,7 @@ def test_the_check_fails_when_two_steps_are_swapped(kafka: ApacheKafka, tmp_path
     load.finish()
     wait_folded(kafka)
     with pytest.raises(AssertionError, match=r"windows: .* differences from the truth"):
-        evidence.check_topics(kafka.bootstrap, load.truth)
+        evidence.check_topics(kafka.bootstrap, load.truth, seconds=0)
     fold.stop()
 
 
@@ -271,7 +271,7 @@ def test_dead_letters_replayed_after_a_fix_are_as_if_nothing_had_been_wrong(
     letters = list(evidence.read_topic(kafka.bootstrap, DEAD_LETTERS))
     assert len(letters) > 100
     with pytest.raises(AssertionError, match="differences from the truth"):
-        evidence.check_topics(kafka.bootstrap, load.truth)
+        evidence.check_topics(kafka.bootstrap, load.truth, seconds=0)
     fixed = fold_worker(kafka, tmp_path).start()
     replay = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "dead-letters", "replay", "--all"],
