@@ -15,9 +15,11 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
+from topics.catalogue import EVENTS as EVENTS_TOPIC
 from topics.catalogue import FLEETS as FLEETS_TOPIC
 from topics.catalogue import JOBS as JOBS_TOPIC
 from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
+from topics.catalogue import TELEMETRY as TELEMETRY_TOPIC
 from topics.catalogue import WEBHOOKS as WEBHOOKS_TOPIC
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
 from topics.recovery import CommandKind, Mode, Result, StallKind, Why
@@ -150,7 +152,7 @@ STRANDED: Final = "stranded"
 _FAMILY = Label("family", _FAMILY_NAMES)
 _MEASURED = Label("family", (*_FAMILY_NAMES, STRANDED))
 _ROLE = Label("role", Source.ROLE)
-_STAGE = Label("stage", ("normalise", "fold", "fleets"))
+_STAGE = Label("stage", ("normalise", "fold", "fleets", "telemetry"))
 _STATUS = Label("status", tuple(status.value for status in Status))
 _LIVE = Label("status", tuple(s.value for s in Status if s is not Status.COMPLETED))
 _STALL = Label("stall", tuple(kind.value for kind in StallKind))
@@ -159,7 +161,10 @@ _OPENING: Final = (*STRANDING, StallKind.MISSED_COMPLETION.value)
 _OPENED = Label("stall", _OPENING)
 _ASKED = Label("stall", tuple(kind for kind in _OPENING if kind != StallKind.STALE_CLAIM.value))
 _COMMAND = Label("command", tuple(kind.value for kind in CommandKind))
-_TOPIC = Label("topic", (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, JOBS_TOPIC, FLEETS_TOPIC))
+_TOPIC = Label(
+    "topic",
+    (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, EVENTS_TOPIC, JOBS_TOPIC, FLEETS_TOPIC, TELEMETRY_TOPIC),
+)
 _MODE = Label("mode", tuple(mode.value for mode in Mode))
 
 WEBHOOKS: Final = Counter[tuple[str]](

@@ -40,9 +40,11 @@ from pipeline.ledger import LIVE, Ledger
 from pipeline.reached import Reached
 from pipeline.routes import Routes
 from pipeline.settings import Settings
+from pipeline.telemetry import TelemetryLedger
+from pipeline.telemetry.subject import Level
 from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
-from topics.catalogue import JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
+from topics.catalogue import EVENTS, JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
 from topics.models import Tick
 from topics.recovery import BreakerState, Mode, StallKind
 from topics.tables import JOBS_TABLE
@@ -115,7 +117,7 @@ class Worker:
             self.metrics.note, secrets, settings.trust_envelopes, folds.pool_names(settings),
             self.unrouted,
         )  # fmt: skip
-        self._agent((WEBHOOKS, LIFECYCLE, OUTCOMES), normalise)
+        self._agent((WEBHOOKS, LIFECYCLE, OUTCOMES, EVENTS), normalise)
         for fold in self.folds:
             self._agent(
                 (fold.spec.log,),
@@ -342,6 +344,21 @@ class Worker:
     def fleet_levels(self) -> Iterator[tuple[str, BreakerState, Mode]]:
         """(fleet, breaker, mode) over owned partitions of ``runners.fleets``."""
         for ledger in self.fleet_ledgers.values():
+            yield from ledger.levels()
+
+    @property
+    def telemetry_ledgers(self) -> Mapping[int, TelemetryLedger]:
+        """By partition of ``runners.telemetry``, those that are loaded."""
+        return {
+            partition: ledger
+            for fold in self.folds
+            for partition, ledger in list(fold.ledgers.items())
+            if isinstance(ledger, TelemetryLedger)
+        }
+
+    def telemetry_levels(self) -> Iterator[Level]:
+        """Every gauge of telemetry over owned partitions of ``runners.telemetry``."""
+        for ledger in self.telemetry_ledgers.values():
             yield from ledger.levels()
 
     def run(self) -> int:
