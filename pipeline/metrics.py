@@ -1,4 +1,4 @@
-"""Every metric of the worker, declared once: name, type, unit, labels with their values, meaning.
+"""The metrics of the worker, declared once: name, type, unit, labels with their values, meaning.
 
 Pure data. Whoever counts refers to a constant of this module (``Note(WEBHOOKS, ("push",))``), so
 that a wrong name or a wrong number of labels is a type error. :mod:`pipeline.exporter` makes the
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from topics.catalogue import EVENTS as EVENTS_TOPIC
 from topics.catalogue import FLEETS as FLEETS_TOPIC
@@ -62,8 +62,9 @@ class Metric(Generic[L]):
         help: what it tells.
         unit: what a value counts or measures.
         labels: in the order in which their values are given; a fleet comes first.
-        only_claimed: whether a fleet has a series only once one of its jobs was claimed, so that
-            a fleet without claims does not show claims that start at once.
+        group: a word. The series of a fleet exist once the fleet is seen in that group, all of
+            them, at 0. So a fleet without claims does not show claims that start at once, and
+            one without pools no empty pool. Without a group: once the fleet is seen at all.
         in_advance: whether the series of closed lists exist from the start. False only for a gauge
             that is blind until it is set.
     """
@@ -74,7 +75,7 @@ class Metric(Generic[L]):
     help: str
     unit: str
     labels: tuple[Label, ...] = ()
-    only_claimed: bool = False
+    group: str = ""
     in_advance: bool = True
 
     @property
@@ -87,6 +88,11 @@ class Metric(Generic[L]):
         """The name as Prometheus shows it."""
         return PREFIX + self.name + ("_total" if self.kind == "counter" else "")
 
+    @property
+    def told(self) -> str:
+        """The help as Prometheus shows it."""
+        return self.help
+
 
 @dataclass(frozen=True, eq=False)
 class Counter(Metric[L]):
@@ -97,9 +103,25 @@ class Counter(Metric[L]):
 
 @dataclass(frozen=True, eq=False)
 class Gauge(Metric[L]):
-    """Something as it is now."""
+    """Something as it is now.
+
+    Attributes:
+        over: how values under the same labels are brought together: those of a worker's
+            partitions, of fleets that share a label, and of several workers.
+    """
 
     kind: ClassVar[str] = "gauge"
+
+    over: Literal["sum", "max"] = "sum"
+
+    @property
+    def told(self) -> str:
+        """The help as Prometheus shows it: also how it is read over several workers."""
+        return f"{self.help} {self.over.capitalize()} over workers."
+
+
+#: A gauge, its labels, and how it is now.
+Level = tuple[Gauge[Any], tuple[str, ...], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +167,10 @@ MISSING_REASONS: Final = (
     "gate_unknown", "negative", "copied",
 )  # fmt: skip
 
-_FLEET = Label("fleet", Source.FLEET)
+#: The group of fleets whose jobs are claimed.
+CLAIMS: Final = "claims"
+
+FLEET: Final = Label("fleet", Source.FLEET)
 _EVENT = Label("event", Source.EVENT)
 #: What stranded time is called among the families of timings.
 STRANDED: Final = "stranded"
@@ -203,34 +228,34 @@ WEBHOOK_LAG: Final = Histogram[tuple[()]](
     buckets=LAG_BUCKETS,
 )
 TRANSITIONS: Final = Counter[tuple[str, str]](
-    "job_transitions", "Jobs that entered a status.", "jobs", (_FLEET, _STATUS)
+    "job_transitions", "Jobs that entered a status.", "jobs", (FLEET, _STATUS)
 )
 COMPLETIONS: Final = Counter[tuple[str, str]](
     "jobs_completed",
     "Jobs that completed.",
     "jobs",
-    (_FLEET, Label("conclusion", tuple(conclusion.value for conclusion in Conclusion))),
+    (FLEET, Label("conclusion", tuple(conclusion.value for conclusion in Conclusion))),
 )
 QUEUE_SECONDS: Final = Histogram[tuple[str]](
     "job_queue_seconds",
     "Queued to started, without approval gates.",
     "seconds",
-    (_FLEET,),
+    (FLEET,),
     buckets=QUEUE_BUCKETS,
 )
 CLAIM_TO_START_SECONDS: Final = Histogram[tuple[str]](
     "job_claim_to_start_seconds",
     "Claimed by a runner to started.",
     "seconds",
-    (_FLEET,),
-    only_claimed=True,
+    (FLEET,),
+    group=CLAIMS,
     buckets=QUEUE_BUCKETS,
 )
 RUN_SECONDS: Final = Histogram[tuple[str]](
-    "job_run_seconds", "Started to completed.", "seconds", (_FLEET,), buckets=RUN_BUCKETS
+    "job_run_seconds", "Started to completed.", "seconds", (FLEET,), buckets=RUN_BUCKETS
 )
 TOTAL_SECONDS: Final = Histogram[tuple[str]](
-    "job_total_seconds", "Queued to completed.", "seconds", (_FLEET,), buckets=RUN_BUCKETS
+    "job_total_seconds", "Queued to completed.", "seconds", (FLEET,), buckets=RUN_BUCKETS
 )
 #: The metric of each family of timings.
 TIMINGS: Final[Mapping[str, Histogram[tuple[str]]]] = MappingProxyType(
@@ -337,6 +362,7 @@ TICK_LAG: Final = Gauge[tuple[()]](
     "tick_lag_seconds",
     "Age of the oldest latest tick over owned partitions: how far behind the fold is.",
     "seconds",
+    over="max",
 )
 CONSUMER_LAG: Final = Gauge[tuple[str]](
     "consumer_lag_records",
@@ -384,31 +410,32 @@ ROLE_RESTARTS: Final = Counter[tuple[str]](
 )
 JOBS: Final = Gauge[tuple[str, str]](
     "jobs",
-    "Live jobs by status, in this worker's partitions. Sum over workers.",
+    "Live jobs by status, in this worker's partitions.",
     "jobs",
-    (_FLEET, _LIVE),
+    (FLEET, _LIVE),
 )
 OLDEST: Final = Gauge[tuple[str, str]](
     "oldest_seconds",
-    "Age of the job longest in the status, 0 when there is none. Max over workers.",
+    "Age of the job longest in the status, 0 when there is none.",
     "seconds",
-    (_FLEET, _LIVE),
+    (FLEET, _LIVE),
+    over="max",
 )
 STALLS_OPEN: Final = Gauge[tuple[str]](
     "stalls_open",
     "Jobs in a wrong state now, in this worker's partitions; flapping: left to a person; starved: "
-    "waiting while their fleet has idle runners. Sum over workers.",
+    "waiting while their fleet has idle runners.",
     "jobs",
     (_STALL,),
     in_advance=False,
 )
 STALLS_OLDEST: Final = Gauge[tuple[str]](
     "stalls_oldest_seconds",
-    "For how long the job longest in a wrong state is in it, 0 when there is none. Max over "
-    "workers.",
+    "For how long the job longest in a wrong state is in it, 0 when there is none.",
     "seconds",
     (_STALL,),
     in_advance=False,
+    over="max",
 )
 RECOVERY_COMMANDS: Final = Counter[tuple[str]](
     "recovery_commands", "Commands issued to executors.", "commands", (_COMMAND,)
@@ -433,18 +460,21 @@ RECOVERY_SWITCHES: Final = Counter[tuple[str]](
 )
 RECOVERY_BREAKER_OPEN: Final = Gauge[tuple[str]](
     "recovery_breaker_open",
-    "1 while a fleet's commands are held back because they mostly failed. Max over workers.",
+    "1 while a fleet's commands are held back because they mostly failed.",
     "0 or 1",
-    (_FLEET,),
+    (FLEET,),
+    over="max",
 )
 RECOVERY_MODE: Final = Gauge[tuple[str, str]](
     "recovery_mode",
-    "1 for what recovery may do in a fleet. Max over workers.",
+    "1 for what recovery may do in a fleet.",
     "0 or 1",
-    (_FLEET, _MODE),
+    (FLEET, _MODE),
+    over="max",
 )
 
-#: All of the above, in their order, which is the order of ``/metrics``.
+#: All of the above, in their order, which is the order of ``/metrics``. Further families declare
+#: theirs beside their code; :data:`pipeline.exporter.EVERYTHING` has them all.
 CATALOGUE: Final[tuple[Metric[Any], ...]] = tuple(
     each for each in tuple(globals().values()) if isinstance(each, Metric)
 )

@@ -37,6 +37,7 @@ from pipeline.fleet import FleetLedger
 from pipeline.fold_spec import FoldSpec, L
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
+from pipeline.metrics import Level
 from pipeline.reached import Reached
 from pipeline.routes import Routes
 from pipeline.settings import Settings
@@ -46,7 +47,7 @@ from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
 from topics.catalogue import EVENTS, JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
 from topics.models import Tick
-from topics.recovery import BreakerState, Mode, StallKind
+from topics.recovery import BreakerState, StallKind
 from topics.tables import JOBS_TABLE
 
 log = logging.getLogger(__name__)
@@ -131,9 +132,8 @@ class Worker:
         app.task(self._start_outbox)
         app.task(self._clock)
         app.task(self._look)
-        self.metrics.watch_jobs(self.live_jobs)
-        self.metrics.watch_stalls(self.open_stalls)
-        self.metrics.watch_fleets(self.fleet_levels)
+        for source in (self.job_levels, self.stall_levels, self.recovery_levels):
+            self.metrics.watch_levels(source)
         mount(self)
 
     def _partitions(self) -> dict[str, int]:
@@ -306,17 +306,20 @@ class Worker:
         """Partitions of a topic this worker owns now."""
         return sorted(tp.partition for tp in self.app.consumer.assignment() if tp.topic == topic)
 
-    def live_jobs(self) -> Iterator[tuple[str, str, int, int | None]]:
-        """(fleet, status, jobs, age of the oldest in ms) over owned partitions."""
+    def job_levels(self) -> Iterator[Level]:
+        """Live jobs and the age of the oldest by fleet and status, of each owned partition."""
         now = int(time.time() * 1000)
         for ledger in list(self.fold.ledgers.values()):
             for (fleet, status), count in ledger.counts().items():
                 if status in LIVE:
                     since = ledger.oldest(fleet, status) if count else None
-                    yield fleet, status, count, None if since is None else max(0, now - since)
+                    age = 0 if since is None else max(0, now - since)
+                    yield metrics.JOBS, (fleet, status), count
+                    yield metrics.OLDEST, (fleet, status), age / 1000
 
-    def open_stalls(self) -> Iterator[tuple[str, int, int]]:
-        """(kind, jobs, age of the oldest in ms) of each kind and owned partition."""
+    def stall_levels(self) -> Iterator[Level]:
+        """Jobs in a wrong state and the age of the oldest by kind, of each owned partition. Where
+        none is loaded nothing is said."""
         now = int(time.time() * 1000)
         for ledger in list(self.fold.ledgers.values()):
             oldest: dict[str, int] = {}
@@ -326,10 +329,13 @@ class Worker:
                 counts[kind] += 1
                 oldest[kind] = min(stall.since, oldest.get(kind, stall.since))
             for kind, count in counts.items():
-                yield kind.value, count, max(0, now - oldest.get(kind, now))
+                age = max(0, now - oldest.get(kind, now))
+                yield metrics.STALLS_OPEN, (kind.value,), count
+                yield metrics.STALLS_OLDEST, (kind.value,), age / 1000
         for fleets in list(self.fleet_ledgers.values()):
             for _, waiting, since in fleets.starving():
-                yield StallKind.STARVED.value, waiting, max(0, now - since)
+                yield metrics.STALLS_OPEN, (StallKind.STARVED.value,), waiting
+                yield metrics.STALLS_OLDEST, (StallKind.STARVED.value,), max(0, now - since) / 1000
 
     @property
     def fleet_ledgers(self) -> Mapping[int, FleetLedger]:
@@ -341,10 +347,13 @@ class Worker:
             if isinstance(ledger, FleetLedger)
         }
 
-    def fleet_levels(self) -> Iterator[tuple[str, BreakerState, Mode]]:
-        """(fleet, breaker, mode) over owned partitions of ``runners.fleets``."""
+    def recovery_levels(self) -> Iterator[Level]:
+        """What recovery may do in each fleet. Of fleets that share a label the worst is shown, and
+        every mode."""
         for ledger in self.fleet_ledgers.values():
-            yield from ledger.levels()
+            for fleet, breaker, mode in ledger.levels():
+                yield metrics.RECOVERY_BREAKER_OPEN, (fleet,), breaker is BreakerState.OPEN
+                yield metrics.RECOVERY_MODE, (fleet, mode.value), 1
 
     @property
     def telemetry_ledgers(self) -> Mapping[int, TelemetryLedger]:
