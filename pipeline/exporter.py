@@ -26,7 +26,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from pipeline import metrics
+from pipeline import metrics, telemetry
 from pipeline.agents.transaction import Done
 from pipeline.effects import Note
 from pipeline.metrics import PREFIX, Counter, Gauge, Histogram, L, Label, Level, Source
@@ -37,7 +37,7 @@ from topics.models import Status
 OTHER: Final = "other"
 
 #: All metrics of a worker, in the order of ``/metrics``. A family adds its own here.
-EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (*metrics.CATALOGUE,)
+EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (*metrics.CATALOGUE, *telemetry.CATALOGUE)
 
 #: Fleets with labels of their own unless told.
 MAX_FLEETS: Final = 100
@@ -253,7 +253,7 @@ def _with_zeros(
     gauge: Gauge[Any], values: Mapping[tuple[str, ...], float]
 ) -> Mapping[tuple[str, ...], float]:
     """The values, and 0 for what is not said: of each fleet in them, or of the gauge."""
-    if not values:
+    if not values or gauge.partial:
         return values
     closed = [_values(label) for label in gauge.labels[gauge.by_fleet :]]
     named = {where[: gauge.by_fleet]: None for where in values}

@@ -108,11 +108,13 @@ class Gauge(Metric[L]):
     Attributes:
         over: how values under the same labels are brought together: those of a worker's
             partitions, of fleets that share a label, and of several workers.
+        partial: whether a label's value that nobody told is not known, rather than 0.
     """
 
     kind: ClassVar[str] = "gauge"
 
     over: Literal["sum", "max"] = "sum"
+    partial: bool = False
 
     @property
     def told(self) -> str:

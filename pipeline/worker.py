@@ -42,7 +42,6 @@ from pipeline.reached import Reached
 from pipeline.routes import Routes
 from pipeline.settings import Settings
 from pipeline.telemetry import TelemetryLedger
-from pipeline.telemetry.subject import Level
 from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
 from topics.catalogue import EVENTS, JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
@@ -132,7 +131,12 @@ class Worker:
         app.task(self._start_outbox)
         app.task(self._clock)
         app.task(self._look)
-        for source in (self.job_levels, self.stall_levels, self.recovery_levels):
+        for source in (
+            self.job_levels,
+            self.stall_levels,
+            self.recovery_levels,
+            self.telemetry_levels,
+        ):
             self.metrics.watch_levels(source)
         mount(self)
 
@@ -365,7 +369,7 @@ class Worker:
             if isinstance(ledger, TelemetryLedger)
         }
 
-    def telemetry_levels(self) -> Iterator[Level]:
+    def telemetry_levels(self) -> Iterator[metrics.Level]:
         """Every gauge of telemetry over owned partitions of ``runners.telemetry``."""
         for ledger in self.telemetry_ledgers.values():
             yield from ledger.levels()

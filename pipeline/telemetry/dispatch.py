@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from pipeline.metrics import Counter, Gauge, Histogram, Label, Source
-from pipeline.telemetry.subject import HOUR_MS, Family, Level, Subject, latest
+from pipeline.metrics import Counter, Gauge, Histogram, Label, Level, Source
+from pipeline.telemetry.subject import HOUR_MS, Family, Subject, latest
 from topics.events import Event
 from topics.events.dispatch import (
     ClaimAttempted,

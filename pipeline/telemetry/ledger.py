@@ -16,9 +16,10 @@ from msgspec.json import Decoder, Encoder
 from pipeline import metrics
 from pipeline.clock import PartitionClock
 from pipeline.effects import Effects, Note
+from pipeline.metrics import Level
 from pipeline.telemetry.panes import PaneRow, Panes
 from pipeline.telemetry.registry import EVENTS, FAMILIES, LATE_EVENTS
-from pipeline.telemetry.subject import KEPT_MS, LATE_MS, MINUTE_MS, Level, Subject
+from pipeline.telemetry.subject import KEPT_MS, LATE_MS, MINUTE_MS, Subject
 from topics.events import Event, family_of
 from topics.models import Tick
 from topics.recovery import Depth
@@ -32,7 +33,7 @@ PANES: Final = "~panes"
 _encoder: Final = Encoder(order="deterministic")
 _keys: Final = Decoder(tuple[str, str, str, str, str])
 _panes: Final = Decoder(PaneRow)
-_decoders: Final = {
+_decoders: Final[dict[tuple[str, str], Decoder[Any]]] = {
     (family.name, part): Decoder(struct)
     for family in FAMILIES.values()
     for part, struct in family.parts.items()
@@ -140,7 +141,8 @@ class TelemetryLedger:
         """Every gauge of every subject, at the clock's time."""
         clock = self.clock.at
         for subject in list(self.subjects.values()):
-            yield from FAMILIES[subject.family].levels(subject, clock)
+            # At once: whoever asks may go on later, when things have changed.
+            yield from list(FAMILIES[subject.family].levels(subject, clock))
 
     def views(self, family: str, fleet: str | None = None) -> Iterator[dict[str, Any]]:
         """What a person sees of the subjects of a family (of one fleet): ``fleet``, ``name``, what
@@ -167,20 +169,23 @@ class TelemetryLedger:
         age = self.clock.at - event.occurred_at
         subject = self._subject(where)
         subject.too_old = age > KEPT_MS
+        place = None
         if age > LATE_MS:
             self._count(LATE_EVENTS, (where[0],))
-            FAMILIES[subject.family].apply(subject, event)
         else:
             panes = self._panes.setdefault(where, Panes())
-            place = panes.begin(event.occurred_at, event.id)
+            place = panes.begin(event.occurred_at, event.statement)
             if place is None:
                 self._count(metrics.DUPLICATE_FACTS, ())
-                return
-            self._counting = panes
-            FAMILIES[subject.family].apply(subject, event)
+            else:
+                self._counting = panes
+                self._dirty[where, PANES, f"{place[0]}.{place[1]}"] = None
+        # What counts no more is taken in all the same: that it was counted may have become durable
+        # before what it says.
+        FAMILIES[subject.family].apply(subject, event)
+        if self._counting is not None:
+            self._counting.end()
             self._counting = None
-            panes.end()
-            self._dirty[where, PANES, f"{place[0]}.{place[1]}"] = None
         if not self._is_known(where):
             del self.subjects[where]
 

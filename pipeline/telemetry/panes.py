@@ -1,7 +1,7 @@
 """Which events have been counted, and what they added up to: a tumbling window a minute. Pure.
 
-A pane holds the events of one subject that happened in one minute, by a digest of their ids, and
-the sums of what they added. Both stand in the same row, so that neither is durable without the
+A pane holds the events of one subject that happened in one minute, by a digest of what they state,
+and the sums of what they added. Both stand in the same row, so that neither is durable without the
 other. A row takes :data:`ROW_IDS` events; a busy minute has several.
 """
 
@@ -47,9 +47,9 @@ def minute_of(at: int) -> int:
     return at - at % MINUTE_MS
 
 
-def digest(event_id: str) -> bytes:
-    """What an event is remembered by. Of a million events two are alike once in 37 million."""
-    return blake2b(event_id.encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
+def digest(statement: str) -> bytes:
+    """What a statement is remembered by. Of a million two are alike once in 37 million."""
+    return blake2b(statement.encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
 
 
 class Panes:
@@ -61,15 +61,15 @@ class Panes:
         self._rows: dict[int, list[_Row]] = {}
         self._at: _Row | None = None
 
-    def begin(self, at: int, event_id: str) -> tuple[int, int] | None:
-        """Count an event that happened at ``at``: the place of its row; None when it is known.
+    def begin(self, at: int, statement: str) -> tuple[int, int] | None:
+        """Count an event that happened at ``at``: the place of its row; None when it was counted.
 
-        What is added until the next one belongs to it.
+        What is added until :meth:`end` belongs to it.
         """
-        start, name = minute_of(at), digest(event_id)
-        rows = self._rows.setdefault(start, [])
-        if any(name in row.ids for row in rows):
+        start, name = minute_of(at), digest(statement)
+        if any(name in row.ids for rows in self._rows.values() for row in rows):
             return None
+        rows = self._rows.setdefault(start, [])
         if not rows or len(rows[-1].ids) >= ROW_IDS:
             rows.append(_Row())
         self._at = rows[-1]
@@ -125,5 +125,3 @@ class Panes:
         ids = row.ids
         rows[number].ids = {ids[i : i + _DIGEST] for i in range(0, len(ids), _DIGEST)}
         rows[number].sums = Counter(row.sums)
-
-

@@ -14,13 +14,12 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from pipeline.metrics import Counter, Gauge, Histogram, Label, Source
+from pipeline.metrics import Counter, Gauge, Histogram, Label, Level, Source
 from pipeline.telemetry.subject import (
     FRESH_MS,
     HOUR_MS,
     MINUTE_MS,
     Family,
-    Level,
     Subject,
     earliest,
     known,
@@ -53,6 +52,7 @@ RUNNERS: Final = Gauge[tuple[str, str]](
     "runners",
     (_FLEET, Label("state", COUNTS)),
     group=_GROUP,
+    partial=True,
 )
 BOOTING_OLDEST: Final = Gauge[tuple[str]](
     "pool_booting_oldest_seconds",
@@ -236,8 +236,8 @@ def queued(subject: Subject, clock: int) -> int | None:
     told = [each for each in subject.all("waiting").values() if clock - each.at <= _DEPTH_MS]
     if told:
         return sum(each.queued for each in told)
-    queue: Queue | None = next(iter(_fresh(subject, "queue", clock)), None)
-    return queue.queued if queue is not None else None
+    queues: list[Queue] = _fresh(subject, "queue", clock)
+    return queues[0].queued if queues else None
 
 
 def _waiting(waiting: int | None, idle: int | None) -> tuple[int | None, int | None]:

@@ -7,9 +7,9 @@ says what an event changes (:attr:`Family.apply`) and what a subject looks like 
 
 Two rules make order and duplicates not matter (L1). A thing is joined, never assigned: the latest
 statement wins by time and then by id (:func:`latest`), the earliest time of a milestone is kept,
-what is open is told from what is over by keyed state. And what an event adds to counters is added
-once: the ledger knows the events of the last quarter of an hour by their ids, and what comes later
-than that changes things but adds to nothing.
+what is open is told from what is over by keyed state. And what an event adds to counters follows
+from the event alone, never from what is known, and is added once: the ledger knows the statements
+of the last quarter of an hour, and what comes later than that changes things but adds to nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any, Final, Protocol, TypeVar
 from msgspec import Struct
 
 from pipeline import metrics
-from topics.events import Event, FamilyName
+from pipeline.metrics import Level
+from topics.events import FamilyName
 
 MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 60 * MINUTE_MS
@@ -32,11 +33,6 @@ LATE_MS: Final = 15 * MINUTE_MS
 KEPT_MS: Final = 6 * HOUR_MS
 #: A level that nobody has confirmed for so long is not told any more: its source is silent.
 FRESH_MS: Final = 5 * MINUTE_MS
-
-#: A gauge, its labels (the fleet first), its value.
-Level = tuple[metrics.Gauge[Any], tuple[str, ...], float]
-
-T = TypeVar("T")
 
 
 class Dated(Protocol):
@@ -115,8 +111,8 @@ class Subject:
     def note(
         self, metric: metrics.Counter[Any] | metrics.Histogram[Any], *labels: str, value: float = 1
     ) -> None:
-        """Count something, of this fleet where the metric is by fleet: ``labels`` are those behind
-        it. Of a late event nothing is counted."""
+        """Count something that the event at hand says; of a late one nothing is counted. ``labels``
+        are those behind the fleet, which is this one where the metric has it."""
         where = (self.fleet, *labels) if metric.by_fleet else labels
         self._noted(self, metric, where, value)
 
@@ -150,9 +146,9 @@ class Family:
     tick: Callable[[Subject, int], None] = _nothing
 
 
-def known(levels: Iterable[tuple[metrics.Gauge[Any], tuple[str, ...], float | None]]) -> Iterator[
-    Level
-]:
+def known(
+    levels: Iterable[tuple[metrics.Gauge[Any], tuple[str, ...], float | None]],
+) -> Iterator[Level]:
     """Those levels whose value is known."""
     for gauge, labels, value in levels:
         if value is not None:

@@ -45,6 +45,12 @@ class Event(Record):
         """What within its fleet it is about. All that must be known together has one subject."""
         return ""
 
+    @property
+    def statement(self) -> str:
+        """What counts once within its subject: the same end of the same task, told under two ids,
+        is one statement."""
+        return self.id
+
 
 __all__ = [
     "PART", "Count", "Event", "FamilyName", "MaybeNamed", "Millis", "Ms", "Name", "Named", "Text",

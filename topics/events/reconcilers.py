@@ -75,6 +75,10 @@ class TickDone(_OfReconciler):
     #: Whether a phase of it failed.
     failed: bool = False
 
+    @property
+    def statement(self) -> str:
+        return f"{self.kind}|{self.tick_id}"
+
 
 class ActionTaken(_OfReconciler):
     """A reconciler changed something."""

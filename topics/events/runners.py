@@ -176,6 +176,10 @@ class TaskFinished(_OfTask):
     flush_ms: Ms | None = None
     steps: Count = 0
 
+    @property
+    def statement(self) -> str:
+        return f"{self.kind}|{self.task_id}"
+
 
 class StepFinished(_OfTask):
     """A step of a task ended."""
@@ -186,6 +190,10 @@ class StepFinished(_OfTask):
     result: TaskResult = TaskResult.UNKNOWN
     duration_ms: Ms | None = None
     log_rows: Count = 0
+
+    @property
+    def statement(self) -> str:
+        return f"{self.kind}|{self.task_id}|{self.number}|{self.step_id}"
 
 
 class LogReported(_OfTask):

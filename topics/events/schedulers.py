@@ -74,6 +74,10 @@ class RunPlanned(_OfRun):
     segments: Count = 0
     error_code: Text = ""
 
+    @property
+    def statement(self) -> str:
+        return self.kind
+
 
 class SegmentLeased(_OfRun):
     """A worker took a segment."""
@@ -100,6 +104,10 @@ class SegmentFinished(_OfRun):
     kev: Count = 0
     duration_ms: Ms | None = None
 
+    @property
+    def statement(self) -> str:
+        return f"{self.kind}|{self.segment_id}|{self.attempt}"
+
 
 class RunProgressed(_OfRun):
     """How far a run is. The latest counts."""
@@ -114,9 +122,13 @@ class RunFinished(_OfRun):
 
     kind: Literal["run.finished"] = "run.finished"
     result: RunResult = RunResult.UNKNOWN
-    #: From its creation; None: from what is known of it.
+    #: From its creation. None: not known.
     duration_ms: Ms | None = None
     error_code: Text = ""
+
+    @property
+    def statement(self) -> str:
+        return self.kind
 
 
 class QueueDepth(Event):
