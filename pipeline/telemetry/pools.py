@@ -233,7 +233,8 @@ def view(subject: Subject, clock: int) -> dict[str, Any]:
 
 def queued(subject: Subject, clock: int) -> int | None:
     """Jobs that wait: by our own log, else by the dispatcher's word; None when nobody knows."""
-    told = [each for each in subject.all("waiting").values() if clock - each.at <= _DEPTH_MS]
+    waiting: Iterable[Waiting] = subject.all("waiting").values()
+    told = [each for each in waiting if clock - each.at <= _DEPTH_MS]
     if told:
         return sum(each.queued for each in told)
     queues: list[Queue] = _fresh(subject, "queue", clock)
