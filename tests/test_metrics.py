@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mypy import api
 
-from pipeline import folds, metrics
+from pipeline import folds, metrics, telemetry
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import Done
 from pipeline.effects import Note
@@ -98,6 +98,24 @@ LEVELS: list[Level] = [
     (metrics.RECOVERY_MODE, ("d", "dry_run"), 1),
 ]
 
+#: One of everything that families of telemetry count and show: that events lead to them, the tests
+#: of each family tell.
+_OF_FAMILIES: list[tuple[metrics.Metric[Any], tuple[str, ...]]] = [
+    (metric, ("a",) * metric.by_fleet + tuple(
+        label.values[-1] for label in metric.labels[metric.by_fleet :]
+        if isinstance(label.values, tuple)
+    ))
+    for metric in telemetry.CATALOGUE
+]  # fmt: skip
+TELEMETRY_NOTES: list[Note[Any]] = [
+    Note(metric, labels, 1.0)
+    for metric, labels in _OF_FAMILIES
+    if isinstance(metric, metrics.Counter | metrics.Histogram)
+]
+TELEMETRY: list[Level] = [
+    (metric, labels, 1.0) for metric, labels in _OF_FAMILIES if isinstance(metric, metrics.Gauge)
+]
+
 
 def text_of(exporter: Exporter) -> str:
     async def pause() -> None:
@@ -109,9 +127,10 @@ def text_of(exporter: Exporter) -> str:
 @pytest.fixture
 def told() -> str:
     exporter = Exporter(max_fleets=2)
-    for levels in (LIVE_JOBS, STALLS, LEVELS):
+    for levels in (LIVE_JOBS, STALLS, LEVELS, TELEMETRY):
         exporter.watch_levels(partial(iter, levels))
     exporter.note(NOTES)
+    exporter.note(TELEMETRY_NOTES)
     exporter.done(Done("fold", 700, 0.3, 0.02, writes={}))
     exporter.missed(JOBS, 12)
     exporter.count(metrics.TICKS, (), 8)

@@ -524,6 +524,7 @@ KNOWN = {
     "/windows": ("size", "fleet", "from", "to", "limit", "cursor"),
     "/recovery": ("kind", "fleet", "limit", "cursor"),
     "/runners": ("fleet", "state", "limit", "cursor"),
+    "/telemetry": ("family", "fleet", "limit", "cursor"),
     "/webhooks": (),
     "/workers": (),
     "/healthz": (),
@@ -538,6 +539,7 @@ KNOWN = {
     "/part/windows": ("partitions", "size", "fleet", "from", "to", "limit", "cursor"),
     "/part/recovery": ("partitions", "kind", "fleet", "limit", "cursor"),
     "/part/runners": ("partitions", "fleet", "state", "limit", "cursor"),
+    "/part/telemetry": ("partitions", "family", "fleet", "limit", "cursor"),
     "/part/webhooks": ("partitions",),
     "/part/worker": ("partitions",),
 }  # fmt: skip
