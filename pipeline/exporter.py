@@ -26,18 +26,24 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from pipeline import metrics
+from pipeline import metrics, pulse
 from pipeline.agents.transaction import Done
 from pipeline.effects import Note
+from pipeline.faust_safe import sensor
 from pipeline.metrics import PREFIX, Counter, Gauge, Histogram, L, Label, Level, Source
 from pipeline.providers.base import ODD_REASONS
 from pipeline.providers.registry import PROVIDERS
+from sinks.process import tell_process
 from topics.models import Status
 
 OTHER: Final = "other"
 
 #: All metrics of a worker, in the order of ``/metrics``. A family adds its own here.
-EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (*metrics.CATALOGUE,)
+EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (
+    *metrics.CATALOGUE,
+    *sensor.CATALOGUE,
+    *pulse.CATALOGUE,
+)
 
 #: Fleets with labels of their own unless told.
 MAX_FLEETS: Final = 100
@@ -198,6 +204,13 @@ class Exporter:
         gauge); nothing of what it does not name.
         """
         self._sources.append(source)
+
+    def watch_process(self, version: str) -> None:
+        """Export what this process tells of itself, too."""
+        process = CollectorRegistry()
+        tell_process(process, version)
+        self._spent += sum(len(metric.samples) for metric in process.collect())
+        self.registry.register(cast(Collector, process))
 
     async def exposition(self, pause: Callable[[], Awaitable[None]]) -> bytes:
         """Everything in Prometheus' text format, made in slices with a ``pause`` between them.
