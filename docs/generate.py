@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import click
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, SecretStr
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -38,6 +39,7 @@ from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
 from sinks.metrics import SinkMetrics  # noqa: E402
+from sinks.process import tell_process  # noqa: E402
 from topics import batching, catalogue, models  # noqa: E402
 
 #: All pages; generated parts may be in any.
@@ -430,6 +432,12 @@ def part_relay_metrics() -> str:
 
 def part_redeliver_metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), metric_rows(RedeliverMetrics().registry))
+
+
+def part_process_metrics() -> str:
+    registry = CollectorRegistry()
+    tell_process(registry, "")
+    return table(("metric", "type", "labels", "meaning"), metric_rows(registry))
 
 
 def part_gateway_answers() -> str:
