@@ -105,9 +105,8 @@ class Seen:
     @property
     def views(self) -> list[dict[str, Any]]:
         """What people see of all families."""
-        families = dict.fromkeys(where[0] for where in self.ledger.subjects)
-        views = [view for family in families for view in self.ledger.views(family)]
-        return sorted(views, key=repr)
+        views = [self.ledger.view(where) for where in self.ledger.subjects]
+        return sorted((view for view in views if view is not None), key=repr)
 
     def again(self) -> TelemetryLedger:
         """A ledger made from the table as it stands."""
