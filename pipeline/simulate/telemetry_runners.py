@@ -63,7 +63,7 @@ class _Runner:
         self.tasks: dict[str, _Task] = {}
         self.is_up = self.has_stopped = self.is_unregistered = False
         self.down_until = 0
-        self.made = self.heard = self.booted = 0
+        self.clock = self.made = self.heard = self.booted = 0
         self.polls = _Polls()
         self.status: dict[str, Any] = {}
         self.reports_logs = self.reports_states = False
