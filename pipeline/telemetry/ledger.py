@@ -61,6 +61,8 @@ class TelemetryLedger:
         self._minute = 0
         #: The panes that count the event at hand; None: nothing of it counts.
         self._counting: Panes | None = None
+        #: Whether things are being forgotten: what is given up then is no event's.
+        self._forgetting = False
         # The batch under way.
         self._observed: list[Note[Any]] = []
         self._counts: Counter[tuple[metrics.Counter[Any], tuple[str, ...]]] = Counter()
@@ -215,7 +217,9 @@ class TelemetryLedger:
     def _forget(self) -> None:
         clock = self.clock.at
         for where, subject in list(self.subjects.items()):
+            self._forgetting = True
             FAMILIES[subject.family].tick(subject, clock)
+            self._forgetting = False
             panes = self._panes.get(where)
             if panes is not None:
                 for start, number in panes.forget(clock):
@@ -259,6 +263,14 @@ class TelemetryLedger:
             self._counts[note.metric, note.labels] += int(note.value)
         else:
             self._observed.append(note)
+    def _noted(
+        self, subject: Subject, metric: metrics.Metric[Any], labels: tuple[str, ...], value: float
+    ) -> None:
+        shown = labels[1:] if metric.by_fleet else labels
+        if self._forgetting or (
+            self._counting is not None and self._counting.add(metric, shown, value)
+        ):
+            self._notes.setdefault((metric, labels), []).append(value)
 
     def _count(self, metric: metrics.Counter[Any], labels: tuple[str, ...]) -> None:
         self._counts[metric, labels] += 1
