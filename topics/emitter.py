@@ -159,7 +159,8 @@ class Emitter:
         said: Said = {"runner": runner, "runner_host": runner_host}
         if fleet:
             said["fleet"] = fleet
-        self._again(runner, self._batching.heartbeat_s, LifecycleKind.RUNNER_HEARTBEAT, said.copy)
+        every = self._batching.heartbeat_s
+        self._again(runner, every, LifecycleKind.RUNNER_HEARTBEAT, said.copy, time.monotonic())
 
     def let_go(self, runner: str) -> None:
         """Send no more heartbeats of this runner."""
@@ -173,16 +174,17 @@ class Emitter:
         or not it changed; at every ``heartbeat_s`` unless given. Call what is returned to end it.
 
         ``fields`` says what it is each time, of one subject; None: not known now, so nothing is
-        told. It is called by the emitter's thread, which waits for it. What it raises makes no
-        event, and the next is asked for. Of those that wait only the newest is kept. Raises
-        ValueError for a kind of no event and an ``every_s`` that is not above 0.
+        told. It is called here, and then by the emitter's thread, which waits for it. What it
+        raises makes no event, and the next is asked for. Of those that wait only the newest is
+        kept. Raises ValueError for a kind of no event and an ``every_s`` that is not above 0.
         """
         sayable(kind)
         every = self._batching.heartbeat_s if every_s is None else every_s
         if not 0 < every < _NEVER:
             raise ValueError(f"every_s must be above 0, not {every_s!r}")
         slot = object()
-        self._again(slot, every, kind, fields)
+        self._again(slot, every, kind, fields, time.monotonic() + every)
+        self._tell(partial(self._level, kind, fields), urgent=False, slot=slot)
 
         def end() -> None:
             with self._changed:
@@ -190,10 +192,10 @@ class Emitter:
 
         return end
 
-    def _again(self, slot: object, every_s: float, kind: str, fields: Fields) -> None:
+    def _again(self, slot: object, every_s: float, kind: str, fields: Fields, at: float) -> None:
         with self._changed:
             if not self._closing:
-                self._rounds.add(slot, every_s, (kind, fields), time.monotonic())
+                self._rounds.add(slot, every_s, (kind, fields), at)
                 self._stir()
 
     def mask(self, secret: str | bytes) -> None:

@@ -32,12 +32,12 @@ class Rounds(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return any(name in each.members for each in self._rounds.values())
 
-    def add(self, name: Hashable, every_s: float, what: T, now: float) -> None:
-        """Tell this now and at every ``every_s``, and with it all that has the same interval. It
-        takes the place of what has the same name."""
+    def add(self, name: Hashable, every_s: float, what: T, at: float) -> None:
+        """Tell this first at this time, or when what has the same interval goes round before, and
+        then at every ``every_s``. It takes the place of what has the same name."""
         self.remove(name)
-        there = self._rounds.setdefault(every_s, _Round(now))
-        there.due_at = now
+        there = self._rounds.setdefault(every_s, _Round(at))
+        there.due_at = min(there.due_at, at)
         there.members[name] = what
         self._look()
 

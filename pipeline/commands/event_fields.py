@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import EnumMeta
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
@@ -12,7 +12,7 @@ from topics.envelope import Millis, Name
 from topics.events import MODELS
 from topics.events.base import Count, MaybeNamed, Ms, Named, Text
 from topics.events.reconcilers import ByType
-from topics.models import LifecycleEvent, LifecycleKind
+from topics.models import LifecycleEvent, LifecycleKind, RunnerRef
 from topics.said import sayable
 
 #: What the words of the contract are called. Each is what a field's annotation is, or holds.
@@ -25,6 +25,7 @@ _WORDS: Final[tuple[tuple[Any, str], ...]] = (
     (Millis, "time in ms"),
     (ByType, "numbers by type"),
     (Name, "text"),
+    (RunnerRef, "name"),
 )
 #: Every kind that can be told.
 KINDS: Final = (*(kind.value for kind in LifecycleKind), *MODELS)
@@ -53,7 +54,7 @@ def words(hint: Any) -> str:
     if origin is Literal:
         return _choice(inner)
     if isinstance(hint, EnumMeta):
-        return _choice([each.value for each in hint])
+        return _choice(list(hint))
     if hint is bool:
         return "true or false"
     if origin is tuple and inner[1:] == (...,):
@@ -67,7 +68,7 @@ def words(hint: Any) -> str:
     return {int: "number", float: "number", str: "text"}.get(hint, "object")
 
 
-def _choice(values: Any) -> str:
+def _choice(values: Iterable[str]) -> str:
     return " | ".join(values)
 
 
@@ -81,23 +82,24 @@ def typed(kind: str, field: str, text: str) -> Any:
     hints = hints_of(kind)
     if field not in hints:
         raise ValueError(f"{kind} has no {field}; it has {', '.join(hints)}")
-    if not isinstance(model_sort(hints[field]), str):
+    sort = _sort(hints[field])
+    if sort is None:
         return text
     if not text:
         return None
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return text.split(",") if model_sort(hints[field]) == "list" else text
+        return text.split(",") if sort == "list" else text
 
 
-def model_sort(hint: Any) -> str | None:
+def _sort(hint: Any) -> str | None:
     """``list`` or ``other`` for a field that holds no text."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return model_sort(inner[0])
+        return _sort(inner[0])
     if origin in (Union, UnionType):
-        return next((each for each in map(model_sort, inner) if each), None)
-    if origin is Literal or isinstance(hint, EnumMeta) or hint is str:
+        return next((each for each in map(_sort, inner) if each), None)
+    if origin is Literal or isinstance(hint, EnumMeta) or hint in (str, NoneType, RunnerRef):
         return None
-    return "list" if origin is tuple else None if hint is NoneType else "other"
+    return "list" if origin is tuple else "other"

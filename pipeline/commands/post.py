@@ -27,9 +27,9 @@ def post(context: Context, files: tuple[BinaryIO, ...]) -> None:
     """Post records as docs/producers.md describes them, from FILES or standard input.
 
     JSON objects one after another, or an array of them: deliveries go to runners.webhooks in raw
-    form, lifecycle events to runners.lifecycle, telemetry to runners.events, each under its key. All
-    are checked before the first is posted, so that a wrong one posts nothing. Where secrets are set, deliveries without a
-    signature are signed with the first.
+    form, lifecycle events to runners.lifecycle, telemetry to runners.events, each under its key.
+    All are checked before the first is posted, so that a wrong one posts nothing. Where secrets are
+    set, deliveries without a signature are signed with the first.
     """
     found: list[_Record] = []
     for file in files or (click.get_binary_stream("stdin"),):

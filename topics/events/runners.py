@@ -269,7 +269,11 @@ class RunnerScraped(_OfRunner):
     client_errors: dict[Method, Count] = {}
     histograms: dict[
         Literal["poll", "job", "log", "state"],
-        tuple[tuple[Annotated[float, Field(ge=0)], ...], tuple[Count, ...], float],
+        tuple[
+            tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
+            tuple[Count, ...],
+            Annotated[float, Field(allow_inf_nan=False)],
+        ],
     ] = {}
 
 
