@@ -41,6 +41,10 @@ EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (*metrics.CATALOGUE, *telem
 
 #: Fleets with labels of their own unless told.
 MAX_FLEETS: Final = 100
+#: Series unless told: one worker is no burden for any Prometheus.
+MAX_SERIES: Final = 4_900
+#: So many fleets without labels of their own are told apart, to be counted.
+MAX_UNNAMED: Final = 1_000
 #: Samples written, and levels looked at, before the event loop is let go.
 SAMPLES_SLICE: Final = 500
 
@@ -59,7 +63,9 @@ class Exporter:
         self,
         max_fleets: int = MAX_FLEETS,
         catalogue: tuple[metrics.Metric[Any], ...] = EVERYTHING,
+        max_series: int = MAX_SERIES,
     ) -> None:
+        """``max_series`` holds unless what needs no fleet is more than that already."""
         self.registry = CollectorRegistry()
         self._max_fleets = max_fleets
         self._fleets: set[str] = set()
@@ -70,9 +76,17 @@ class Exporter:
         self._groups: dict[str, list[metrics.Metric[Any]]] = {}
         #: Finding the series of a label costs more than the observation.
         self._series: dict[tuple[metrics.Metric[Any], tuple[str, ...]], _Change] = {}
+        #: What a fleet costs in each group; what is spent, ``other`` included.
+        self._costs: dict[str, int] = {}
+        self._max_series = max_series
+        self._spent = 0
+        self._unnamed: set[str] = set()
         for metric in catalogue:
+            cost = _cost(metric)
+            self._spent += cost
             if metric.by_fleet:
                 self._groups.setdefault(metric.group, []).append(metric)
+                self._costs[metric.group] = self._costs.get(metric.group, 0) + cost
             elif metric.in_advance:
                 self._prepare(metric, *map(_values, metric.labels))
 
@@ -98,7 +112,13 @@ class Exporter:
         too many. From now on the group's series of it exist."""
         if (group, name) in self._shown:
             return name
-        label = name if self._named(name) else OTHER
+        label = name if self._has_room(name, group) else OTHER
+        if label == OTHER:
+            if name != OTHER and len(self._unnamed) < MAX_UNNAMED:
+                self._unnamed.add(name)
+        else:
+            self._fleets.add(name)
+            self._spent += self._costs[group]
         if (group, label) not in self._shown:
             self._shown.add((group, label))
             for metric in self._groups.get(group, ()):
@@ -107,13 +127,12 @@ class Exporter:
                     self._prepare(metric, (label,), *map(_values, metric.labels[1:]))
         return label
 
-    def _named(self, name: str) -> bool:
-        """Whether a fleet has labels of its own."""
-        if name == OTHER:
-            return True
-        if len(self._fleets) < self._max_fleets:
-            self._fleets.add(name)
-        return name in self._fleets
+    def _has_room(self, name: str, group: str) -> bool:
+        """Whether a fleet can have series of its own in a group. If it cannot it never can again:
+        what is spent only grows."""
+        if name not in self._fleets and len(self._fleets) >= self._max_fleets:
+            return False
+        return self._spent + self._costs[group] <= self._max_series
 
     def _where(self, metric: metrics.Metric[Any], labels: tuple[str, ...]) -> tuple[str, ...]:
         """The labels with which a series is exported."""
@@ -135,7 +154,11 @@ class Exporter:
         change = self._series.get((metric, labels))
         if change is None:
             where = self._where(metric, labels)
-            change = self._series.get((metric, where)) or self._make(metric, where)
+            change = self._series.get((metric, where))
+            if change is None:
+                # A value that is in no list: a role, say.
+                self._spent += _samples(metric)
+                change = self._make(metric, where)
         change(value)
         if metric is metrics.TRANSITIONS and labels[1] == Status.CLAIMED:
             self.fleet(labels[0], metrics.CLAIMS)
@@ -151,7 +174,10 @@ class Exporter:
 
     def set(self, metric: Gauge[L], labels: L, value: float) -> None:
         """Say how something is now."""
-        self._collectors[metric].said[self._where(metric, labels)] = value
+        said, where = self._collectors[metric].said, self._where(metric, labels)
+        if where not in said and not _cost(metric):
+            self._spent += 1
+        said[where] = value
 
     def done(self, done: Done) -> None:
         """Count a finished transaction."""
@@ -179,6 +205,8 @@ class Exporter:
         Without the time at which each child was made: a fifth of the text that nobody reads.
         """
         await self._look(pause)
+        if metrics.FLEETS_UNNAMED in self._collectors:
+            self.set(metrics.FLEETS_UNNAMED, (), len(self._unnamed))
         text = []
         for metric in self.registry.collect():
             samples = [s for s in metric.samples if not s.name.endswith("_created")]
@@ -247,6 +275,17 @@ def _values(label: Label) -> tuple[str, ...]:
         return ()  # the worker's supervisor knows
     assert not isinstance(label.values, Source)
     return label.values
+
+
+def _samples(metric: metrics.Metric[Any]) -> int:
+    """Series of each combination of labels. A histogram has +Inf, a count and a sum as well."""
+    return len(metric.buckets) + 3 if isinstance(metric, Histogram) else 1
+
+
+def _cost(metric: metrics.Metric[Any]) -> int:
+    """Series with the values of labels that are known: of a fleet, or in all."""
+    closed = (len(_values(label)) for label in metric.labels[metric.by_fleet :])
+    return math.prod(closed) * _samples(metric)
 
 
 def _with_zeros(

@@ -135,23 +135,19 @@ class Histogram(Metric[L]):
     buckets: tuple[float, ...] = ()
 
 
-#: 50 ms to 24 h: GitHub fails a job that waited for a self-hosted runner for 24 h.
-QUEUE_BUCKETS: Final = (
-    0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200,
-    86400,
-)  # fmt: skip
-#: 1 s to 5 d: the longest a self-hosted job may run.
-RUN_BUCKETS: Final = (
-    1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400,
-    172800, 432000,
-)  # fmt: skip
-#: 5 s to 2 d: with a signal from its host a job is freed within a minute; without anything it is
-#: closed after a day.
-STRANDED_BUCKETS: Final = (
-    5, 15, 30, 60, 90, 120, 300, 360, 600, 1800, 3600, 5400, 7200, 14400, 43200, 86400, 172800,
-)  # fmt: skip
-LAG_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 14400, 86400, 259200)
-BATCH_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# A bucket is a series, once for each fleet: no more of them than somebody asks about.
+#: 1 s to 24 h: providers tell whole seconds, and GitHub fails a job that waited for a self-hosted
+#: runner for 24 h.
+QUEUE_BUCKETS: Final = (1, 5, 15, 30, 60, 120, 300, 900, 3600, 86400)
+CLAIM_BUCKETS: Final = (0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 3600)
+#: 10 s to 24 h; 6 h is how long a job runs unless its workflow says otherwise.
+RUN_BUCKETS: Final = (10, 30, 60, 120, 300, 600, 1800, 3600, 21600, 86400)
+TOTAL_BUCKETS: Final = (30, 60, 120, 300, 600, 1800, 3600, 86400)
+#: 15 s to 24 h: with a signal from its host a job is freed within 90 s, an orphan within 6 min;
+#: without anything it is closed after a day.
+STRANDED_BUCKETS: Final = (15, 30, 60, 90, 180, 360, 600, 1800, 3600, 7200, 86400)
+LAG_BUCKETS: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600, 86400, 259200)
+BATCH_SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 BATCH_RECORDS: Final = (1, 5, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10000)
 
 #: The kinds of stall that a job lies in until it is freed. Of a missed completion nobody knows
@@ -169,8 +165,9 @@ MISSING_REASONS: Final = (
     "gate_unknown", "negative", "copied",
 )  # fmt: skip
 
-#: The group of fleets whose jobs are claimed.
+#: The groups of fleets whose jobs are claimed, and of those that recovery knows.
 CLAIMS: Final = "claims"
+RECOVERY: Final = "recovery"
 
 FLEET: Final = Label("fleet", Source.FLEET)
 _EVENT = Label("event", Source.EVENT)
@@ -251,13 +248,13 @@ CLAIM_TO_START_SECONDS: Final = Histogram[tuple[str]](
     "seconds",
     (FLEET,),
     group=CLAIMS,
-    buckets=QUEUE_BUCKETS,
+    buckets=CLAIM_BUCKETS,
 )
 RUN_SECONDS: Final = Histogram[tuple[str]](
     "job_run_seconds", "Started to completed.", "seconds", (FLEET,), buckets=RUN_BUCKETS
 )
 TOTAL_SECONDS: Final = Histogram[tuple[str]](
-    "job_total_seconds", "Queued to completed.", "seconds", (FLEET,), buckets=RUN_BUCKETS
+    "job_total_seconds", "Queued to completed.", "seconds", (FLEET,), buckets=TOTAL_BUCKETS
 )
 #: The metric of each family of timings.
 TIMINGS: Final[Mapping[str, Histogram[tuple[str]]]] = MappingProxyType(
@@ -401,6 +398,13 @@ RECOVERY_SWEEPS: Final = Counter[tuple[()]](
     "ticks",
 )
 READY: Final = Gauge[tuple[()]]("ready", "1 when /readyz says ready.", "0 or 1")
+FLEETS_UNNAMED: Final = Gauge[tuple[()]](
+    "fleets_unnamed",
+    "Fleets that share `other` in all metrics or some, beyond `max_fleet_labels` or for want of "
+    "room under `max_series`; 1,000 stands for that many or more.",
+    "fleets",
+    over="max",
+)
 ROLE_UP: Final = Gauge[tuple[str]](
     "role_up", "1 while the process of a role beside the worker runs.", "0 or 1", (_ROLE,)
 )
@@ -465,6 +469,7 @@ RECOVERY_BREAKER_OPEN: Final = Gauge[tuple[str]](
     "1 while a fleet's commands are held back because they mostly failed.",
     "0 or 1",
     (FLEET,),
+    group=RECOVERY,
     over="max",
 )
 RECOVERY_MODE: Final = Gauge[tuple[str, str]](
@@ -472,6 +477,7 @@ RECOVERY_MODE: Final = Gauge[tuple[str, str]](
     "1 for what recovery may do in a fleet.",
     "0 or 1",
     (FLEET, _MODE),
+    group=RECOVERY,
     over="max",
 )
 

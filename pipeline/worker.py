@@ -79,7 +79,7 @@ class Worker:
             uvloop.install()
         self.settings = settings
         self.beside = beside
-        self.metrics = Exporter(settings.max_fleet_labels)
+        self.metrics = Exporter(settings.max_fleet_labels, max_series=settings.max_series)
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port)
         self.holes = Holes(self.metrics.missed)

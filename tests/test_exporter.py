@@ -6,7 +6,8 @@ import asyncio
 import math
 from collections import Counter as Bag
 from collections.abc import Iterator
-from typing import Any
+from itertools import product
+from typing import Any, cast
 
 import prometheus_client
 from hypothesis import given
@@ -14,8 +15,22 @@ from hypothesis import strategies as st
 
 from pipeline import metrics
 from pipeline.effects import Note
-from pipeline.exporter import SAMPLES_SLICE, Exporter
+from pipeline.exporter import EVERYTHING, SAMPLES_SLICE, Exporter, _values
+from pipeline.fleet import FleetLedger
+from pipeline.ledger import LIVE, Ledger
 from pipeline.metrics import FLEET, PREFIX, Counter, Gauge, Histogram, Label, Level
+from tests.support.fleet_world import BASE, seen
+from topics.models import (
+    ClaimFact,
+    Clock,
+    Conclusion,
+    JobAttributes,
+    JobFact,
+    Milestone,
+    RunnerRef,
+)
+from topics.recovery import RunnerState
+from topics.tables import JOBS_TABLE
 
 OUTCOME = Label("outcome", ("won", "lost"))
 #: Of pools only, and of every fleet.
@@ -171,3 +186,144 @@ def test_what_others_observed_counts_as_if_it_had_been_observed(
     told = samples(many)
     for name, value in samples(one).items():
         assert math.isclose(told[name], value, abs_tol=1e-9), name
+
+
+#: Of families that events of their own are told by: a dozen counters and two distributions each.
+FAMILIES: tuple[metrics.Metric[Any], ...] = tuple(
+    each
+    for group in ("dispatch", "pools", "runners", "schedulers", "reconcilers")
+    for each in (
+        Counter[tuple[str, str]](
+            f"{group}_events", "E.", "events", (FLEET, Label("kind", tuple("abcdefghijkl"))),
+            group=group,
+        ),
+        Histogram[tuple[str]](f"{group}_a", "A.", "s", (FLEET,), group=group, buckets=(1, 2, 3)),
+        Gauge[tuple[str]](f"{group}_levels", "L.", "things", (FLEET,), group=group),
+    )
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, len(FAMILIES) - 1))),
+    st.integers(200, 600),
+)
+def test_the_bound_on_series_holds_whoever_comes(
+    seen: list[tuple[int, int]], max_series: int
+) -> None:
+    exporter = Exporter(10, (*FAMILIES, metrics.FLEETS_UNNAMED), max_series)
+    levels: list[Level] = []
+    exporter.watch_levels(lambda: iter(levels))
+    named: set[tuple[str, str]] = set()
+    for number, which in seen:
+        metric, fleet = FAMILIES[which], f"f{number}"
+        if isinstance(metric, Gauge):
+            levels.append((metric, (fleet,), 1))
+            samples(exporter)
+        elif isinstance(metric, Counter):
+            exporter.count(metric, (fleet, "a"))
+        else:
+            exporter.count(metric, (fleet,), 1)
+        is_named = exporter.fleet(fleet, metric.group) == fleet
+        assert is_named or (metric.group, fleet) not in named, "a name is kept"
+        if is_named:
+            named.add((metric.group, fleet))
+    found = samples(exporter)
+    assert len(found) <= max_series
+    asked = {(FAMILIES[which].group, f"f{number}") for number, which in seen}
+    assert found["fleets_unnamed"] == len({fleet for _, fleet in asked - named})
+
+
+def a_job(number: int, fleet: str) -> tuple[list[JobFact], list[JobFact]]:
+    """A job of a fleet: until it is claimed, and from its start by a runner of its own."""
+    envelope = {"source": "t", "received_at": BASE, "key": f"github:github.com:{number}"}
+
+    def fact(name: str, at_s: int, **more: Any) -> JobFact:
+        at = BASE + 1_000 * at_s
+        return JobFact(id=f"{number}:{name}", occurred_at=at, cause=name, **envelope, **more)
+
+    def reached(milestone: Milestone, at_s: int) -> dict[Milestone, dict[Clock, int]]:
+        return {milestone: {Clock.PROVIDER: BASE + 1_000 * at_s}}
+
+    claim = ClaimFact(handle=f"c-{number}", claimed_at=BASE + 2_000, runner=f"vm-{number}")
+    attributes = JobAttributes(pool=fleet, name=f"build {number}", repo=f"acme/r-{number}")
+    runner = RunnerRef(id=number + 1, name=f"vm-{number}")
+    return (
+        [
+            fact("queued", 0, times=reached(Milestone.QUEUED, 0), job=attributes),
+            fact("claimed", 2, claim=claim),
+        ],
+        [
+            fact("started", 9, times=reached(Milestone.STARTED, 9), executed_by=runner),
+            fact(
+                "completed", 99, times=reached(Milestone.COMPLETED, 99),
+                conclusion=Conclusion.SUCCESS,
+            ),
+        ],
+    )  # fmt: skip
+
+
+class Folds:
+    """A partition of either log, and what of it is exported; each job stands for a hundred."""
+
+    def __init__(self, exporter: Exporter) -> None:
+        self.states: dict[bytes, bytes | None] = {}
+        self.jobs, self.fleets = Ledger(0, self.states.get), FleetLedger(0)
+        self.exporter = exporter
+        self.offset = 0
+        exporter.watch_levels(self.levels)
+
+    def levels(self) -> Iterator[Level]:
+        for where, count in self.jobs.counts().items():
+            if where[1] in LIVE:
+                yield metrics.JOBS, where, count
+                yield metrics.OLDEST, where, 1
+        for fleet, _, mode in self.fleets.levels():
+            yield metrics.RECOVERY_BREAKER_OPEN, (fleet,), 0
+            yield metrics.RECOVERY_MODE, (fleet, mode.value), 1
+
+    def work(self, numbers: range) -> None:
+        for part in (0, 1):
+            for number in numbers:
+                for fact in a_job(number, f"fleet-{number % 50}")[part]:
+                    self.offset += 1
+                    self.jobs.apply(self.offset, fact)
+            effects = self.jobs.flush()
+            self.states |= dict(effects.writes(JOBS_TABLE))
+            self.jobs.written()
+            for _ in range(100):
+                self.exporter.note(effects.notes)
+        for number in numbers:
+            runner = seen(f"vm-{number}", BASE, RunnerState.IDLE, fleet=f"fleet-{number % 50}")
+            self.fleets.apply(number, runner)
+        self.exporter.note(self.fleets.flush().notes)
+
+
+def test_fifty_fleets_ten_thousand_runners_a_million_jobs_leave_few_series() -> None:
+    """Ten thousand jobs and runners through the folds; then, of each fleet, whatever can be told
+    by every family there is, and by five more."""
+    exporter = Exporter(catalogue=(*EVERYTHING, *FAMILIES))
+    folds = Folds(exporter)
+    folds.work(range(500))
+    before = samples(exporter)
+    for first in range(500, 10_000, 500):
+        folds.work(range(first, first + 500))
+    found = samples(exporter)
+    assert found.keys() == before.keys(), "what jobs and runners are called is in no label"
+    done = [value for name, value in found.items() if name.startswith("jobs_completed_total{")]
+    assert sum(done) == 1_000_000
+    for metric in ("job_queue_seconds_count", "job_claim_to_start_seconds_count", "jobs"):
+        fleets = {
+            name for name in found if name.startswith(f"{metric}{{") and '"other"' not in name
+        }
+        assert len({name.split('"')[1] for name in fleets}) == 50, metric
+    assert found["fleets_unnamed"] == 0
+    everything: list[Level] = []
+    exporter.watch_levels(lambda: iter(everything))
+    for metric, fleet in product((*EVERYTHING, *FAMILIES), range(50)):
+        for rest in product(*(_values(label) for label in metric.labels[metric.by_fleet :])):
+            labels = (f"fleet-{fleet}", *rest) if metric.by_fleet else rest
+            if isinstance(metric, Gauge):
+                everything.append((metric, labels, 1))
+            else:
+                exporter.count(cast(Any, metric), labels)
+    assert len(found) < len(samples(exporter)) < 5_000

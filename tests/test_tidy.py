@@ -72,6 +72,7 @@ LIGHT = (
     "tests.support.probes",
     "tests.support.stall_loop",
     "tests.support.stall_world",
+    "tests.support.telemetry",
     "tests.support.toy_fold",
 )
 

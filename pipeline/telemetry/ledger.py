@@ -144,18 +144,19 @@ class TelemetryLedger:
             # At once: whoever asks may go on later, when things have changed.
             yield from list(FAMILIES[subject.family].levels(subject, clock))
 
-    def views(self, family: str, fleet: str | None = None) -> Iterator[dict[str, Any]]:
-        """What a person sees of the subjects of a family (of one fleet): ``fleet``, ``name``, what
-        the family shows, and under ``counts`` what was counted within the last quarter of an hour.
+    def view(self, where: Key) -> dict[str, Any] | None:
+        """What a person sees of a subject: ``fleet``, ``name``, what its family shows, and under
+        ``counts`` what was counted within the last quarter of an hour. None: nothing is known.
         """
-        for where, subject in list(self.subjects.items()):
-            if subject.family == family and fleet in (None, subject.fleet):
-                yield {
-                    "fleet": subject.fleet,
-                    "name": subject.name,
-                    **FAMILIES[subject.family].view(subject, self.clock.at),
-                    "counts": dict(sorted(self.sums(where).items())),
-                }
+        subject = self.subjects.get(where)
+        if subject is None:
+            return None
+        return {
+            "fleet": subject.fleet,
+            "name": subject.name,
+            **FAMILIES[subject.family].view(subject, self.clock.at),
+            "counts": dict(sorted(self.sums(where).items())),
+        }
 
     def sums(self, where: Key, since: int = 0) -> Counter[str]:
         """What was counted of a subject since the pane that begins at ``since`` (ms)."""

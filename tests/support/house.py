@@ -27,6 +27,7 @@ from pipeline.local.process import LOOPBACK, free_port
 from pipeline.metrics import JOBS, OLDEST, Level
 from pipeline.reached import Reached
 from pipeline.settings import Settings
+from pipeline.telemetry import TelemetryLedger
 from pipeline.web.ports import Alone
 from pipeline.web.server import announce, new_runner
 from pipeline.web.views import Views
@@ -60,6 +61,7 @@ def fake_worker(
         sources=Reached(),
         ledgers=dict(ledgers),
         fleet_ledgers={partition: FleetLedger(partition) for partition in ledgers},
+        telemetry_ledgers={partition: TelemetryLedger(partition) for partition in ledgers},
         owned=lambda: sorted(ledgers),
         settled=True,
         started_at=time.time(),
