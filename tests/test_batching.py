@@ -60,7 +60,7 @@ class Host:
     def put(self, urgent: bool = False, size: int = 10, slot: str = "") -> Drop | None:
         self.number += 1
         value = str(self.number).encode().ljust(size)
-        return self.batcher.put(self.now, b"k", value, urgent=urgent, slot=slot)
+        return self.batcher.put(self.now, "t", b"k", value, urgent=urgent, slot=slot or None)
 
     def waits(self) -> tuple[Parcel, ...]:
         queues: Any = self.batcher._waiting
@@ -214,7 +214,7 @@ def test_pauses_grow_vary_and_end() -> None:
     assert set(host.triggers()[1:]) == {Trigger.RETRY}
     box = Batcher(PLAIN, 0)
     for chance, least in ((0.0, 0.4), (1.0, 0.6)):
-        box.put(0, b"", b"", urgent=True)
+        box.put(0, "t", b"", b"", urgent=True)
         request = box.take(math.inf)
         assert request is not None
         assert box.settle(0, request.parcels, chance=chance) == pytest.approx(least)
@@ -445,4 +445,4 @@ def test_two_hundred_hosts_with_three_jobs_each_make_a_fifth_of_the_requests() -
 
 
 def test_a_size_that_counts() -> None:
-    assert Parcel(1, 0.0, b"key", b"value", False, "").size == 8 + OVERHEAD
+    assert Parcel(1, 0.0, "t", b"key", b"value", False, None).size == 8 + OVERHEAD

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,12 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ServerException
 from kafka import KafkaConsumer, TopicPartition
 
-from pipeline.agents.normalise import lifecycle_facts, record_facts, webhook_facts
+from pipeline.agents.normalise import (
+    lifecycle_facts,
+    record_facts,
+    telemetry_record,
+    webhook_facts,
+)
 from pipeline.cli import main
 from pipeline.commands.connections import ask
 from pipeline.local import EmbeddedClickHouse, unavailable
@@ -35,8 +41,10 @@ from tests.support import brokers
 from tests.support.worker import WorkerProcess
 from topics import models
 from topics.apply import apply
-from topics.catalogue import LIFECYCLE, WEBHOOKS, catalogue
+from topics.catalogue import EVENTS, LIFECYCLE, WEBHOOKS, catalogue
+from topics.events import FAMILIES, MODELS
 from topics.reading import read
+from topics.said import URGENT
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTITIONS = 2
@@ -330,7 +338,7 @@ def _records(bootstrap: str, topic: str) -> list[Any]:
 
 
 def test_python_blocks_run(broker: brokers.Broker) -> None:
-    blocks = _of("python")
+    blocks = [block for block in _of("python") if block not in TELEMETRY]
     assert len(blocks) == 3
     for block in blocks:
         assert "localhost:9092" in block.text
@@ -349,6 +357,55 @@ def test_python_blocks_run(broker: brokers.Broker) -> None:
     (webhook,) = _records(broker.bootstrap, WEBHOOKS)
     facts, _ = record_facts(webhook)
     assert [fact.key for fact in facts] == ["github:github.com:4712"]
+
+
+def _chapter(page: str, heading: str) -> list[Block]:
+    """The blocks of a chapter."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    first = text[: text.index(f"\n{heading}\n") + 1].count("\n") + 1
+    last = text[: text.index("\n## ", text.index(f"\n{heading}\n") + 1)].count("\n") + 1
+    return [block for block in BLOCKS if block.page == page and first <= block.line <= last]
+
+
+TELEMETRY = _chapter("docs/producers.md", "## Telemetry")
+
+
+def test_telemetry_of_each_family_can_be_told_as_shown(broker: brokers.Broker) -> None:
+    programs = [block.text for block in TELEMETRY if block.language == "python"]
+    assert len(programs) == len(FAMILIES)
+    assert all("localhost:9092" in text for text in programs)
+    code = "\n".join(programs).replace("localhost:9092", broker.bootstrap)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    told = [telemetry_record(each.value) for each in _records(broker.bootstrap, EVENTS)]
+    families = [(output.key or b"").split(b"|")[0].decode() for output, _ in told]
+    assert Counter(families) == Counter(dict.fromkeys(FAMILIES, 1))
+    lines = [block.text for block in TELEMETRY if block.language == "sh"]
+    assert len(lines) == len(FAMILIES)
+    clean: dict[str, str | None] = {n: None for n in os.environ if n.startswith("RUNNERSTREAM_")}
+    for line in lines:
+        # In this process: starting one takes longer than all that it does.
+        name, *arguments = shlex.split(line)
+        told_by = CliRunner().invoke(
+            main, arguments, env={**clean, "RUNNERSTREAM_KAFKA": broker.bootstrap}
+        )
+        assert (name, told_by.stdout) == ("runnerstream", "1 event told\n"), told_by.output
+    told = [telemetry_record(each.value) for each in _records(broker.bootstrap, EVENTS)]
+    families = [(output.key or b"").split(b"|")[0].decode() for output, _ in told]
+    assert Counter(families) == Counter(dict.fromkeys(FAMILIES, 2))
+    assert not [notes for _, notes in told if notes]
+
+
+def test_what_is_urgent_of_telemetry_is_named() -> None:
+    page = (ROOT / "docs/producers.md").read_text(encoding="utf-8")
+    said = page[page.index("What ends or breaks something goes at once:") :].partition("The rest")[
+        0
+    ]
+    violations = {f"reconciler.violation_{how}" for how in ("opened", "closed")}
+    assert set(re.findall(r"`([\w.]+)`", said)) | violations == URGENT & MODELS.keys()
 
 
 def _kinds(events: list[Any], job_id: str) -> list[str]:
@@ -385,7 +442,8 @@ def shell(broker: brokers.Broker, tmp_path: Path) -> Callable[[Block], str]:
 def test_what_a_shell_emits_is_on_the_topic(
     broker: brokers.Broker, shell: Callable[[Block], str]
 ) -> None:
-    (block,) = (block for block in _of("sh") if "runnerstream emit" in block.text)
+    shown = [block for block in _of("sh") if "runnerstream emit" in block.text]
+    (block,) = (block for block in shown if block not in TELEMETRY)
     assert shell(block).splitlines() == ["1 event told", "2 events told"]
     events = [read(models.LIFECYCLE, each.value) for each in _records(broker.bootstrap, LIFECYCLE)]
     assert _kinds(events, "4715") == ["job.claimed", "job.started", "job.completed"]

@@ -203,7 +203,7 @@ def test_an_outage_is_told_once_and_losses_now_and_then(
 
 def test_a_long_outage_costs_no_open_files() -> None:
     attempts = Attempts(NOWHERE, 1, 1_000, lambda: None, {})
-    parcel = Parcel(1, 0.0, b"k", b"v", False, "")
+    parcel = Parcel(1, 0.0, LIFECYCLE, b"k", b"v", False, None)
     process = psutil.Process()
     before = process.num_fds()
     for _ in range(30):
@@ -528,7 +528,7 @@ def test_emit(broker: brokers.Broker) -> None:
     said = re.findall(r"error: line (\d): (.*)", result.stderr)
     assert [int(number) for number, _ in said] == [3, 4, 5, 6, 7, 8]
     assert said[0][1] == "not JSON"
-    assert said[4][1] == "an event has no job"
+    assert said[4][1].startswith("job.started has no job; it has job_id, ")
     assert "error: 6 lines made no event" in result.stderr
     assert {(event.kind.value, event.fleet) for event in told(broker, "shell")} == {
         ("claim.released", ""), ("job.completed", "f"), ("job.started", "f"),

@@ -6,18 +6,29 @@ For :mod:`topics.emitter`, which decides when, and tries again.
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.errors import (
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 
 from topics.batching import Parcel
-from topics.catalogue import LIFECYCLE
+from topics.catalogue import EVENTS, LIFECYCLE
 
 #: What the brokers will never take, however often it is sent.
 _REFUSALS: Final = (MessageSizeTooLargeError, RecordListTooLargeError)
+#: How long brokers are asked for a topic before it counts as absent, and how long it then does.
+_LOOK_S: Final = 2.0
+_ASK_AGAIN_S: Final = 60.0
 #: Options of kafka-python that are made from ours.
 _OURS: Final = frozenset(
     {
@@ -74,34 +85,76 @@ class Attempts:
             "allow_auto_create_topics": False,
         }
         self._client: Any = None
+        self._refusal: BaseException | None = None
+        self._asked_again_at = 0.0
         self._forgotten: list[Any] = []
 
     def send(
         self, parcels: Sequence[Parcel], left_s: float | None
     ) -> tuple[list[Parcel], list[Parcel], BaseException | None]:
         """Send them, within ``left_s`` if that is less than an attempt may take: what failed, what
-        will never be taken, and why the first of these. Raises nothing."""
+        will never be taken, and why the first of these. Raises nothing.
+
+        Brokers that lack only the topic of telemetry, or do not let this host write to it, refuse
+        telemetry: what waits for them to be mended must not hold up lifecycle events.
+        """
         limit = self._attempt_s if left_s is None else max(0.01, min(self._attempt_s, left_s))
         futures: dict[int, Any] = {}
         why: BaseException | None = None
+        no_telemetry: BaseException | None = None
         try:
             client = self._client or self._connect(limit)
+            if any(parcel.topic == EVENTS for parcel in parcels):
+                no_telemetry = self._refuses_telemetry(client, limit)
             for n, parcel in enumerate(parcels):
-                futures[n] = client.send(LIFECYCLE, key=parcel.key, value=parcel.value)
+                if parcel.topic != EVENTS or no_telemetry is None:
+                    futures[n] = client.send(parcel.topic, key=parcel.key, value=parcel.value)
             client.flush(timeout=limit)
         except Exception as error:  # also what a driver raises that has met something unforeseen
             why = error
         failed: list[Parcel] = []
         refused: list[Parcel] = []
         for n, parcel in enumerate(parcels):
-            cause = _error_of(futures.get(n), why)
+            of_telemetry = parcel.topic == EVENTS
+            cause = (of_telemetry and no_telemetry) or _error_of(futures.get(n), why)
             if cause is None:
                 continue
-            (refused if isinstance(cause, _REFUSALS) else failed).append(parcel)
+            never = isinstance(cause, _REFUSALS) or (
+                of_telemetry and (cause is no_telemetry or _is_forbidden(futures.get(n)))
+            )
+            (refused if never else failed).append(parcel)
             why = why or cause
         if failed:
             self.discard()
-        return failed, refused, why if failed else None
+        return failed, refused, why
+
+    def _refuses_telemetry(self, client: Any, limit_s: float) -> BaseException | None:
+        """Why brokers that take lifecycle events take no telemetry; None when they do, or when
+        nobody answers."""
+        metadata = client._metadata
+        if metadata.partitions_for_topic(EVENTS) is not None:
+            return None
+        if time.monotonic() < self._asked_again_at:
+            return self._refusal
+        client.partitions_for(LIFECYCLE)
+        try:
+            client._wait_on_metadata(EVENTS, round(min(limit_s, _LOOK_S) * 1000))
+        except TopicAuthorizationFailedError as error:
+            self._refusal = error
+        except KafkaTimeoutError:
+            # Nobody answered, or there is no such topic: an answer of now tells.
+            answered, answer = threading.Event(), metadata.request_update()
+            answer.add_both(lambda *_: answered.set())
+            client._sender.wakeup()
+            answered.wait(limit_s)
+            known = metadata.partitions_for_topic
+            if not answer.succeeded() or known(EVENTS) is not None or known(LIFECYCLE) is None:
+                return None
+            self._refusal = UnknownTopicOrPartitionError(f"{EVENTS}: `runnerstream topics apply`")
+        else:
+            return None
+        self._asked_again_at = time.monotonic() + _ASK_AGAIN_S
+        return self._refusal
 
     def _connect(self, limit_s: float) -> Any:
         self._require_listener(limit_s)
@@ -179,3 +232,7 @@ def _error_of(future: Any, otherwise: BaseException | None) -> BaseException | N
         return otherwise or KafkaTimeoutError("no answer")
     error: BaseException | None = future.exception
     return error
+
+
+def _is_forbidden(future: Any) -> bool:
+    return isinstance(_error_of(future, None), TopicAuthorizationFailedError)

@@ -110,14 +110,16 @@ OVERHEAD: Final = 100
 class Parcel:
     """One record that waits or is on its way."""
 
-    __slots__ = ("key", "seq", "since", "slot", "urgent", "value")
+    __slots__ = ("key", "seq", "since", "slot", "topic", "urgent", "value")
 
     def __init__(
-        self, seq: int, since: float, key: bytes, value: bytes, urgent: bool, slot: str
-    ) -> None:
+        self, seq: int, since: float, topic: str, key: bytes, value: bytes, urgent: bool,
+        slot: object,
+    ) -> None:  # fmt: skip
         self.seq = seq
         #: Since when something waits here.
         self.since = since
+        self.topic = topic
         self.key = key
         self.value = value
         self.urgent = urgent
@@ -169,7 +171,7 @@ class Batcher:
         self._seq = 0
         #: What waits, urgent or not, each in its order.
         self._waiting: dict[bool, deque[Parcel]] = {True: deque(), False: deque()}
-        self._slots: dict[str, Parcel] = {}
+        self._slots: dict[object, Parcel] = {}
         self._sent: tuple[Parcel, ...] = ()
         self._records = self._bytes = 0
         #: A flush is under way up to this number, for this reason.
@@ -187,19 +189,20 @@ class Batcher:
     # --- what comes in ------------------------------------------------------------------------
 
     def put(
-        self, now: float, key: bytes, value: bytes, *, urgent: bool = False, slot: str = ""
-    ) -> Drop | None:
+        self, now: float, topic: str, key: bytes, value: bytes, *, urgent: bool = False,
+        slot: object = None,
+    ) -> Drop | None:  # fmt: skip
         """Take a record; the reason if it is not taken.
 
         ``urgent``: others wait for it. ``slot``: takes the place of a record of the same slot that
-        still waits.
+        still waits, and is of its topic.
         """
         if self._closing:
             return self.drop(Drop.CLOSED)
-        parcel = Parcel(self._seq + 1, now, key, value, urgent, slot)
+        parcel = Parcel(self._seq + 1, now, topic, key, value, urgent, slot)
         if parcel.size > self.batching.request_bytes:
             return self.drop(Drop.TOO_LARGE)
-        earlier = self._slots.get(slot) if slot else None
+        earlier = None if slot is None else self._slots.get(slot)
         if earlier is not None:
             self._bytes += parcel.size - earlier.size
             earlier.key, earlier.value = key, value
@@ -213,7 +216,7 @@ class Batcher:
         self._records += 1
         self._bytes += parcel.size
         self._waiting[urgent].append(parcel)
-        if slot:
+        if slot is not None:
             self._slots[slot] = parcel
         return None
 
@@ -381,12 +384,12 @@ class Batcher:
 
     def _pop(self, urgent: bool) -> Parcel:
         parcel = self._waiting[urgent].popleft()
-        if parcel.slot and self._slots.get(parcel.slot) is parcel:
+        if parcel.slot is not None and self._slots.get(parcel.slot) is parcel:
             del self._slots[parcel.slot]
         return parcel
 
     def _put_back(self, parcel: Parcel) -> None:
-        later = self._slots.get(parcel.slot) if parcel.slot else None
+        later = None if parcel.slot is None else self._slots.get(parcel.slot)
         if later is not None:
             # What is said there now is newer; since when it waits is not.
             later.since = min(later.since, parcel.since)
@@ -395,7 +398,7 @@ class Batcher:
             self._coalesced += 1
             return
         self._waiting[parcel.urgent].appendleft(parcel)
-        if parcel.slot:
+        if parcel.slot is not None:
             self._slots[parcel.slot] = parcel
 
     def _make_room(self, parcel: Parcel) -> bool:

@@ -4,6 +4,7 @@
 
     with Emitter("localhost:9092", source="dispatcher-1", fleet="linux-small") as emitter:
         emitter.emit("job.claimed", job_id="4711", claim="lease-93", runner="vm-17")
+        emitter.emit("dispatch.request", outcome="served", duration_ms=41)
 
 :meth:`Emitter.emit` puts an event into memory and returns. A thread of its own sends what waits, in
 batches, when :mod:`topics.batching` says so, and tries again for as long as Kafka is away. Memory
@@ -31,74 +32,36 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self, TypedDict, Unpack
+from typing import Any, Final, Self, Unpack, overload
 
 from pydantic import ValidationError
 
 from topics.attempts import Attempts
 from topics.batching import Batcher, Batching, Drop, Request, Stats, Trigger
-from topics.keys import GITHUB_HOST, canonical_host, job_key
+from topics.keys import GITHUB_HOST
 from topics.masking import Masker
-from topics.models import RUNNER_KINDS, LifecycleEvent, LifecycleKind, RunnerRef
+from topics.models import LifecycleEvent, LifecycleKind
+from topics.producer import addressed
+from topics.rounds import Rounds
+from topics.said import URGENT, Fields, Maker, Said, Told, masked, require_names, sayable
 
 log = logging.getLogger(__name__)
 
-#: What others wait for: it ends a wait, or something is lost. The rest waits for company.
-URGENT: Final = frozenset(
-    {
-        LifecycleKind.JOB_STARTED,
-        LifecycleKind.JOB_COMPLETED,
-        LifecycleKind.CLAIM_RELEASED,
-        LifecycleKind.RUNNER_GONE,
-        LifecycleKind.HOST_GONE,
-    }
-)
-_CLAIM_KINDS: Final = frozenset(
-    {LifecycleKind.JOB_CLAIMED, LifecycleKind.JOB_MINTED, LifecycleKind.CLAIM_RELEASED}
-)
-#: Fields of an event that tell nothing apart: here a secret is masked. In any other it would make
-#: one job, runner or fleet of several, so there the event is dropped.
-_PROSE: Final = frozenset({"reason", "repo", "trace"})
 #: Losses are told at most so often. Seconds.
 _TELL_EVERY_S: Final = 60.0
 
 _HEARTBEAT: Final = LifecycleKind.RUNNER_HEARTBEAT
 _NEVER: Final = float("inf")
-#: As long as the key of a job may be.
-_LONGEST_KEY: Final = 256
 
 _open: weakref.WeakSet[Emitter] = weakref.WeakSet()
 
 
-class Said(TypedDict, total=False):
-    """What an event says: the fields of :class:`~topics.models.LifecycleEvent`."""
-
-    job_id: str | int
-    #: Its name, or more.
-    runner: str | RunnerRef
-    claim: str
-    #: The emitter's unless given; so are the next three.
-    fleet: str
-    source: str
-    provider: str
-    host: str
-    runner_host: str
-    boot_ms: int | None
-    conclusion: str | None
-    reason: str
-    repo: str
-    #: In ms; now unless given.
-    occurred_at: int | None
-    #: Made of kind, key, claim and time unless given.
-    id: str
-    trace: str | None
-
-
 class Emitter:
-    """Tells lifecycle events in batches. Safe to share between threads and with asyncio.
+    """Tells lifecycle events and telemetry in batches. Safe to share between threads and with
+    asyncio.
 
-    ``source`` is who says it, ``fleet`` the pool that events belong to unless they name another;
-    ``provider`` and ``host`` are part of the keys of jobs. ``secrets`` never leave the process, in
+    ``source`` is who says it; ``fleet`` and ``runner`` are what events are about unless they name
+    others; ``provider`` and ``host`` are part of the keys of jobs. ``secrets`` never leave, in
     whatever form they are written (:mod:`topics.masking`); passwords among the options are added.
     ``attempt_s`` is how long a request may take, ``close_s`` how long the end. ``options`` go to
     kafka-python (``security_protocol``, ``sasl_*``, ``ssl_*``, ``compression_type``).
@@ -113,6 +76,7 @@ class Emitter:
         *,
         source: str,
         fleet: str = "",
+        runner: str = "",
         provider: str = "github",
         host: str = GITHUB_HOST,
         secrets: Iterable[str | bytes] = (),
@@ -123,8 +87,9 @@ class Emitter:
     ) -> None:
         if not (attempt_s > 0 and close_s >= 0):
             raise ValueError("attempt_s and close_s must be above 0")
-        self._said = {"source": source, "fleet": fleet, "provider": provider, "host": host}
+        always = {"source": source, "fleet": fleet, "provider": provider, "host": host}
         self._masker = Masker(secrets)
+        self._maker = Maker(always | ({"runner": runner} if runner else {}), self._masker)
         for name, value in options.items():
             if "password" in name and isinstance(value, str | bytes):
                 self._masker.add(value)
@@ -147,38 +112,43 @@ class Emitter:
         self._finished: Future[Stats] = Future()
         self._finished.set_running_or_notify_cancel()
         self._asked: list[tuple[int, Future[bool]]] = []
-        self._alive: dict[str, Said] = {}
-        self._next_beat = _NEVER
+        self._rounds = Rounds[tuple[str, Fields]]()
         self._news = _News(self._masker)
 
     # --- telling ------------------------------------------------------------------------------
 
+    @overload
     def emit(
-        self, kind: LifecycleKind | str, *, urgent: bool | None = None, **said: Unpack[Said]
-    ) -> bool:
+        self, kind: LifecycleKind, *, urgent: bool | None = None, **said: Unpack[Said]
+    ) -> bool: ...
+
+    @overload
+    def emit(self, kind: str, *, urgent: bool | None = None, **said: Any) -> bool: ...
+
+    def emit(self, kind: str, *, urgent: bool | None = None, **said: Any) -> bool:
         """Tell an event; whether it was taken. Never waits, never raises.
 
-        ``urgent``: send it at once, or let it wait for company; None goes by the kind
-        (:data:`URGENT`). False: it makes no event, or nothing more is taken; see
-        :meth:`stats`.
+        ``kind`` is a lifecycle event's, with the fields of :class:`~topics.said.Said`, or one of
+        telemetry's (:data:`topics.events.MODELS`) with those of its model. ``urgent``: send it at
+        once, or let it wait for company; None goes by the kind (:data:`~topics.said.URGENT`).
+        False: it makes no event, or nothing more is taken; see :meth:`stats`.
         """
         return self._tell(lambda: self.event(kind, **said), urgent)
 
-    def post(self, event: LifecycleEvent, *, urgent: bool | None = None) -> bool:
-        """Tell an event that is made already; as :meth:`emit`."""
+    def post(self, event: Told, *, urgent: bool | None = None) -> bool:
+        """Tell an event that is made already, of whichever model; as :meth:`emit`."""
         return self._tell(lambda: event, urgent)
 
-    def event(self, kind: LifecycleKind | str, **said: Unpack[Said]) -> LifecycleEvent:
+    @overload
+    def event(self, kind: LifecycleKind, **said: Unpack[Said]) -> LifecycleEvent: ...
+
+    @overload
+    def event(self, kind: str, **said: Any) -> Told: ...
+
+    def event(self, kind: str, **said: Any) -> Told:
         """The event that :meth:`emit` would tell. Raises ValueError when it makes none, or one that
         the pipeline would put aside."""
-        if unknown := said.keys() - Said.__annotations__.keys():
-            raise ValueError(f"an event has no {', '.join(sorted(unknown))}")
-        try:
-            event = _event({**self._said, **said, "kind": LifecycleKind(kind)})
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"a field is of the wrong type: {error}") from error
-        _require_names(event)
-        return event
+        return self._maker.event(kind, said)
 
     def keep_alive(self, runner: str, *, fleet: str = "", runner_host: str = "") -> None:
         """Send a heartbeat of this runner now and at every ``heartbeat_s``, whether or not
@@ -189,18 +159,44 @@ class Emitter:
         said: Said = {"runner": runner, "runner_host": runner_host}
         if fleet:
             said["fleet"] = fleet
-        with self._changed:
-            if not self._closing:
-                self._alive[runner] = said
-                self._next_beat = time.monotonic()
-                self._stir()
+        every = self._batching.heartbeat_s
+        self._again(runner, every, LifecycleKind.RUNNER_HEARTBEAT, said.copy, time.monotonic())
 
     def let_go(self, runner: str) -> None:
         """Send no more heartbeats of this runner."""
         with self._changed:
-            self._alive.pop(runner, None)
-            if not self._alive:
-                self._next_beat = _NEVER
+            self._rounds.remove(runner)
+
+    def sample(
+        self, kind: str, fields: Fields, *, every_s: float | None = None
+    ) -> Callable[[], None]:
+        """Tell a level (``pool.sample``, ``runner.status``) now and at every ``every_s``, whether
+        or not it changed; at every ``heartbeat_s`` unless given. Call what is returned to end it.
+
+        ``fields`` says what it is each time, of one subject; None: not known now, so nothing is
+        told. It is called here, and then by the emitter's thread, which waits for it. What it
+        raises makes no event, and the next is asked for. Of those that wait only the newest is
+        kept. Raises ValueError for a kind of no event and an ``every_s`` that is not above 0.
+        """
+        sayable(kind)
+        every = self._batching.heartbeat_s if every_s is None else every_s
+        if not 0 < every < _NEVER:
+            raise ValueError(f"every_s must be above 0, not {every_s!r}")
+        slot = object()
+        self._again(slot, every, kind, fields, time.monotonic() + every)
+        self._tell(partial(self._level, kind, fields), urgent=False, slot=slot)
+
+        def end() -> None:
+            with self._changed:
+                self._rounds.remove(slot)
+
+        return end
+
+    def _again(self, slot: object, every_s: float, kind: str, fields: Fields, at: float) -> None:
+        with self._changed:
+            if not self._closing:
+                self._rounds.add(slot, every_s, (kind, fields), at)
+                self._stir()
 
     def mask(self, secret: str | bytes) -> None:
         """Let this not leave the process either, from now on."""
@@ -274,23 +270,25 @@ class Emitter:
 
     # --- inside: the host's threads -----------------------------------------------------------
 
-    def _tell(
-        self, make: Callable[[], LifecycleEvent], urgent: bool | None, slot: str = ""
-    ) -> bool:
+    def _tell(self, make: Callable[[], Any], urgent: bool | None, slot: object = None) -> bool:
         # Whatever a host hands over, it must not get an exception for it.
         try:
             event = make()
-            _require_names(event)
-            masked = _masked(event, self._masker)
+            if event is None and slot is not None:
+                return False  # not known now
+            require_names(event)
+            told = masked(event, self._masker)
+            parcel = None if isinstance(told, Drop) else addressed(told)
             with self._changed:
-                if slot and slot not in self._alive:
+                if slot is not None and slot not in self._rounds:
                     return False  # let go meanwhile
-                if isinstance(masked, Drop):
-                    self._batcher.drop(masked)
+                if parcel is None:
+                    self._batcher.drop(Drop.SECRET)
                     taken = False
                 else:
                     urgent = event.kind in URGENT if urgent is None else urgent
-                    taken = self._put(masked, urgent, slot)
+                    now = time.monotonic()
+                    taken = self._batcher.put(now, *parcel, urgent=urgent, slot=slot) is None
                 self._stir()
         except Exception as error:
             with self._changed:
@@ -299,11 +297,6 @@ class Emitter:
                 self._stir()
             return False
         return taken
-
-    def _put(self, event: LifecycleEvent, urgent: bool, slot: str) -> bool:
-        value = event.model_dump_json(exclude_defaults=True, by_alias=True).encode()
-        now = time.monotonic()
-        return self._batcher.put(now, event.key.encode(), value, urgent=urgent, slot=slot) is None
 
     def _stir(self) -> None:
         """Wake the thread if it has something to do sooner than it thinks. With the lock."""
@@ -319,7 +312,7 @@ class Emitter:
     def _next_at(self, now: float) -> float:
         """When there is something to do next. With the lock."""
         due = self._batcher.due(now)
-        at = min(self._next_beat, self._news.due_at(self._batcher.lost))
+        at = min(self._rounds.due_at, self._news.due_at(self._batcher.lost))
         return min(at, due[0]) if due else at
 
     def _ask(self) -> Future[bool]:
@@ -347,8 +340,7 @@ class Emitter:
             if self._deadline is None:
                 self._deadline = now + (self._close_s if timeout_s is None else timeout_s)
                 self._closing = True
-                self._alive.clear()
-                self._next_beat = _NEVER
+                self._rounds.clear()
                 self._batcher.close()
                 if self._thread is None:
                     self._finish()
@@ -386,7 +378,7 @@ class Emitter:
     def _run(self) -> None:
         while not self._finished.done():
             try:
-                self._beat()
+                self._go_round()
                 request = self._next()
                 if request is not None:
                     self._send(request)
@@ -405,7 +397,7 @@ class Emitter:
                 if self._news.due_at(self._batcher.lost) <= now:
                     self._news.look(self._batcher.stats(now), now)
                     return None
-                if self._next_beat <= now:
+                if self._rounds.due_at <= now:
                     return None
                 if (request := self._batcher.take(now)) is not None:
                     return request
@@ -429,84 +421,36 @@ class Emitter:
                 return
             self._batcher.settle(now, failed, refused, random.random())
             self._answer()
-            self._news.sent(self._batcher.stats(now), now, why)
+            if refused:
+                self._news.odd = why
+            self._news.sent(self._batcher.stats(now), now, why if failed else None)
 
-    def _beat(self) -> None:
-        """Make the heartbeats that are due."""
+    def _go_round(self) -> None:
+        """Tell what is due again."""
         with self._changed:
-            now = time.monotonic()
-            if self._next_beat > now:
-                return
-            # Counted from now: after a standstill one beat is enough.
-            self._next_beat = now + self._batching.heartbeat_s
-            alive = list(self._alive.items())
-        for runner, said in alive:
-            self._tell(partial(self.event, _HEARTBEAT, **said), urgent=False, slot=runner)
-        with self._changed:
-            self._batcher.flush(Trigger.HEARTBEAT)
+            due = self._rounds.take(time.monotonic())
+        beats = False
+        for slot, (kind, fields) in due:
+            self._tell(partial(self._level, kind, fields), urgent=False, slot=slot)
+            beats = beats or kind == LifecycleKind.RUNNER_HEARTBEAT
+        if beats:
+            with self._changed:
+                self._batcher.flush(Trigger.HEARTBEAT)
+
+    def _level(self, kind: str, fields: Fields) -> Told | None:
+        said = fields()
+        return None if said is None else self.event(kind, **said)
 
     # --- inside: processes --------------------------------------------------------------------
 
     def _in_child(self) -> None:
         """After a fork: what waits is the parent's to tell, and so is its connection."""
         closed = self._closing
+        self._maker.renew()
         self._begin()
         self._attempts.forget()
         if closed:
             self._begin_close(0)
-
-
-def _event(said: dict[str, Any]) -> LifecycleEvent:
-    """Raises ValueError."""
-    now = time.time_ns() // 1_000_000
-    said["received_at"] = now
-    if said.get("occurred_at") is None:
-        said["occurred_at"] = now
-    runner = said.get("runner") or ""
-    runner = RunnerRef.model_validate({"name": runner} if isinstance(runner, str) else runner)
-    said["runner"] = runner
-    kind = said["kind"]
-    if kind is LifecycleKind.HOST_GONE:
-        said["key"] = said.get("runner_host") or _lacks(kind)
-    elif kind in RUNNER_KINDS:
-        said["key"] = runner.name or _lacks(kind)
-    else:
-        said["key"] = job_key(said["provider"], said["host"], said.get("job_id", ""))
-    if not said.get("id"):
-        parts = (kind.value, said["key"], said.get("claim") or "", said["occurred_at"])
-        said["id"] = "/".join(map(str, parts))[:512]
-    return LifecycleEvent.model_validate(said)
-
-
-def _require_names(event: LifecycleEvent) -> None:
-    """Raise ValueError for what the pipeline would put aside."""
-    if event.kind in _CLAIM_KINDS and not event.claim.strip():
-        raise ValueError(f"{event.kind.value} needs a claim")
-    if event.kind not in RUNNER_KINDS:
-        key = job_key(event.provider, canonical_host(event.host) or GITHUB_HOST, event.job_id)
-        if len(key) > _LONGEST_KEY:
-            raise ValueError("provider and host are too long for a key")
-        return
-    of_host = event.kind is LifecycleKind.HOST_GONE
-    if not event.fleet or not (event.runner_host if of_host else event.runner.name):
-        _lacks(event.kind)
-
-
-def _lacks(kind: LifecycleKind) -> NoReturn:
-    what = "runner_host" if kind is LifecycleKind.HOST_GONE else "runner"
-    raise ValueError(f"{kind.value} needs a fleet and a {what}")
-
-
-def _masked(event: LifecycleEvent, masker: Masker) -> LifecycleEvent | Drop:
-    """The event without secrets; a reason to drop it where it cannot be told without."""
-    texts = {name: value for name, value in event if type(value) is str}
-    texts |= {f"runner.{name}": value for name, value in event.runner if type(value) is str}
-    together = "\n".join(texts.values())
-    if masker.mask(together) == together:
-        return event
-    masked = {name: masker.mask(value) for name, value in texts.items()}
-    changed = {name: value for name, value in masked.items() if value != texts[name]}
-    return event.model_copy(update=changed) if changed.keys() <= _PROSE else Drop.SECRET
 
 
 class _News:

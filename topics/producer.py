@@ -1,4 +1,4 @@
-"""Posting records: a small batching producer for webhooks and lifecycle events.
+"""Posting records: a small batching producer for webhooks, lifecycle events and telemetry.
 
     from topics.producer import Producer
 
@@ -26,15 +26,29 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from topics.bridge import CREDENTIALS
-from topics.catalogue import LIFECYCLE, MAX_WEBHOOK_BYTES, WEBHOOKS
+from topics.catalogue import EVENTS, LIFECYCLE, MAX_WEBHOOK_BYTES, WEBHOOKS
 from topics.envelope import Record
+from topics.events import Event, key_of
 from topics.models import Delivery, LifecycleEvent
 
 #: Where the records that users post belong.
-TOPIC_OF: Final[dict[type[Record], str]] = {
+_TOPIC_OF: Final[dict[type[Record], str]] = {
     Delivery: WEBHOOKS,
     LifecycleEvent: LIFECYCLE,
 }
+
+
+def addressed(record: Record) -> tuple[str, bytes, bytes]:
+    """Topic, key and value of a record that users post. Raises TypeError for another."""
+    if isinstance(record, Event):
+        # Its kind is a default, so defaults are not left out.
+        value = record.model_dump_json(exclude_none=True, exclude={"key"})
+        return EVENTS, key_of(record).encode(), value.encode()
+    topic = _TOPIC_OF.get(type(record))
+    if topic is None:
+        raise TypeError(f"{type(record).__name__} records are made by the pipeline itself")
+    value = record.model_dump_json(exclude_defaults=True, by_alias=True)
+    return topic, record.key.encode(), value.encode()
 
 
 class DeliveryError(RuntimeError):
@@ -97,18 +111,15 @@ class Producer:
         )
 
     def post(self, record: Record) -> None:
-        """Post a :class:`Delivery` or :class:`LifecycleEvent` to its topic under its key.
+        """Post a :class:`Delivery`, a :class:`LifecycleEvent` or an event of telemetry
+        (:mod:`topics.events`) to its topic under its key.
 
-        Both are written as envelopes. A webhook as it came in is for :meth:`webhook`: only there
+        All are written as envelopes. A webhook as it came in is for :meth:`webhook`: only there
         can workers check the signature that the provider made.
 
         Raises TypeError for a record that is not for users to post; else as :meth:`send`.
         """
-        topic = TOPIC_OF.get(type(record))
-        if topic is None:
-            raise TypeError(f"{type(record).__name__} records are made by the pipeline itself")
-        value = record.model_dump_json(exclude_defaults=True, by_alias=True)
-        self.send(topic, record.key.encode(), value.encode())
+        self.send(*addressed(record))
 
     def webhook(self, headers: Mapping[str, str], body: bytes, *, key: str | None = None) -> None:
         """Post a webhook as it came in: its HTTP headers, and the body's bytes untouched.

@@ -14,7 +14,8 @@ from pipeline.commands.failure import USAGE, Failure
 from pipeline.commands.kafka_producer import producer, signer
 from pipeline.commands.output import say
 from pipeline.providers.sending import Headers, Signer
-from topics.catalogue import BY_NAME, LIFECYCLE, WEBHOOKS
+from topics.catalogue import BY_NAME, EVENTS, LIFECYCLE, WEBHOOKS
+from topics.events import MODELS, Event, key_of
 from topics.models import Delivery, Reason, Unreadable
 from topics.reading import read
 
@@ -26,9 +27,9 @@ def post(context: Context, files: tuple[BinaryIO, ...]) -> None:
     """Post records as docs/producers.md describes them, from FILES or standard input.
 
     JSON objects one after another, or an array of them: deliveries go to runners.webhooks in raw
-    form, lifecycle events to runners.lifecycle, each under its key. All are checked before the
-    first is posted, so that a wrong one posts nothing. Where secrets are set, deliveries without a
-    signature are signed with the first.
+    form, lifecycle events to runners.lifecycle, telemetry to runners.events, each under its key.
+    All are checked before the first is posted, so that a wrong one posts nothing. Where secrets are
+    set, deliveries without a signature are signed with the first.
     """
     found: list[_Record] = []
     for file in files or (click.get_binary_stream("stdin"),):
@@ -76,8 +77,12 @@ def _records(file: BinaryIO, to: Signer) -> Iterator[_Record]:
 
 def _record(value: Any, where: str, to: Signer) -> _Record:
     raw = json.dumps(value).encode()
-    delivered = isinstance(value, dict) and value.get("kind") in Delivery.KINDS
-    topic = WEBHOOKS if delivered else LIFECYCLE
+    kind = value.get("kind") if isinstance(value, dict) else None
+    topic = LIFECYCLE
+    if isinstance(kind, str) and kind in Delivery.KINDS:
+        topic = WEBHOOKS
+    elif isinstance(kind, str) and kind in MODELS:
+        topic = EVENTS
     try:
         if not isinstance(value, dict):
             raise Unreadable(Reason.BAD_ENVELOPE, "a record is a JSON object")
@@ -88,4 +93,5 @@ def _record(value: Any, where: str, to: Signer) -> _Record:
         ) from None
     if isinstance(record, Delivery):
         return topic, *to.record(record, raw)
-    return topic, record.key.encode(), raw, ()
+    key = key_of(record) if isinstance(record, Event) else record.key
+    return topic, key.encode(), raw, ()
