@@ -26,8 +26,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from pipeline import metrics, telemetry
-from pipeline import metrics, pulse
+from pipeline import metrics, pulse, telemetry
 from pipeline.agents.transaction import Done
 from pipeline.effects import Note
 from pipeline.faust_safe import sensor
@@ -40,11 +39,11 @@ from topics.models import Status
 OTHER: Final = "other"
 
 #: All metrics of a worker, in the order of ``/metrics``. A family adds its own here.
-EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (*metrics.CATALOGUE, *telemetry.CATALOGUE)
 EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (
     *metrics.CATALOGUE,
     *sensor.CATALOGUE,
     *pulse.CATALOGUE,
+    *telemetry.CATALOGUE,
 )
 
 #: Fleets with labels of their own unless told.

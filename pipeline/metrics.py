@@ -135,20 +135,21 @@ class Histogram(Metric[L]):
     buckets: tuple[float, ...] = ()
 
 
-# A bucket is a series, once for each fleet: no more of them than somebody asks about.
-#: 1 s to 24 h: providers tell whole seconds, and GitHub fails a job that waited for a self-hosted
+# A bucket is a series, once for each fleet: no more of them than somebody sets a goal at. What lies
+# between is in ClickHouse, exactly.
+#: 5 s to 24 h: providers tell whole seconds, and GitHub fails a job that waited for a self-hosted
 #: runner for 24 h.
-QUEUE_BUCKETS: Final = (1, 5, 15, 30, 60, 120, 300, 900, 3600, 86400)
-CLAIM_BUCKETS: Final = (0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 3600)
-#: 10 s to 24 h; 6 h is how long a job runs unless its workflow says otherwise.
-RUN_BUCKETS: Final = (10, 30, 60, 120, 300, 600, 1800, 3600, 21600, 86400)
-TOTAL_BUCKETS: Final = (30, 60, 120, 300, 600, 1800, 3600, 86400)
+QUEUE_BUCKETS: Final = (5, 30, 60, 120, 300, 900, 3600, 86400)
+CLAIM_BUCKETS: Final = (1, 5, 30, 120, 600)
+#: 30 s to 24 h; 6 h is how long a job runs unless its workflow says otherwise.
+RUN_BUCKETS: Final = (30, 120, 300, 900, 3600, 21600, 86400)
+TOTAL_BUCKETS: Final = (60, 300, 1800, 3600, 86400)
 #: 15 s to 24 h: with a signal from its host a job is freed within 90 s, an orphan within 6 min;
 #: without anything it is closed after a day.
-STRANDED_BUCKETS: Final = (15, 30, 60, 90, 180, 360, 600, 1800, 3600, 7200, 86400)
+STRANDED_BUCKETS: Final = (15, 30, 90, 360, 600, 1800, 7200, 86400)
 LAG_BUCKETS: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600, 86400, 259200)
-BATCH_SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
-BATCH_RECORDS: Final = (1, 5, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10000)
+BATCH_SECONDS: Final = (0.005, 0.025, 0.05, 0.1, 0.25, 1, 5)
+BATCH_RECORDS: Final = (1, 10, 100, 500, 1000, 2500, 5000)
 
 #: The kinds of stall that a job lies in until it is freed. Of a missed completion nobody knows
 #: since when; the others are no states of a job.

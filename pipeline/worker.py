@@ -136,13 +136,6 @@ class Worker:
         app.task(self._start_outbox)
         app.task(self._clock)
         app.task(self._look)
-        for source in (
-            self.job_levels,
-            self.stall_levels,
-            self.recovery_levels,
-            self.telemetry_levels,
-        ):
-            self.metrics.watch_levels(source)
         self._tell()
         mount(self)
 
@@ -156,7 +149,13 @@ class Worker:
 
         self.app.task(beat)
         self.metrics.watch_process(version())
-        for source in (self.job_levels, self.stall_levels, self.recovery_levels, pulse.levels):
+        for source in (
+            self.job_levels,
+            self.stall_levels,
+            self.recovery_levels,
+            self.telemetry_levels,
+            pulse.levels,
+        ):
             self.metrics.watch_levels(source)
 
     def _partitions(self) -> dict[str, int]:

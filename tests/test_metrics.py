@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from mypy import api
 
-from pipeline import folds, metrics, telemetry
-from pipeline import folds, metrics, pulse
+from pipeline import folds, metrics, pulse, telemetry
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import Done
 from pipeline.effects import Note

@@ -22,7 +22,7 @@ from topics.events.dispatch import (
 _GROUP: Final = "dispatch"
 _FLEET: Final = Label("fleet", Source.FLEET)
 #: A runner that polls waits for no longer than some seconds. Few, since there are many outcomes.
-REQUEST_BUCKETS: Final = (0.05, 0.25, 1, 5)
+REQUEST_BUCKETS: Final = (0.1, 0.5, 5)
 MINT_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 REQUESTS: Final = Counter[tuple[str, str]](

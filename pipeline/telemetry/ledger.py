@@ -257,20 +257,12 @@ class TelemetryLedger:
             self._dirty[(subject.family, subject.fleet, subject.name), part, name] = None
 
     def _noted(self, subject: Subject, note: Note[Any]) -> None:
-        if self._counting is None or not self._counting.add(note):
+        if not self._forgetting and (self._counting is None or not self._counting.add(note)):
             return
         if isinstance(note.metric, metrics.Counter):
             self._counts[note.metric, note.labels] += int(note.value)
         else:
             self._observed.append(note)
-    def _noted(
-        self, subject: Subject, metric: metrics.Metric[Any], labels: tuple[str, ...], value: float
-    ) -> None:
-        shown = labels[1:] if metric.by_fleet else labels
-        if self._forgetting or (
-            self._counting is not None and self._counting.add(metric, shown, value)
-        ):
-            self._notes.setdefault((metric, labels), []).append(value)
 
     def _count(self, metric: metrics.Counter[Any], labels: tuple[str, ...]) -> None:
         self._counts[metric, labels] += 1

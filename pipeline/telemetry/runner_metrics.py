@@ -33,7 +33,7 @@ POLL_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10)
 REPORT_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)
 TASK_BUCKETS: Final = tuple(float(2**n) for n in range(14))
 #: By result there are fewer of them: every fourth task is told by all.
-RESULT_BUCKETS: Final = (1, 8, 32, 128, 512, 2048, 8192)
+RESULT_BUCKETS: Final = (8, 128, 1024, 8192)
 
 _RESULT: Final = Label("result", tuple(each.value for each in TaskResult))
 _REPORT: Final = Label("result", tuple(each.value for each in ReportResult))

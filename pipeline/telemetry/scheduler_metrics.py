@@ -16,9 +16,9 @@ _FLEET: Final = Label("fleet", Source.FLEET)
 _MODE: Final = Label("mode", tuple(each.value for each in RunMode))
 _QUEUE: Final = Label("queue", ("planner", "runner"))
 _PLANNED: Final = Label("status", tuple(each.value for each in PlanStatus))
-#: 100 ms to 5 min, and 1 s to 4 h.
-PLAN_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 15, 30, 60, 120, 300)
-DURATION_BUCKETS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 14400)
+#: Few: by mode and outcome there are many of each.
+PLAN_BUCKETS: Final = (1, 15, 45, 120)
+DURATION_BUCKETS: Final = (60, 600, 1800, 3600)
 
 PLANS: Final = Counter[tuple[str, str, str]](
     "scheduler_planner_runs",

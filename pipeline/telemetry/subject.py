@@ -114,12 +114,9 @@ class Subject:
         value: float = 1,
         counts: Mapping[float, int] | None = None,
     ) -> None:
-        """Count something that the event at hand says; of a late one nothing is counted. ``labels``
-        are those behind the fleet, which is this one where the metric has it. ``counts`` as of a
-        :class:`~pipeline.effects.Note`."""
         """Count something that the event at hand says; of a late one nothing is counted. At a tick:
         what is given up. ``labels`` are those behind the fleet, which is this one where the metric
-        has it."""
+        has it. ``counts`` as of a :class:`~pipeline.effects.Note`."""
         where = (self.fleet, *labels) if metric.by_fleet else labels
         self._noted(self, Note(metric, where, value, counts))
 

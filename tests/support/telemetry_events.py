@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.support.telemetry import MINUTE, START, event
 from topics.events.dispatch import ClaimOutcome, DispatchOutcome, MintOutcome
 from topics.events.pools import BootOutcome
+from topics.events.reconcilers import ActionOutcome, EffectOutcome, WorkStatus
 from topics.events.runners import (
     EndCause,
     Method,
@@ -20,7 +21,6 @@ from topics.events.runners import (
     TaskResult,
     Trigger,
 )
-from topics.events.reconcilers import ActionOutcome, EffectOutcome, WorkStatus
 from topics.events.schedulers import PlanStatus, RunMode, RunResult, SegmentStatus
 
 FLEETS = st.sampled_from(["f0", "f1"])
@@ -100,10 +100,7 @@ RUNNERS = (
          histograms=st.dictionaries(st.sampled_from(["poll", "job", "log", "state"]),
                                     st.just(((0.5, 1.0), (1, 0, 2), 9.5)))),
 )  # fmt: skip
-_KINDS: Mapping[str, tuple[st.SearchStrategy[Any], ...]] = {
-    "dispatch": DISPATCH,
-    "pools": POOLS,
-    "runners": RUNNERS,
+
 
 def _of_run(kind: str, fleet: str, run: int, segment: int, n: int, at: int) -> Any:
     """What a scheduler says of a run. The same statement always says the same."""
@@ -242,6 +239,7 @@ RECONCILERS = (
 _KINDS: Mapping[str, tuple[st.SearchStrategy[Any], ...]] = {
     "dispatch": DISPATCH,
     "pools": POOLS,
+    "runners": RUNNERS,
     "schedulers": SCHEDULERS,
     "reconcilers": RECONCILERS,
 }

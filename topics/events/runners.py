@@ -295,19 +295,6 @@ class RunnerScraped(_OfRunner):
     state_reports: dict[ReportResult, Grown] = {}
     client_errors: dict[Method, Grown] = {}
     histograms: dict[Duration, Distribution] = {}
-    polls: dict[PollResult, Count] = {}
-    jobs: dict[TaskResult, Count] = {}
-    log_reports: dict[ReportResult, Count] = {}
-    state_reports: dict[ReportResult, Count] = {}
-    client_errors: dict[Method, Count] = {}
-    histograms: dict[
-        Literal["poll", "job", "log", "state"],
-        tuple[
-            tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
-            tuple[Count, ...],
-            Annotated[float, Field(allow_inf_nan=False)],
-        ],
-    ] = {}
 
 
 #: Those about one task.
