@@ -370,10 +370,17 @@ def _chapter(page: str, heading: str) -> list[Block]:
 TELEMETRY = _chapter("docs/producers.md", "## Telemetry")
 
 
-def test_telemetry_of_each_family_can_be_told_as_shown(broker: brokers.Broker) -> None:
+def test_telemetry_of_each_family_can_be_told_as_shown(tmp_path: Path) -> None:
     programs = [block.text for block in TELEMETRY if block.language == "python"]
     assert len(programs) == len(FAMILIES)
     assert all("localhost:9092" in text for text in programs)
+    with brokers.broker(tmp_path, "embedded") as broker:
+        apply({"bootstrap_servers": broker.bootstrap}, catalogue(partitions=PARTITIONS))
+        _run_chapter(broker, programs)
+
+
+def _run_chapter(broker: brokers.Broker, programs: list[str]) -> None:
+    """Run the programs at once, and each line of shell; each tells one event of its family."""
     code = "\n".join(programs).replace("localhost:9092", broker.bootstrap)
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
