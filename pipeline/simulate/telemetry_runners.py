@@ -125,7 +125,7 @@ class _Runner:
 
     def _backoff(self) -> int:
         streak = max(self.polls.empty, self.polls.errors)
-        doubled = _FIRST_MS * 2 ** min(max(0, streak - 1), 5)
+        doubled: int = _FIRST_MS * 2 ** min(max(0, streak - 1), 5)
         return min(doubled, _MOST_MS)
 
     def _stop(self, reason: str, forced: bool) -> None:
