@@ -19,14 +19,17 @@ from hypothesis import strategies as st
 from kafka.errors import KafkaTimeoutError
 
 from pipeline.roles import RoleFailed
-from pipeline.roles.scrape import scrape_of
+from pipeline.roles.scrape import SCRAPE, scrape_of
 from pipeline.scrape import Scrape, ScrapeConfig, Target
 from pipeline.scrape.fetch import Blind, Fetch, Outcome
 from pipeline.scrape.look import Seen
 from pipeline.scrape.page import Distribution, Odd, Page, read
 from pipeline.settings import Settings
-from tests.support import PATIENCE
+from tests.support import PATIENCE, brokers
 from tests.support import telemetry as fold
+from tests.support.worker import WorkerProcess
+from topics.apply import apply
+from topics.catalogue import catalogue
 from topics.events import EVENT, Event
 from topics.events.runners import RunnerInfo, RunnerScraped, RunnerStatus
 
@@ -431,6 +434,22 @@ def test_it_goes_on_until_told_to_stop(runner: Runner) -> None:
     running.join(PATIENCE * 60)
     assert not running.is_alive()
     assert {each.fleet for each in posted} == {"f0"}
+
+
+def test_it_is_a_role_of_a_worker_that_is_asked_for_it(runner: Runner, tmp_path: Path) -> None:
+    with brokers.broker(tmp_path / "broker") as broker:
+        apply({"bootstrap_servers": broker.bootstrap}, catalogue(partitions=2))
+        with WorkerProcess(
+            broker.bootstrap, role="scrape", partitions=2, log=tmp_path / "scrape.log",
+            directory=tmp_path, scrape_act_runners=f"linux={runner.url}", scrape_interval=1,
+        ) as process:  # fmt: skip
+            process.wait_ready()
+            told = "runnerstream_scrape_events_total"
+            process.wait(lambda: (process.metric(told) or 0) >= 4, 60, "look twice")
+            assert process.metric("runnerstream_scrape_targets") == 1
+            assert process.metric("runnerstream_scrape_blind") == 0
+            assert process.stop() == 0, process.tail()
+    assert not SCRAPE.wanted(Settings(scrape_act_runners=f"linux={runner.url}"))
 
 
 def test_settings_name_pages_and_fleets() -> None:
