@@ -102,7 +102,7 @@ class _Runner:
     def _boot(self) -> None:
         self.is_up, self.has_stopped = True, False
         self.tasks.clear()
-        self.polls.empty = self.polls.errors = 0
+        self.polls = _Polls()
         self.booted = self._now()
         self.say("runner.info", name=self.name, runner_version="0.3.1", capacity=self.capacity)
         self._say_status()
