@@ -238,7 +238,7 @@ class _Runner:
         self.reports_logs = True
         self.count("runner_log_reports", result)
         self.count("runner_report_triggers", "log", trigger)
-        self.took("runner_log_report_seconds", result, ms=took)
+        self.took("runner_log_report_seconds", ms=took)
         self.count("runner_log_rows", value=sent)
         if out:
             self._failed("update_log")
@@ -252,7 +252,7 @@ class _Runner:
         self.reports_states = True
         self.count("runner_state_reports", result)
         self.count("runner_report_triggers", "state", trigger)
-        self.took("runner_state_report_seconds", result, ms=took)
+        self.took("runner_state_report_seconds", ms=took)
         if out:
             self._failed("update_task")
 

@@ -281,21 +281,21 @@ def _count_report(subject: Subject, event: said.LogReported | said.StateReported
     if isinstance(event, said.LogReported):
         subject.note(metrics.LOG_REPORTS, result)
         subject.note(metrics.TRIGGERS, "log", trigger)
-        _took(subject, metrics.LOG_SECONDS, (result,), event.duration_ms)
+        _took(subject, metrics.LOG_SECONDS, (), event.duration_ms)
         if event.result is said.ReportResult.SUCCESS:
             subject.note(metrics.LOG_ROWS, value=event.rows)
     else:
         subject.note(metrics.STATE_REPORTS, result)
         subject.note(metrics.TRIGGERS, "state", trigger)
-        _took(subject, metrics.STATE_SECONDS, (result,), event.duration_ms)
+        _took(subject, metrics.STATE_SECONDS, (), event.duration_ms)
 
 
-#: Where a runner's own histograms count, and the labels behind the fleet.
-_SCRAPED: Final[Mapping[said.Duration, tuple[Histogram[Any], tuple[str, ...]]]] = {
-    "poll": (metrics.POLL_SECONDS, ()),
-    "job": (metrics.TASK_SECONDS, ()),
-    "log": (metrics.LOG_SECONDS, (metrics.UNKNOWN,)),
-    "state": (metrics.STATE_SECONDS, (metrics.UNKNOWN,)),
+#: Where a runner's own histograms count.
+_SCRAPED: Final[Mapping[said.Duration, Histogram[Any]]] = {
+    "poll": metrics.POLL_SECONDS,
+    "job": metrics.TASK_SECONDS,
+    "log": metrics.LOG_SECONDS,
+    "state": metrics.STATE_SECONDS,
 }
 
 
@@ -313,8 +313,7 @@ def _count_scraped(subject: Subject, event: said.RunnerScraped) -> None:
     for name, (bounds, numbers, total) in event.histograms.items():
         counts = {b: n for b, n in zip((*bounds, math.inf), numbers, strict=True) if n}
         if counts:
-            metric_, labels = _SCRAPED[name]
-            subject.note(metric_, *labels, value=total, counts=counts)
+            subject.note(_SCRAPED[name], value=total, counts=counts)
 
 
 # -- how it is now ---------------------------------------------------------------------------------
