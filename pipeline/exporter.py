@@ -42,7 +42,7 @@ EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (*metrics.CATALOGUE, *telem
 #: Fleets with labels of their own unless told.
 MAX_FLEETS: Final = 100
 #: Series unless told: one worker is no burden for any Prometheus.
-MAX_SERIES: Final = 4_900
+MAX_SERIES: Final = 4_990
 #: So many fleets without labels of their own are told apart, to be counted.
 MAX_UNNAMED: Final = 1_000
 #: Samples written, and levels looked at, before the event loop is let go.
