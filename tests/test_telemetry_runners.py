@@ -156,6 +156,13 @@ def test_a_runner_at_the_longest_backoff_that_fails_is_stuck() -> None:
     assert stuck(result="empty", consecutive_empty=60) == 0
 
 
+def test_what_a_process_polled_is_nothing_of_the_next() -> None:
+    log = [of("runner.poll", 0, result="error", consecutive_errors=9)]
+    assert level([*log, tick(20 * SECOND)], "runner_polls_stuck") == 1
+    again = status(20 * SECOND, uptime_ms=10_000)
+    assert level([*log, again, tick(20 * SECOND)], "runner_polls_stuck") is None
+
+
 def test_backoff_is_over_once_a_task_came() -> None:
     log = [status(0, backoff_ms=60_000), of("runner.poll", 1, result="task")]
     assert level([log[0], tick(2)], "runner_backoff_seconds") == 60
@@ -317,7 +324,7 @@ def test_a_page_counts_as_exactly_as_events() -> None:
     for bound, n in (("1.0", 1), ("2.0", 1), ("4096.0", 1), ("8192.0", 3), ("+Inf", 4)):
         assert seen.counted("runner_task_seconds_bucket", fleet="f0", le=bound) == n
     assert seen.counted("runner_task_seconds_sum", fleet="f0") == 12_000.5
-    assert seen.counted("runner_log_report_seconds_bucket", result="unknown", le="0.01") == 4
+    assert seen.counted("runner_log_report_seconds_bucket", le="0.01") == 4
     assert tasks(seen) == {"running": 2}
     assert seen.sums["runner_task_seconds"] == 4
 

@@ -102,7 +102,7 @@ class _Runner:
     def _boot(self) -> None:
         self.is_up, self.has_stopped = True, False
         self.tasks.clear()
-        self.polls.empty = self.polls.errors = 0
+        self.polls = _Polls()
         self.booted = self._now()
         self.say("runner.info", name=self.name, runner_version="0.3.1", capacity=self.capacity)
         self._say_status()
@@ -125,8 +125,8 @@ class _Runner:
 
     def _backoff(self) -> int:
         streak = max(self.polls.empty, self.polls.errors)
-        doubled = _FIRST_MS * 2 ** min(max(0, streak - 1), 5)
-        return int(min(doubled, _MOST_MS))
+        doubled: int = _FIRST_MS * 2 ** min(max(0, streak - 1), 5)
+        return min(doubled, _MOST_MS)
 
     def _stop(self, reason: str, forced: bool) -> None:
         self.say("runner.stopped", reason=reason, forced=forced)
@@ -238,7 +238,7 @@ class _Runner:
         self.reports_logs = True
         self.count("runner_log_reports", result)
         self.count("runner_report_triggers", "log", trigger)
-        self.took("runner_log_report_seconds", result, ms=took)
+        self.took("runner_log_report_seconds", ms=took)
         self.count("runner_log_rows", value=sent)
         if out:
             self._failed("update_log")
@@ -252,7 +252,7 @@ class _Runner:
         self.reports_states = True
         self.count("runner_state_reports", result)
         self.count("runner_report_triggers", "state", trigger)
-        self.took("runner_state_report_seconds", result, ms=took)
+        self.took("runner_state_report_seconds", ms=took)
         if out:
             self._failed("update_task")
 

@@ -25,19 +25,16 @@ _GROUP: Final = "runners"
 _FLEET: Final = Label("fleet", Source.FLEET)
 #: What an open task is in. ``lost``: nobody has mentioned it for so long that it counts as none.
 STATES: Final = ("assigned", "running", "finalizing", "lost")
-#: Of a scraped runner nobody knows which of its reports took how long.
-UNKNOWN: Final = "unknown"
 
 # The bounds of a runner's own histograms.
 POLL_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10)
 REPORT_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5)
 TASK_BUCKETS: Final = tuple(float(2**n) for n in range(14))
-#: By result there are fewer of them: every fourth task is told by all.
-RESULT_BUCKETS: Final = (8, 128, 1024, 8192)
+#: Fewer of them, because there is a distribution for each result.
+RESULT_BUCKETS: Final = (8, 64, 512, 4096)
 
 _RESULT: Final = Label("result", tuple(each.value for each in TaskResult))
 _REPORT: Final = Label("result", tuple(each.value for each in ReportResult))
-_REPORTED: Final = Label("result", (*_REPORT.values, UNKNOWN))  # type: ignore[misc]
 _METHOD: Final = Label("method", tuple(each.value for each in Method))
 
 POLLS: Final = Counter[tuple[str, str]](
@@ -102,7 +99,12 @@ SILENT: Final = Gauge[tuple[str]](
     group=_GROUP,
 )
 CAPACITY: Final = Gauge[tuple[str]](
-    "runner_capacity", "Tasks that runners may have at a time.", "tasks", (_FLEET,), group=_GROUP
+    "runner_capacity",
+    "Tasks that runners may have at a time. How much of it is used are the tasks that run, divided "
+    "by it.",
+    "tasks",
+    (_FLEET,),
+    group=_GROUP,
 )
 UPTIME: Final = Gauge[tuple[str]](
     "runner_uptime_oldest_seconds",
@@ -148,7 +150,7 @@ FLUSH_SECONDS: Final = Histogram[tuple[()]](
     "runner_task_flush_seconds",
     "How much of that the last reports of a task took.",
     "seconds",
-    buckets=(*REPORT_BUCKETS, 10, 30, 60, 120),
+    buckets=(0.1, 1, 5, 10, 30, 60),
 )
 OPEN: Final = Gauge[tuple[str, str]](
     "runner_tasks_open",
@@ -186,11 +188,10 @@ STEPS: Final = Counter[tuple[str]]("runner_steps", "Steps that ended.", "steps",
 LOG_REPORTS: Final = Counter[tuple[str, str]](
     "runner_log_reports", "Reports of log rows.", "reports", (_FLEET, _REPORT), group=_GROUP
 )
-LOG_SECONDS: Final = Histogram[tuple[str]](
+LOG_SECONDS: Final = Histogram[tuple[()]](
     "runner_log_report_seconds",
-    "How long a report of log rows took. Of scraped runners it is not known how it ended.",
+    "How long a report of log rows took, whether it succeeded or not.",
     "seconds",
-    (_REPORTED,),
     buckets=REPORT_BUCKETS,
 )
 LOG_ROWS: Final = Counter[tuple[str]](
@@ -203,11 +204,10 @@ LOG_ROWS: Final = Counter[tuple[str]](
 STATE_REPORTS: Final = Counter[tuple[str, str]](
     "runner_state_reports", "Reports of tasks' states.", "reports", (_FLEET, _REPORT), group=_GROUP
 )
-STATE_SECONDS: Final = Histogram[tuple[str]](
+STATE_SECONDS: Final = Histogram[tuple[()]](
     "runner_state_report_seconds",
-    "How long a report of a task's state took. Of scraped runners it is not known how it ended.",
+    "How long a report of a task's state took, whether it succeeded or not.",
     "seconds",
-    (_REPORTED,),
     buckets=REPORT_BUCKETS,
 )
 TRIGGERS: Final = Counter[tuple[str, str]](

@@ -281,21 +281,21 @@ def _count_report(subject: Subject, event: said.LogReported | said.StateReported
     if isinstance(event, said.LogReported):
         subject.note(metrics.LOG_REPORTS, result)
         subject.note(metrics.TRIGGERS, "log", trigger)
-        _took(subject, metrics.LOG_SECONDS, (result,), event.duration_ms)
+        _took(subject, metrics.LOG_SECONDS, (), event.duration_ms)
         if event.result is said.ReportResult.SUCCESS:
             subject.note(metrics.LOG_ROWS, value=event.rows)
     else:
         subject.note(metrics.STATE_REPORTS, result)
         subject.note(metrics.TRIGGERS, "state", trigger)
-        _took(subject, metrics.STATE_SECONDS, (result,), event.duration_ms)
+        _took(subject, metrics.STATE_SECONDS, (), event.duration_ms)
 
 
-#: Where a runner's own histograms count, and the labels behind the fleet.
-_SCRAPED: Final[Mapping[said.Duration, tuple[Histogram[Any], tuple[str, ...]]]] = {
-    "poll": (metrics.POLL_SECONDS, ()),
-    "job": (metrics.TASK_SECONDS, ()),
-    "log": (metrics.LOG_SECONDS, (metrics.UNKNOWN,)),
-    "state": (metrics.STATE_SECONDS, (metrics.UNKNOWN,)),
+#: Where a runner's own histograms count.
+_SCRAPED: Final[Mapping[said.Duration, Histogram[Any]]] = {
+    "poll": metrics.POLL_SECONDS,
+    "job": metrics.TASK_SECONDS,
+    "log": metrics.LOG_SECONDS,
+    "state": metrics.STATE_SECONDS,
 }
 
 
@@ -313,8 +313,7 @@ def _count_scraped(subject: Subject, event: said.RunnerScraped) -> None:
     for name, (bounds, numbers, total) in event.histograms.items():
         counts = {b: n for b, n in zip((*bounds, math.inf), numbers, strict=True) if n}
         if counts:
-            metric_, labels = _SCRAPED[name]
-            subject.note(metric_, *labels, value=total, counts=counts)
+            subject.note(_SCRAPED[name], value=total, counts=counts)
 
 
 # -- how it is now ---------------------------------------------------------------------------------
@@ -342,7 +341,8 @@ class _Look:
         self.heard: Heard | None = subject.get("heard")
         self.info: Info | None = subject.get("info")
         self.status: Status | None = subject.get("status")
-        self.poll: Poll | None = subject.get("poll")
+        poll: Poll | None = subject.get("poll")
+        self.poll = None if poll and self._is_before_start(poll.at) else poll
         self.stopped: Stopped | None = subject.get("stopped")
         self.has_stopped = (
             self.stopped is not None and self.heard is not None and self.stopped.at >= self.heard.at
@@ -366,8 +366,10 @@ class _Look:
     def _is_of_another_process(self, task: Task) -> bool:
         if self.stopped is not None and task.word <= self.stopped.at:
             return True
-        started = self.started
-        return started is not None and task.word < started - _START_MS
+        return self._is_before_start(task.word)
+
+    def _is_before_start(self, at: int) -> bool:
+        return self.started is not None and at < self.started - _START_MS
 
     @property
     def started(self) -> int | None:
