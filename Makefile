@@ -29,7 +29,7 @@ UNIT = batching both_folds cases explain exporter fleet fleet_replay folds gatew
 	github_payloads invariants jobs_properties keys ledger masking metrics missed odd_bodies origins \
 	peer_hooks policies prober_desk providers quirks reading relay_parts replay rooms rounds routes \
 	said settings simulate sink_rows stall_world stalls stranded telemetry telemetry_pools \
-	telemetry_runners telemetry_schedulers ticks tidy verify verify_fleets windows
+	telemetry_reconcilers telemetry_runners telemetry_schedulers ticks tidy verify verify_fleets windows
 
 .PHONY: help demo unit test nightly hooks lint format bench docs constraints clean FORCE
 

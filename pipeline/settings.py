@@ -270,7 +270,7 @@ class Settings(BaseSettings):
     max_fleet_labels: int = Field(100, ge=1)
     #: Series of metrics that a worker exports at most; fleets for which there is no room left are
     #: ``other``.
-    max_series: int = Field(4_990, ge=1_000)
+    max_series: int = Field(4_900, ge=1_000)
     #: /readyz says not ready beyond these.
     max_lag: float = Field(60.0, gt=0)
 

@@ -34,18 +34,16 @@ PLAN_LATENCY: Final = Histogram[tuple[str, str]](
     (_MODE, _PLANNED),
     buckets=PLAN_BUCKETS,
 )
-PLAN_WAIT: Final = Histogram[tuple[str]](
+PLAN_WAIT: Final = Histogram[tuple[()]](
     "scheduler_planner_wait_seconds",
     "From a run's creation to the planner's first look at it.",
     "seconds",
-    (_MODE,),
     buckets=PLAN_BUCKETS,
 )
-PLAN_SECONDS: Final = Histogram[tuple[str]](
+PLAN_SECONDS: Final = Histogram[tuple[()]](
     "scheduler_planning_seconds",
     "From the planner's first look at a run to the end of its planning.",
     "seconds",
-    (_MODE,),
     buckets=PLAN_BUCKETS,
 )
 SEGMENTS: Final = Counter[tuple[str, str, str]](
