@@ -27,6 +27,8 @@ sys.path.insert(0, str(ROOT))
 from docs import example_events  # noqa: E402
 from pipeline import metrics  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
+from pipeline.compat import parity  # noqa: E402
+from pipeline.compat.systems import SYSTEMS  # noqa: E402
 from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noqa: E402
 from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
 from pipeline.jobs import facts, runs  # noqa: E402
@@ -412,6 +414,17 @@ def part_metrics() -> str:
         for metric in sorted(metrics.CATALOGUE, key=lambda metric: metric.shown)
     ]
     return table(("metric", "type", "unit", "labels", "meaning"), rows)
+
+
+def part_parity() -> str:
+    told = []
+    for system in SYSTEMS.values():
+        told.append(f"## {system.name}\n\n{system.about}\n")
+        told += [
+            f"### {each.title} of {system.name}\n\n{table(each.columns, each.rows)}"
+            for each in parity.tables(system)
+        ]
+    return "\n".join(told)
 
 
 def part_prober_metrics() -> str:

@@ -14,9 +14,9 @@ transitions and timings (a job already knows its facts).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import product
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import prometheus_client as prometheus
 from prometheus_client import CollectorRegistry, generate_latest
@@ -65,14 +65,26 @@ _LOOKED_UP: Final = frozenset(
 _CHANGES: Final = {"counter": "inc", "histogram": "observe", "gauge": "set"}
 
 
+class Beside(Protocol):
+    """Other series that follow from these: of :class:`pipeline.compat.page.Page`."""
+
+    def changes(self, metric: metrics.Metric[Any], labels: tuple[str, ...]) -> Sequence[_Change]:
+        """What is to be changed together with a series, which is being made."""
+        ...
+
+
 class Exporter:
     """The worker's metrics, in a registry of their own."""
 
-    def __init__(self, max_fleets: int = MAX_FLEETS) -> None:
+    def __init__(self, max_fleets: int = MAX_FLEETS, beside: Beside | None = None) -> None:
+        """``beside`` is changed together with these."""
         self.registry = CollectorRegistry()
+        self._beside = beside
         self._fleets: set[str] = set()
         self._max_fleets = max_fleets
         self._jobs: _Jobs | None = None
+        #: What looks up gauges at each scrape.
+        self._lookups: list[Collector] = []
         self._collectors = {
             metric: _collector(metric, self.registry)
             for metric in metrics.CATALOGUE
@@ -93,6 +105,10 @@ class Exporter:
         collector = self._collectors[metric]
         series = collector.labels(*labels) if labels else collector
         change = cast(_Change, getattr(series, _CHANGES[metric.kind]))
+        if self._beside is not None:
+            also = self._beside.changes(metric, labels)
+            if also:
+                change = _together(change, also)
         self._series[metric, labels] = change
         return change
 
@@ -155,15 +171,39 @@ class Exporter:
     def watch_jobs(self, source: JobsSource) -> None:
         """Export depth and oldest age from ``source`` at each scrape."""
         self._jobs = _Jobs(self, source)
-        self.registry.register(self._jobs)
+        self._look_up(self._jobs)
 
     def watch_stalls(self, source: StallsSource) -> None:
         """Export open stalls and the oldest of each kind from ``source`` at each scrape."""
-        self.registry.register(_Stalls(source))
+        self._look_up(_Stalls(source))
 
     def watch_fleets(self, source: LevelsSource) -> None:
         """Export what recovery may do in each fleet from ``source`` at each scrape."""
-        self.registry.register(_Levels(self, source))
+        self._look_up(_Levels(self, source))
+
+    def _look_up(self, collector: Collector) -> None:
+        self._lookups.append(collector)
+        self.registry.register(collector)
+
+    async def levels(
+        self, pause: Callable[[], Awaitable[None]]
+    ) -> dict[metrics.Metric[Any], list[tuple[tuple[str, ...], float]]]:
+        """All gauges as they are now: of each the label values and the value of its series."""
+        if self._jobs is not None:
+            await self._jobs.look(pause)
+        gauges = {PREFIX + each.name: each for each in metrics.CATALOGUE if each.kind == "gauge"}
+        set_here = [self._collectors[each] for each in gauges.values() if each in self._collectors]
+        found: dict[metrics.Metric[Any], list[tuple[tuple[str, ...], float]]] = {}
+        for collector in (*set_here, *self._lookups):
+            await pause()
+            for family in collector.collect():
+                metric = gauges[family.name]
+                names = [label.name for label in metric.labels]
+                found[metric] = [
+                    (tuple(sample.labels[name] for name in names), sample.value)
+                    for sample in family.samples
+                ]
+        return found
 
     async def exposition(self, pause: Callable[[], Awaitable[None]]) -> bytes:
         """Everything in Prometheus' text format, made in slices with a ``pause`` between them.
@@ -186,6 +226,17 @@ class Exporter:
                     said = b"".join(line for line in lines if not line.startswith(b"#"))
                 text.append(said)
         return b"".join(text)
+
+
+def _together(first: _Change, others: Sequence[_Change]) -> _Change:
+    """Changes all of them."""
+
+    def change(value: float) -> None:
+        first(value)
+        for each in others:
+            each(value)
+
+    return change
 
 
 class _Only(Collector):

@@ -20,7 +20,7 @@ from topics.catalogue import JOBS as JOBS_TOPIC
 from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
 from topics.catalogue import WEBHOOKS as WEBHOOKS_TOPIC
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
-from topics.recovery import CommandKind, Mode, Result, StallKind, Why
+from topics.recovery import Answer, CommandKind, Mode, Result, StallKind, Why
 
 PREFIX: Final = "runnerstream_"
 
@@ -124,6 +124,9 @@ RUN_BUCKETS: Final = (
 STRANDED_BUCKETS: Final = (
     5, 15, 30, 60, 90, 120, 300, 360, 600, 1800, 3600, 5400, 7200, 14400, 43200, 86400, 172800,
 )  # fmt: skip
+#: 0.1 s to 12 h, fewer than of what nearly every job has: one series more is one of each fleet.
+CLAIM_BUCKETS: Final = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 14400, 43200)
+FLEET_STRANDED_BUCKETS: Final = (30, 120, 300, 600, 1800, 3600, 14400, 86400)
 LAG_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 14400, 86400, 259200)
 BATCH_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_RECORDS: Final = (1, 5, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10000)
@@ -155,9 +158,10 @@ _STATUS = Label("status", tuple(status.value for status in Status))
 _LIVE = Label("status", tuple(s.value for s in Status if s is not Status.COMPLETED))
 _STALL = Label("stall", tuple(kind.value for kind in StallKind))
 #: A look at a job opens one of these; about most of them the provider is asked.
-_OPENING: Final = (*STRANDING, StallKind.MISSED_COMPLETION.value)
-_OPENED = Label("stall", _OPENING)
-_ASKED = Label("stall", tuple(kind for kind in _OPENING if kind != StallKind.STALE_CLAIM.value))
+OPENED_STALLS: Final = (*STRANDING, StallKind.MISSED_COMPLETION.value)
+ASKED_STALLS: Final = tuple(kind for kind in OPENED_STALLS if kind != StallKind.STALE_CLAIM.value)
+_OPENED = Label("stall", OPENED_STALLS)
+_ASKED = Label("stall", ASKED_STALLS)
 _COMMAND = Label("command", tuple(kind.value for kind in CommandKind))
 _TOPIC = Label("topic", (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, JOBS_TOPIC, FLEETS_TOPIC))
 _MODE = Label("mode", tuple(mode.value for mode in Mode))
@@ -178,6 +182,16 @@ UNROUTED: Final = Counter[tuple[str]](
     "Deliveries about jobs that the configured routes leave without an account, or a fleet.",
     "deliveries",
     (Label("reason", UNROUTED_REASONS),),
+)
+#: What a job's delivery tells. Providers have words of their own for it.
+WEBHOOK_ACTIONS: Final = ("queued", "waiting", "in_progress", "completed", "other")
+WEBHOOK_OUTCOMES: Final = ("accepted", *UNROUTED_REASONS, "ignored", "malformed")
+WEBHOOK_JOBS: Final = Counter[tuple[str, str]](
+    "webhook_jobs",
+    "Deliveries about jobs, by what they tell and what became of them; those that say nothing of "
+    "jobs are ignored, and of malformed ones nobody knows what they tell: other.",
+    "deliveries",
+    (Label("action", WEBHOOK_ACTIONS), Label("outcome", WEBHOOK_OUTCOMES)),
 )
 ODD_FIELDS: Final = Counter[tuple[str, str]](
     "odd_fields",
@@ -206,12 +220,26 @@ COMPLETIONS: Final = Counter[tuple[str, str]](
     "jobs",
     (_FLEET, Label("conclusion", tuple(conclusion.value for conclusion in Conclusion))),
 )
+REQUEUES: Final = Counter[tuple[str]](
+    "job_requeues",
+    "Claims released before their job had begun: it went back to the queue.",
+    "claims",
+    (_FLEET,),
+)
 QUEUE_SECONDS: Final = Histogram[tuple[str]](
     "job_queue_seconds",
     "Queued to started, without approval gates.",
     "seconds",
     (_FLEET,),
     buckets=QUEUE_BUCKETS,
+)
+QUEUE_TO_CLAIM_SECONDS: Final = Histogram[tuple[str]](
+    "job_queue_to_claim_seconds",
+    "Queued to claimed by a runner, once a job: of the claim that was known first.",
+    "seconds",
+    (_FLEET,),
+    only_claimed=True,
+    buckets=CLAIM_BUCKETS,
 )
 CLAIM_TO_START_SECONDS: Final = Histogram[tuple[str]](
     "job_claim_to_start_seconds",
@@ -361,6 +389,27 @@ STRANDED_SECONDS: Final = Histogram[tuple[str]](
     "seconds",
     (Label("stall", STRANDING),),
     buckets=STRANDED_BUCKETS,
+)
+FLEET_STRANDED_SECONDS: Final = Histogram[tuple[str]](
+    "fleet_stranded_seconds",
+    "The same by fleet: how long its jobs lay in wrong states of any kind, once they had left "
+    "them.",
+    "seconds",
+    (_FLEET,),
+    only_claimed=True,
+    buckets=FLEET_STRANDED_BUCKETS,
+)
+RECOVERY_ANSWERS: Final = Counter[tuple[str, str]](
+    "recovery_answers",
+    "What providers answered about jobs that may be stuck, once a question.",
+    "answers",
+    (_ASKED, Label("answer", tuple(answer.value for answer in Answer))),
+)
+RECOVERY_DONE: Final = Counter[tuple[str, str]](
+    "recovery_done",
+    "Commands about jobs that were done, by the wrong state that they were for.",
+    "commands",
+    (_OPENED, _COMMAND),
 )
 RECOVERY_SWEEPS: Final = Counter[tuple[()]](
     "recovery_sweeps",

@@ -20,7 +20,15 @@ from pipeline.providers.registry import PROVIDERS, check, provider_of
 from topics import bridge
 from topics.catalogue import FLEETS, JOBS, OUTCOMES, WEBHOOKS
 from topics.dead_letters import SourceRecord
-from topics.models import DELIVERY, LIFECYCLE, RUNNER_KINDS, Delivery, LifecycleKind, RunLink
+from topics.models import (
+    DELIVERY,
+    LIFECYCLE,
+    RUNNER_KINDS,
+    Delivery,
+    JobFact,
+    LifecycleKind,
+    RunLink,
+)
 from topics.reading import read
 from topics.recovery import OUTCOME, Ending, HostGone, RunnerSeen
 
@@ -31,6 +39,18 @@ Look = Callable[[Delivery, Iterable[Fact]], list[Note[Any]]]
 
 #: Nothing is checked.
 NO_SECRETS: Final[Mapping[str, Sequence[bytes]]] = {}
+
+#: The event under which a job comes that was asked for: no delivery of a webhook.
+POLLED: Final = "api_job"
+#: What providers call that which a delivery about a job tells, as :data:`metrics.WEBHOOK_ACTIONS`
+#: have it. GitLab tells the status of the job instead.
+_ACTIONS: Final[Mapping[str, str]] = {
+    **{action: action for action in metrics.WEBHOOK_ACTIONS},
+    **dict.fromkeys(("requested", "created", "preparing", "pending"), "queued"),
+    **dict.fromkeys(("manual", "scheduled", "waiting_for_resource"), "waiting"),
+    "running": "in_progress",
+    **dict.fromkeys(("success", "failed", "canceled", "skipped"), "completed"),
+}
 
 #: Links that are not sent again while remembered. About 100 bytes each.
 LINKS_REMEMBERED = 100_000
@@ -84,6 +104,8 @@ class Normalise:
                 letter, note = bury(self.stage, record, exc)
                 effects.outputs.append(letter)
                 effects.notes.append(note)
+                if hooks:
+                    effects.notes.append(Note(metrics.WEBHOOK_JOBS, ("other", "malformed")))
                 continue
             effects.outputs += [
                 Output(JOBS, None, fact.key.encode(), to_bytes(fact))
@@ -164,14 +186,19 @@ def _delivery_facts(
 ) -> tuple[Iterable[Fact], list[Note[Any]]]:
     said = provider_of(delivery.kind).facts(delivery)
     if said.ignored is not None:
-        return [], [Note(metrics.IGNORED_WEBHOOKS, (said.ignored,))]
+        ignored = Note(metrics.WEBHOOK_JOBS, ("other", "ignored"))
+        return [], [Note(metrics.IGNORED_WEBHOOKS, (said.ignored,)), ignored]
     event = delivery.kind.partition(".")[2]
     seen = [Note[Any](metrics.WEBHOOKS, (event,))]
     if delivery.occurred_at != delivery.received_at:  # else nobody said when it was made
         lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
         seen.append(Note(metrics.WEBHOOK_LAG, (), lag))
-    if look is not None:
-        seen += look(delivery, said)
+    missing: list[Note[Any]] = [] if look is None else look(delivery, said)
+    if said and isinstance(said[0], JobFact) and event != POLLED:
+        outcome = missing[0].labels[0] if missing else "accepted"
+        action = _ACTIONS.get(said[0].cause.rpartition(".")[2], "other")
+        seen.append(Note(metrics.WEBHOOK_JOBS, (action, outcome)))
+    seen += missing
     return said, [*seen, *_odd(said.odd, envelope)]
 
 

@@ -54,6 +54,7 @@ def fake_worker(
         recovering=None,
         settings=Settings(partitions=max(1, count), clickhouse=""),  # type: ignore[arg-type]
         metrics=metrics,
+        compat=None,
         holes=Holes(metrics.missed),
         sources=Reached(),
         ledgers=dict(ledgers),
