@@ -185,11 +185,11 @@ UNROUTED: Final = Counter[tuple[str]](
 )
 #: What a job's delivery tells. Providers have words of their own for it.
 WEBHOOK_ACTIONS: Final = ("queued", "waiting", "in_progress", "completed", "other")
-WEBHOOK_OUTCOMES: Final = ("accepted", *UNROUTED_REASONS, "ignored", "malformed")
+WEBHOOK_OUTCOMES: Final = ("accepted", *UNROUTED_REASONS, "malformed")
 WEBHOOK_JOBS: Final = Counter[tuple[str, str]](
     "webhook_jobs",
-    "Deliveries about jobs, by what they tell and what became of them; those that say nothing of "
-    "jobs are ignored, and of malformed ones nobody knows what they tell: other.",
+    "Deliveries about jobs, by what they tell and what became of them. Of malformed ones nobody "
+    "knows what they tell, so those about other things are among them.",
     "deliveries",
     (Label("action", WEBHOOK_ACTIONS), Label("outcome", WEBHOOK_OUTCOMES)),
 )

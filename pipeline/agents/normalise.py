@@ -14,7 +14,7 @@ from pipeline.agents.unrouted import Unrouted
 from pipeline.effects import Effects, Note, Output
 from pipeline.faust_safe import Batch
 from pipeline.fold_spec import OUTPUTS
-from pipeline.providers import lifecycle, outcomes
+from pipeline.providers import gitlab, lifecycle, outcomes
 from pipeline.providers.base import Fact
 from pipeline.providers.registry import PROVIDERS, check, provider_of
 from topics import bridge
@@ -46,10 +46,11 @@ POLLED: Final = "api_job"
 #: have it. GitLab tells the status of the job instead.
 _ACTIONS: Final[Mapping[str, str]] = {
     **{action: action for action in metrics.WEBHOOK_ACTIONS},
-    **dict.fromkeys(("requested", "created", "preparing", "pending"), "queued"),
-    **dict.fromkeys(("manual", "scheduled", "waiting_for_resource"), "waiting"),
-    "running": "in_progress",
-    **dict.fromkeys(("success", "failed", "canceled", "skipped"), "completed"),
+    "requested": "queued",
+    "pending": "queued",
+    **dict.fromkeys(gitlab.HELD, "waiting"),
+    **dict.fromkeys(gitlab.STARTED, "in_progress"),
+    **dict.fromkeys(gitlab.CONCLUSIONS, "completed"),
 }
 
 #: Links that are not sent again while remembered. About 100 bytes each.
@@ -186,8 +187,7 @@ def _delivery_facts(
 ) -> tuple[Iterable[Fact], list[Note[Any]]]:
     said = provider_of(delivery.kind).facts(delivery)
     if said.ignored is not None:
-        ignored = Note(metrics.WEBHOOK_JOBS, ("other", "ignored"))
-        return [], [Note(metrics.IGNORED_WEBHOOKS, (said.ignored,)), ignored]
+        return [], [Note(metrics.IGNORED_WEBHOOKS, (said.ignored,))]
     event = delivery.kind.partition(".")[2]
     seen = [Note[Any](metrics.WEBHOOKS, (event,))]
     if delivery.occurred_at != delivery.received_at:  # else nobody said when it was made

@@ -24,7 +24,6 @@ _WEBHOOK_OUTCOMES: Final = {
     ("completed", "accepted"): "completed",
     **{(action, "no_account"): "no_account" for action in metrics.WEBHOOK_ACTIONS},
     **{(action, "no_fleet"): "no_matching_pool" for action in metrics.WEBHOOK_ACTIONS},
-    **{(action, "ignored"): "ignored" for action in metrics.WEBHOOK_ACTIONS},
     **{(action, "malformed"): "unknown" for action in metrics.WEBHOOK_ACTIONS},
 }
 _OVER: Final = ("completed", "ghost", "gone")
@@ -150,6 +149,7 @@ INGEST: Final = (
                 metrics.WEBHOOK_JOBS,
                 (Take("action"), Pair(("action", "outcome"), _WEBHOOK_OUTCOMES)),
             ),
+            From(metrics.IGNORED_WEBHOOKS, (Always("other"), Always("ignored"))),
         ),
         said="Accepted `in_progress` is left out: whether it is `matched` nobody knows when it "
         "comes. `no_fleet` is `no_matching_pool`, `malformed` is `unknown`. Other actions and "
