@@ -274,6 +274,7 @@ def test_every_gauge_can_be_looked_up() -> None:
 def test_a_simulated_fleet_is_counted_as_it_was() -> None:
     page, exporter = both("tuist")
     world = World(exporter, seed=11, jobs=250, minutes=45)
+    exporter.watch_jobs(world.live_jobs)
     world.run()
     text = text_of(page, exporter)
     fleets = {job.fleet for job in world.jobs}

@@ -10,13 +10,12 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from faust.types import TP
 
 from pipeline.agents.normalise import Normalise, record_facts
-from pipeline.effects import Output
-from pipeline.exporter import Exporter
+from pipeline.effects import Note, Output
 from pipeline.faust_safe import Batch
 from pipeline.ledger import LIVE, Ledger
 from pipeline.simulate import Faults, Sending, Simulation
@@ -33,25 +32,44 @@ START: Final = 1_790_000_000_000
 FAULTS: Final = {"duplicates": 0.05, "reordered": 0.1, "malformed": 0.03}
 
 
-class CountedLoop(Loop):
-    """The fold of jobs in our hands; what it counts is counted by an exporter."""
+class Counts(Protocol):
+    """Who is told what is counted."""
 
-    def __init__(self, exporter: Exporter) -> None:
-        self._exporter = exporter
+    def note(self, notes: Iterable[Note[Any]]) -> None:
+        """It is durable."""
+        ...
+
+
+class Notebook:
+    """What was counted, in order."""
+
+    def __init__(self) -> None:
+        self.notes: list[Note[Any]] = []
+
+    def note(self, notes: Iterable[Note[Any]]) -> None:
+        """Written down."""
+        self.notes += notes
+
+
+class CountedLoop(Loop):
+    """The fold of jobs in our hands; what it counts is told."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
         super().__init__()
 
     def fold(self, *, durable: bool = True) -> Any:
         """Fold, and count."""
         effects = super().fold(durable=durable)
-        self._exporter.note(effects.notes)
+        self._counts.note(effects.notes)
         return effects
 
 
 class World:
-    """A simulation up to some time, as an exporter has it."""
+    """A simulation up to some time; what is counted is told."""
 
-    def __init__(self, exporter: Exporter, seed: int, jobs: int, minutes: int) -> None:
-        self.exporter = exporter
+    def __init__(self, counts: Counts, seed: int, jobs: int, minutes: int) -> None:
+        self._counts = counts
         self.simulation = Simulation(
             seed, jobs, start_ms=START, duration_s=3_600, faults=Faults(**FAULTS)
         )
@@ -59,9 +77,9 @@ class World:
         self.ledger = Ledger(0, lambda key: None)
         self.sent: list[Sending] = []
         self._offset = 0
-        exporter.watch_jobs(self._live)
 
-    def _live(self) -> Iterator[tuple[str, str, int, int | None]]:
+    def live_jobs(self) -> Iterator[tuple[str, str, int, int | None]]:
+        """Jobs by fleet and status, and the age of the oldest: for an exporter to watch."""
         for (fleet, status), count in self.ledger.counts().items():
             if status in LIVE:
                 since = self.ledger.oldest(fleet, status) if count else None
@@ -82,14 +100,14 @@ class World:
         jobs += _of_log(self.ledger.flush().outputs)
         for fact in jobs:
             self._apply(fact)
-        self.exporter.note(self.ledger.flush().notes)
+        self._counts.note(self.ledger.flush().notes)
 
     def _apply(self, record: Any) -> None:
         self.ledger.apply(self._offset, record)
         self._offset += 1
 
     def _normalised(self) -> Iterable[Any]:
-        normalise = Normalise(self.exporter.note)
+        normalise = Normalise(self._counts.note)
         for topic in (WEBHOOKS, LIFECYCLE):
             records = [record for record in self.sent if record.topic == topic]
             effects = asyncio.run(normalise.fold(Batch(TP(topic, 0), records)))
@@ -178,16 +196,16 @@ def _of_log(outputs: Iterable[Output]) -> list[Any]:
 RECOVERED: Final = {"stale_claim": 2, "orphan_requeued": 3, "orphan_completed": 1}
 
 
-def recover(exporter: Exporter) -> None:
+def recover(counts: Counts) -> None:
     """Jobs get stuck, and recovery frees them: :data:`RECOVERED`."""
     for _ in range(RECOVERED["stale_claim"]):
-        loop = CountedLoop(exporter)
+        loop = CountedLoop(counts)
         loop.queued()
         loop.claimed(minted=False)
         loop.wait(POLICY.stale_claim_ms + 2 * TICK)
         _do(loop)
     for _ in range(RECOVERED["orphan_requeued"]):
-        loop = CountedLoop(exporter)
+        loop = CountedLoop(counts)
         loop.queued()
         loop.claimed()
         loop.wait(POLICY.orphan_ms + TICK)
@@ -195,7 +213,7 @@ def recover(exporter: Exporter) -> None:
         loop.tick()
         _do(loop)
     for _ in range(RECOVERED["orphan_completed"]):
-        loop = CountedLoop(exporter)
+        loop = CountedLoop(counts)
         loop.queued()
         loop.claimed()
         loop.wait(POLICY.orphan_ms + TICK)
