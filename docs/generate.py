@@ -25,13 +25,14 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from docs import example_events  # noqa: E402
-from pipeline import metrics  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
 from pipeline.compat import parity  # noqa: E402
 from pipeline.compat.systems import SYSTEMS  # noqa: E402
+from pipeline.exporter import EVERYTHING  # noqa: E402
 from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noqa: E402
 from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
 from pipeline.jobs import facts, runs  # noqa: E402
+from pipeline.metrics import Gauge  # noqa: E402
 from pipeline.prober.metrics import ProberMetrics  # noqa: E402
 from pipeline.redeliver.metrics import RedeliverMetrics  # noqa: E402
 from pipeline.relay.metrics import RelayMetrics  # noqa: E402
@@ -408,23 +409,17 @@ def part_metrics() -> str:
             f"`{metric.shown}`",
             metric.kind,
             metric.unit,
-            ", ".join(f"`{label.name}`" for label in metric.labels),
-            metric.help,
+            ", ".join(f"`{label.name}`" for label in metric.shown_labels),
+            metric.over if isinstance(metric, Gauge) else "sum",
+            f"{metric.help} Only of fleets with {metric.group}." if metric.group else metric.help,
         )
-        for metric in sorted(metrics.CATALOGUE, key=lambda metric: metric.shown)
+        for metric in sorted(EVERYTHING, key=lambda metric: metric.shown)
     ]
-    return table(("metric", "type", "unit", "labels", "meaning"), rows)
+    return table(("metric", "type", "unit", "labels", "over workers", "meaning"), rows)
 
 
 def part_parity() -> str:
-    told = []
-    for system in SYSTEMS.values():
-        told.append(f"## {system.name}\n\n{system.about}\n")
-        told += [
-            f"### {each.title} of {system.name}\n\n{table(each.columns, each.rows)}"
-            for each in parity.tables(system)
-        ]
-    return "\n".join(told)
+    return parity.page(SYSTEMS.values(), table)
 
 
 def part_prober_metrics() -> str:

@@ -5,6 +5,7 @@ Agents say it, the transaction makes it durable, the outbox publishes it. Nothin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -27,11 +28,16 @@ class Output(Struct, frozen=True, gc=False):
 
 
 class Note(Struct, Generic[L], frozen=True, gc=False):
-    """Something to count once the batch is durable, by a metric of :mod:`pipeline.metrics`."""
+    """Something to count once the batch is durable, by a metric of :mod:`pipeline.metrics`.
+
+    ``counts`` is for a distribution that somebody else observed: how many values by the upper
+    bound of their bucket. ``value`` is their sum then.
+    """
 
     metric: Counter[L] | Histogram[L]
     labels: L
     value: float = 1.0
+    counts: Mapping[float, int] | None = None
 
 
 @dataclass(slots=True)

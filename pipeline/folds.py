@@ -13,11 +13,13 @@ from pipeline.ledger import Ledger, Retention
 from pipeline.policies import policies
 from pipeline.routes import Routes
 from pipeline.settings import Settings
+from pipeline.telemetry import TelemetryLedger
 from pipeline.windows import WindowPolicy
-from topics.catalogue import FLEETS, JOBS
+from topics.catalogue import FLEETS, JOBS, TELEMETRY
+from topics.events import TELEMETRY_RECORD
 from topics.models import FLEETS_RECORD, JOBS_RECORD
 from topics.recovery import Mode
-from topics.tables import FLEETS_TABLE, JOBS_TABLE, WINDOWS_TABLE
+from topics.tables import FLEETS_TABLE, JOBS_TABLE, TELEMETRY_TABLE, WINDOWS_TABLE
 
 #: Makes a fold's declaration under the settings of a worker.
 Declare = Callable[[Settings], FoldSpec[Any]]
@@ -87,5 +89,17 @@ def fleets(settings: Settings) -> FoldSpec[FleetLedger]:
     )
 
 
+def telemetry(settings: Settings) -> FoldSpec[TelemetryLedger]:
+    """``runners.telemetry`` -> what is known of dispatchers, pools, runners and the like."""
+    return FoldSpec(
+        stage="telemetry",
+        log=TELEMETRY,
+        records=TELEMETRY_RECORD,
+        tables=(TELEMETRY_TABLE,),
+        new_ledger=lambda partition, tables: TelemetryLedger(partition),
+        writer="telemetry",
+    )
+
+
 #: What a worker runs beside the jobs' fold, whose ledgers the views read.
-OTHERS: Final[tuple[Declare, ...]] = (fleets,)
+OTHERS: Final[tuple[Declare, ...]] = (fleets, telemetry)

@@ -1,4 +1,4 @@
-"""Every metric of the worker, declared once: name, type, unit, labels with their values, meaning.
+"""The metrics of the worker, declared once: name, type, unit, labels with their values, meaning.
 
 Pure data. Whoever counts refers to a constant of this module (``Note(WEBHOOKS, ("push",))``), so
 that a wrong name or a wrong number of labels is a type error. :mod:`pipeline.exporter` makes the
@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
+from topics.catalogue import EVENTS as EVENTS_TOPIC
 from topics.catalogue import FLEETS as FLEETS_TOPIC
 from topics.catalogue import JOBS as JOBS_TOPIC
 from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
+from topics.catalogue import TELEMETRY as TELEMETRY_TOPIC
 from topics.catalogue import WEBHOOKS as WEBHOOKS_TOPIC
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
-from topics.recovery import Answer, CommandKind, Mode, Result, StallKind, Why
+from topics.recovery import CommandKind, Mode, Result, StallKind, Why
 
 PREFIX: Final = "runnerstream_"
 
@@ -60,8 +62,11 @@ class Metric(Generic[L]):
         help: what it tells.
         unit: what a value counts or measures.
         labels: in the order in which their values are given; a fleet comes first.
-        only_claimed: whether a fleet has a series only once one of its jobs was claimed, so that
-            a fleet without claims does not show claims that start at once.
+        group: a word. The series of a fleet exist once the fleet is seen in that group, all of
+            them, at 0. So a fleet without claims does not show claims that start at once, and
+            one without pools no empty pool. Without a group: once the fleet is seen at all.
+        together: whether our series are of all fleets together, because each fleet's own would be
+            too many. The first label is a fleet all the same, and who follows ours has it.
         in_advance: whether the series of closed lists exist from the start. False only for a gauge
             that is blind until it is set.
     """
@@ -72,18 +77,29 @@ class Metric(Generic[L]):
     help: str
     unit: str
     labels: tuple[Label, ...] = ()
-    only_claimed: bool = False
+    group: str = ""
     in_advance: bool = True
+    together: bool = False
 
     @property
     def by_fleet(self) -> bool:
-        """Whether the first label is a fleet."""
-        return bool(self.labels) and self.labels[0].values is Source.FLEET
+        """Whether the first label of our series is a fleet."""
+        return bool(self.shown_labels) and self.shown_labels[0].values is Source.FLEET
+
+    @property
+    def shown_labels(self) -> tuple[Label, ...]:
+        """The labels of our series."""
+        return self.labels[self.together :]
 
     @property
     def shown(self) -> str:
         """The name as Prometheus shows it."""
         return PREFIX + self.name + ("_total" if self.kind == "counter" else "")
+
+    @property
+    def told(self) -> str:
+        """The help as Prometheus shows it."""
+        return self.help
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +111,27 @@ class Counter(Metric[L]):
 
 @dataclass(frozen=True, eq=False)
 class Gauge(Metric[L]):
-    """Something as it is now."""
+    """Something as it is now.
+
+    Attributes:
+        over: how values under the same labels are brought together: those of a worker's
+            partitions, of fleets that share a label, and of several workers.
+        partial: whether a label's value that nobody told is not known, rather than 0.
+    """
 
     kind: ClassVar[str] = "gauge"
+
+    over: Literal["sum", "max"] = "sum"
+    partial: bool = False
+
+    @property
+    def told(self) -> str:
+        """The help as Prometheus shows it: also how it is read over several workers."""
+        return f"{self.help} {self.over.capitalize()} over workers."
+
+
+#: A gauge, its labels, and how it is now.
+Level = tuple[Gauge[Any], tuple[str, ...], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,26 +143,19 @@ class Histogram(Metric[L]):
     buckets: tuple[float, ...] = ()
 
 
-#: 50 ms to 24 h: GitHub fails a job that waited for a self-hosted runner for 24 h.
-QUEUE_BUCKETS: Final = (
-    0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200,
-    86400,
-)  # fmt: skip
-#: 1 s to 5 d: the longest a self-hosted job may run.
-RUN_BUCKETS: Final = (
-    1, 5, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400,
-    172800, 432000,
-)  # fmt: skip
-#: 5 s to 2 d: with a signal from its host a job is freed within a minute; without anything it is
-#: closed after a day.
-STRANDED_BUCKETS: Final = (
-    5, 15, 30, 60, 90, 120, 300, 360, 600, 1800, 3600, 5400, 7200, 14400, 43200, 86400, 172800,
-)  # fmt: skip
-#: 0.1 s to 12 h, fewer than of what nearly every job has: one series more is one of each fleet.
-CLAIM_BUCKETS: Final = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 14400, 43200)
-FLEET_STRANDED_BUCKETS: Final = (30, 120, 300, 600, 1800, 3600, 14400, 86400)
-LAG_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 14400, 86400, 259200)
-BATCH_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# A bucket is a series, once for each fleet: no more of them than somebody asks about.
+#: 1 s to 24 h: providers tell whole seconds, and GitHub fails a job that waited for a self-hosted
+#: runner for 24 h.
+QUEUE_BUCKETS: Final = (1, 5, 15, 30, 60, 120, 300, 900, 3600, 86400)
+CLAIM_BUCKETS: Final = (0.25, 1, 2.5, 5, 10, 30, 60, 120, 300, 3600)
+#: 10 s to 24 h; 6 h is how long a job runs unless its workflow says otherwise.
+RUN_BUCKETS: Final = (10, 30, 60, 120, 300, 600, 1800, 3600, 21600, 86400)
+TOTAL_BUCKETS: Final = (30, 60, 120, 300, 600, 1800, 3600, 86400)
+#: 15 s to 24 h: with a signal from its host a job is freed within 90 s, an orphan within 6 min;
+#: without anything it is closed after a day.
+STRANDED_BUCKETS: Final = (15, 30, 60, 90, 180, 360, 600, 1800, 3600, 7200, 86400)
+LAG_BUCKETS: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600, 86400, 259200)
+BATCH_SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 BATCH_RECORDS: Final = (1, 5, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10000)
 
 #: The kinds of stall that a job lies in until it is freed. Of a missed completion nobody knows
@@ -146,14 +173,18 @@ MISSING_REASONS: Final = (
     "gate_unknown", "negative", "copied",
 )  # fmt: skip
 
-_FLEET = Label("fleet", Source.FLEET)
+#: The groups of fleets whose jobs are claimed, and of those that recovery knows.
+CLAIMS: Final = "claims"
+RECOVERY: Final = "recovery"
+
+FLEET: Final = Label("fleet", Source.FLEET)
 _EVENT = Label("event", Source.EVENT)
 #: What stranded time is called among the families of timings.
 STRANDED: Final = "stranded"
 _FAMILY = Label("family", _FAMILY_NAMES)
 _MEASURED = Label("family", (*_FAMILY_NAMES, STRANDED))
 _ROLE = Label("role", Source.ROLE)
-_STAGE = Label("stage", ("normalise", "fold", "fleets"))
+_STAGE = Label("stage", ("normalise", "fold", "fleets", "telemetry"))
 _STATUS = Label("status", tuple(status.value for status in Status))
 _LIVE = Label("status", tuple(s.value for s in Status if s is not Status.COMPLETED))
 _STALL = Label("stall", tuple(kind.value for kind in StallKind))
@@ -163,7 +194,10 @@ ASKED_STALLS: Final = tuple(kind for kind in OPENED_STALLS if kind != StallKind.
 _OPENED = Label("stall", OPENED_STALLS)
 _ASKED = Label("stall", ASKED_STALLS)
 _COMMAND = Label("command", tuple(kind.value for kind in CommandKind))
-_TOPIC = Label("topic", (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, JOBS_TOPIC, FLEETS_TOPIC))
+_TOPIC = Label(
+    "topic",
+    (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, EVENTS_TOPIC, JOBS_TOPIC, FLEETS_TOPIC, TELEMETRY_TOPIC),
+)
 _MODE = Label("mode", tuple(mode.value for mode in Mode))
 
 WEBHOOKS: Final = Counter[tuple[str]](
@@ -212,48 +246,51 @@ WEBHOOK_LAG: Final = Histogram[tuple[()]](
     buckets=LAG_BUCKETS,
 )
 TRANSITIONS: Final = Counter[tuple[str, str]](
-    "job_transitions", "Jobs that entered a status.", "jobs", (_FLEET, _STATUS)
+    "job_transitions", "Jobs that entered a status.", "jobs", (FLEET, _STATUS)
 )
 COMPLETIONS: Final = Counter[tuple[str, str]](
     "jobs_completed",
     "Jobs that completed.",
     "jobs",
-    (_FLEET, Label("conclusion", tuple(conclusion.value for conclusion in Conclusion))),
+    (FLEET, Label("conclusion", tuple(conclusion.value for conclusion in Conclusion))),
 )
 REQUEUES: Final = Counter[tuple[str]](
     "job_requeues",
     "Claims released before their job had begun: it went back to the queue.",
     "claims",
-    (_FLEET,),
+    (FLEET,),
+    group=CLAIMS,
+    together=True,
 )
 QUEUE_SECONDS: Final = Histogram[tuple[str]](
     "job_queue_seconds",
     "Queued to started, without approval gates.",
     "seconds",
-    (_FLEET,),
+    (FLEET,),
     buckets=QUEUE_BUCKETS,
 )
 QUEUE_TO_CLAIM_SECONDS: Final = Histogram[tuple[str]](
     "job_queue_to_claim_seconds",
     "Queued to claimed by a runner, once a job: of the claim that was known first.",
     "seconds",
-    (_FLEET,),
-    only_claimed=True,
+    (FLEET,),
+    group=CLAIMS,
+    together=True,
     buckets=CLAIM_BUCKETS,
 )
 CLAIM_TO_START_SECONDS: Final = Histogram[tuple[str]](
     "job_claim_to_start_seconds",
     "Claimed by a runner to started.",
     "seconds",
-    (_FLEET,),
-    only_claimed=True,
-    buckets=QUEUE_BUCKETS,
+    (FLEET,),
+    group=CLAIMS,
+    buckets=CLAIM_BUCKETS,
 )
 RUN_SECONDS: Final = Histogram[tuple[str]](
-    "job_run_seconds", "Started to completed.", "seconds", (_FLEET,), buckets=RUN_BUCKETS
+    "job_run_seconds", "Started to completed.", "seconds", (FLEET,), buckets=RUN_BUCKETS
 )
 TOTAL_SECONDS: Final = Histogram[tuple[str]](
-    "job_total_seconds", "Queued to completed.", "seconds", (_FLEET,), buckets=RUN_BUCKETS
+    "job_total_seconds", "Queued to completed.", "seconds", (FLEET,), buckets=TOTAL_BUCKETS
 )
 #: The metric of each family of timings.
 TIMINGS: Final[Mapping[str, Histogram[tuple[str]]]] = MappingProxyType(
@@ -360,6 +397,7 @@ TICK_LAG: Final = Gauge[tuple[()]](
     "tick_lag_seconds",
     "Age of the oldest latest tick over owned partitions: how far behind the fold is.",
     "seconds",
+    over="max",
 )
 CONSUMER_LAG: Final = Gauge[tuple[str]](
     "consumer_lag_records",
@@ -383,33 +421,30 @@ RECOVERY_CLOSED: Final = Counter[tuple[str]](
     "jobs",
     (Label("answer", ("ghost", "gone")),),
 )
-STRANDED_SECONDS: Final = Histogram[tuple[str]](
+STRANDED_SECONDS: Final = Histogram[tuple[str, str]](
     "stranded_seconds",
     "How long jobs lay in a wrong state, once they had left it.",
     "seconds",
-    (Label("stall", STRANDING),),
+    (FLEET, Label("stall", STRANDING)),
+    group=CLAIMS,
+    together=True,
     buckets=STRANDED_BUCKETS,
 )
-FLEET_STRANDED_SECONDS: Final = Histogram[tuple[str]](
-    "fleet_stranded_seconds",
-    "The same by fleet: how long its jobs lay in wrong states of any kind, once they had left "
-    "them.",
-    "seconds",
-    (_FLEET,),
-    only_claimed=True,
-    buckets=FLEET_STRANDED_BUCKETS,
+RECOVERY_OVER: Final = Counter[tuple[str]](
+    "recovery_found_over",
+    "Jobs in what may be a wrong state that their provider, asked, calls over.",
+    "jobs",
+    (_ASKED,),
 )
-RECOVERY_ANSWERS: Final = Counter[tuple[str, str]](
-    "recovery_answers",
-    "What providers answered about jobs that may be stuck, once a question.",
-    "answers",
-    (_ASKED, Label("answer", tuple(answer.value for answer in Answer))),
+#: The commands that free a job.
+JOB_COMMANDS: Final = tuple(
+    kind.value for kind in (CommandKind.RELEASE_CLAIM, CommandKind.REQUEUE, CommandKind.CLOSE)
 )
 RECOVERY_DONE: Final = Counter[tuple[str, str]](
     "recovery_done",
     "Commands about jobs that were done, by the wrong state that they were for.",
     "commands",
-    (_OPENED, _COMMAND),
+    (_OPENED, Label("command", JOB_COMMANDS)),
 )
 RECOVERY_SWEEPS: Final = Counter[tuple[()]](
     "recovery_sweeps",
@@ -417,6 +452,13 @@ RECOVERY_SWEEPS: Final = Counter[tuple[()]](
     "ticks",
 )
 READY: Final = Gauge[tuple[()]]("ready", "1 when /readyz says ready.", "0 or 1")
+FLEETS_UNNAMED: Final = Gauge[tuple[()]](
+    "fleets_unnamed",
+    "Fleets that share `other` in all metrics or some, beyond `max_fleet_labels` or for want of "
+    "room under `max_series`; 1,000 stands for that many or more.",
+    "fleets",
+    over="max",
+)
 ROLE_UP: Final = Gauge[tuple[str]](
     "role_up", "1 while the process of a role beside the worker runs.", "0 or 1", (_ROLE,)
 )
@@ -428,31 +470,32 @@ ROLE_RESTARTS: Final = Counter[tuple[str]](
 )
 JOBS: Final = Gauge[tuple[str, str]](
     "jobs",
-    "Live jobs by status, in this worker's partitions. Sum over workers.",
+    "Live jobs by status, in this worker's partitions.",
     "jobs",
-    (_FLEET, _LIVE),
+    (FLEET, _LIVE),
 )
 OLDEST: Final = Gauge[tuple[str, str]](
     "oldest_seconds",
-    "Age of the job longest in the status, 0 when there is none. Max over workers.",
+    "Age of the job longest in the status, 0 when there is none.",
     "seconds",
-    (_FLEET, _LIVE),
+    (FLEET, _LIVE),
+    over="max",
 )
 STALLS_OPEN: Final = Gauge[tuple[str]](
     "stalls_open",
     "Jobs in a wrong state now, in this worker's partitions; flapping: left to a person; starved: "
-    "waiting while their fleet has idle runners. Sum over workers.",
+    "waiting while their fleet has idle runners.",
     "jobs",
     (_STALL,),
     in_advance=False,
 )
 STALLS_OLDEST: Final = Gauge[tuple[str]](
     "stalls_oldest_seconds",
-    "For how long the job longest in a wrong state is in it, 0 when there is none. Max over "
-    "workers.",
+    "For how long the job longest in a wrong state is in it, 0 when there is none.",
     "seconds",
     (_STALL,),
     in_advance=False,
+    over="max",
 )
 RECOVERY_COMMANDS: Final = Counter[tuple[str]](
     "recovery_commands", "Commands issued to executors.", "commands", (_COMMAND,)
@@ -477,18 +520,23 @@ RECOVERY_SWITCHES: Final = Counter[tuple[str]](
 )
 RECOVERY_BREAKER_OPEN: Final = Gauge[tuple[str]](
     "recovery_breaker_open",
-    "1 while a fleet's commands are held back because they mostly failed. Max over workers.",
+    "1 while a fleet's commands are held back because they mostly failed.",
     "0 or 1",
-    (_FLEET,),
+    (FLEET,),
+    group=RECOVERY,
+    over="max",
 )
 RECOVERY_MODE: Final = Gauge[tuple[str, str]](
     "recovery_mode",
-    "1 for what recovery may do in a fleet. Max over workers.",
+    "1 for what recovery may do in a fleet.",
     "0 or 1",
-    (_FLEET, _MODE),
+    (FLEET, _MODE),
+    group=RECOVERY,
+    over="max",
 )
 
-#: All of the above, in their order, which is the order of ``/metrics``.
+#: All of the above, in their order, which is the order of ``/metrics``. Further families declare
+#: theirs beside their code; :data:`pipeline.exporter.EVERYTHING` has them all.
 CATALOGUE: Final[tuple[Metric[Any], ...]] = tuple(
     each for each in tuple(globals().values()) if isinstance(each, Metric)
 )

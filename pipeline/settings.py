@@ -261,6 +261,9 @@ class Settings(BaseSettings):
     #: Systems by whose own names ``/metrics/compat`` serves what they measure, comma-separated:
     #: some of ``tuist``, ``act_runner``, ``gitea_runner``, ``stellaops``, ``gastown``.
     compat: Annotated[Names, NoDecode] = ()
+    #: Series of metrics that a worker exports at most; fleets for which there is no room left are
+    #: ``other``.
+    max_series: int = Field(4_900, ge=1_000)
     #: /readyz says not ready beyond these.
     max_lag: float = Field(60.0, gt=0)
 

@@ -39,14 +39,16 @@ from pipeline.fleet import FleetLedger
 from pipeline.fold_spec import FoldSpec, L
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
+from pipeline.metrics import Level
 from pipeline.reached import Reached
 from pipeline.routes import Routes
 from pipeline.settings import Settings
+from pipeline.telemetry import TelemetryLedger
 from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
-from topics.catalogue import JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
+from topics.catalogue import EVENTS, JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
 from topics.models import Tick
-from topics.recovery import BreakerState, Mode, StallKind
+from topics.recovery import BreakerState, StallKind
 from topics.tables import JOBS_TABLE
 
 log = logging.getLogger(__name__)
@@ -79,9 +81,10 @@ class Worker:
             uvloop.install()
         self.settings = settings
         self.beside = beside
-        #: The series of other systems' names; None when none are asked for.
         self.compat = Page(systems(settings.compat)) if settings.compat else None
-        self.metrics = Exporter(settings.max_fleet_labels, self.compat)
+        self.metrics = Exporter(
+            settings.max_fleet_labels, max_series=settings.max_series, beside=self.compat
+        )
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port)
         self.holes = Holes(self.metrics.missed)
@@ -119,7 +122,7 @@ class Worker:
             self.metrics.note, secrets, settings.trust_envelopes, folds.pool_names(settings),
             self.unrouted,
         )  # fmt: skip
-        self._agent((WEBHOOKS, LIFECYCLE, OUTCOMES), normalise)
+        self._agent((WEBHOOKS, LIFECYCLE, OUTCOMES, EVENTS), normalise)
         for fold in self.folds:
             self._agent(
                 (fold.spec.log,),
@@ -133,10 +136,17 @@ class Worker:
         app.task(self._start_outbox)
         app.task(self._clock)
         app.task(self._look)
-        self.metrics.watch_jobs(self.live_jobs)
-        self.metrics.watch_stalls(self.open_stalls)
-        self.metrics.watch_fleets(self.fleet_levels)
+        self._watch_levels()
         mount(self)
+
+    def _watch_levels(self) -> None:
+        for source in (
+            self.job_levels,
+            self.stall_levels,
+            self.recovery_levels,
+            self.telemetry_levels,
+        ):
+            self.metrics.watch_levels(source)
 
     def _partitions(self) -> dict[str, int]:
         """How many of each topic that is written."""
@@ -308,17 +318,20 @@ class Worker:
         """Partitions of a topic this worker owns now."""
         return sorted(tp.partition for tp in self.app.consumer.assignment() if tp.topic == topic)
 
-    def live_jobs(self) -> Iterator[tuple[str, str, int, int | None]]:
-        """(fleet, status, jobs, age of the oldest in ms) over owned partitions."""
+    def job_levels(self) -> Iterator[Level]:
+        """Live jobs and the age of the oldest by fleet and status, of each owned partition."""
         now = int(time.time() * 1000)
         for ledger in list(self.fold.ledgers.values()):
             for (fleet, status), count in ledger.counts().items():
                 if status in LIVE:
                     since = ledger.oldest(fleet, status) if count else None
-                    yield fleet, status, count, None if since is None else max(0, now - since)
+                    age = 0 if since is None else max(0, now - since)
+                    yield metrics.JOBS, (fleet, status), count
+                    yield metrics.OLDEST, (fleet, status), age / 1000
 
-    def open_stalls(self) -> Iterator[tuple[str, int, int]]:
-        """(kind, jobs, age of the oldest in ms) of each kind and owned partition."""
+    def stall_levels(self) -> Iterator[Level]:
+        """Jobs in a wrong state and the age of the oldest by kind, of each owned partition. Where
+        none is loaded nothing is said."""
         now = int(time.time() * 1000)
         for ledger in list(self.fold.ledgers.values()):
             oldest: dict[str, int] = {}
@@ -328,10 +341,13 @@ class Worker:
                 counts[kind] += 1
                 oldest[kind] = min(stall.since, oldest.get(kind, stall.since))
             for kind, count in counts.items():
-                yield kind.value, count, max(0, now - oldest.get(kind, now))
+                age = max(0, now - oldest.get(kind, now))
+                yield metrics.STALLS_OPEN, (kind.value,), count
+                yield metrics.STALLS_OLDEST, (kind.value,), age / 1000
         for fleets in list(self.fleet_ledgers.values()):
             for _, waiting, since in fleets.starving():
-                yield StallKind.STARVED.value, waiting, max(0, now - since)
+                yield metrics.STALLS_OPEN, (StallKind.STARVED.value,), waiting
+                yield metrics.STALLS_OLDEST, (StallKind.STARVED.value,), max(0, now - since) / 1000
 
     @property
     def fleet_ledgers(self) -> Mapping[int, FleetLedger]:
@@ -343,9 +359,27 @@ class Worker:
             if isinstance(ledger, FleetLedger)
         }
 
-    def fleet_levels(self) -> Iterator[tuple[str, BreakerState, Mode]]:
-        """(fleet, breaker, mode) over owned partitions of ``runners.fleets``."""
+    def recovery_levels(self) -> Iterator[Level]:
+        """What recovery may do in each fleet. Of fleets that share a label the worst is shown, and
+        every mode."""
         for ledger in self.fleet_ledgers.values():
+            for fleet, breaker, mode in ledger.levels():
+                yield metrics.RECOVERY_BREAKER_OPEN, (fleet,), breaker is BreakerState.OPEN
+                yield metrics.RECOVERY_MODE, (fleet, mode.value), 1
+
+    @property
+    def telemetry_ledgers(self) -> Mapping[int, TelemetryLedger]:
+        """By partition of ``runners.telemetry``, those that are loaded."""
+        return {
+            partition: ledger
+            for fold in self.folds
+            for partition, ledger in list(fold.ledgers.items())
+            if isinstance(ledger, TelemetryLedger)
+        }
+
+    def telemetry_levels(self) -> Iterator[metrics.Level]:
+        """Every gauge of telemetry over owned partitions of ``runners.telemetry``."""
+        for ledger in self.telemetry_ledgers.values():
             yield from ledger.levels()
 
     def run(self) -> int:

@@ -30,6 +30,8 @@ runners.probes         probes
 runners.commands       commands
 runners.outcomes       outcomes
 runners.fleet-states   fleet_states
+runners.telemetry      dispatch_events, pool_events, runner_events, scheduler_events,
+                       reconciler_events
 runners.dead-letters   dead_letters
 =====================  ============================================================
 """
@@ -43,11 +45,12 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import TypeAdapter
 
-from sinks import job_rows, recovery_rows
+from sinks import job_rows, recovery_rows, telemetry_rows
 from sinks.columns import Column, Columns, Row, Table
 from topics import bridge, catalogue
 from topics.dead_letters import SourceRecord
 from topics.envelope import EARLIEST_MS, LATEST_MS
+from topics.events import TELEMETRY_RECORD, Event
 from topics.models import (
     DEAD_LETTER,
     DELIVERY,
@@ -62,6 +65,7 @@ from topics.models import (
     Reason,
     Sample,
     Status,
+    Tick,
     Unreadable,
     Window,
     WindowFamily,
@@ -73,6 +77,7 @@ from topics.recovery import (
     OUTCOME,
     PROBE,
     Command,
+    Depth,
     FleetState,
     Outcome,
     Probe,
@@ -87,6 +92,7 @@ PROBES: Final = catalogue.PROBES
 COMMANDS: Final = catalogue.COMMANDS
 OUTCOMES: Final = catalogue.OUTCOMES
 FLEET_STATES: Final = catalogue.FLEET_STATES
+TELEMETRY: Final = catalogue.TELEMETRY
 DEAD_LETTERS: Final = catalogue.DEAD_LETTERS
 
 #: Versions from here on are places in the log. Below lie those of the first release: the ``rev``
@@ -439,6 +445,20 @@ def _gone_fleet_rows(fleet: str, record: SourceRecord, epoch: int) -> Iterable[t
     yield recovery_rows.row_of_forgotten_fleet(fleet, _gone_at(record), place)
 
 
+# --- runners.telemetry --------------------------------------------------------------------------
+
+
+def _telemetry(record: SourceRecord) -> Item:
+    return Item(record, _telemetry_rows, read(TELEMETRY_RECORD, record.value))
+
+
+def _telemetry_rows(
+    told: Event | Depth | Tick, record: SourceRecord, epoch: int
+) -> Iterable[tuple[Table, Row]]:
+    if isinstance(told, Event):  # the log's own clock and the depth of queues make no rows
+        yield from telemetry_rows.rows_of(told)
+
+
 # --- runners.dead-letters -----------------------------------------------------------------------
 
 DEAD_LETTERS_TABLE: Final = Table(
@@ -491,6 +511,7 @@ TABLES: Final = (
     GAUGES,
     WINDOWS_TABLE,
     WINDOW_CONCLUSIONS,
+    *telemetry_rows.TABLES.values(),
     EVENTS_RAW,
 )
 
@@ -504,6 +525,7 @@ _READERS: Final[Mapping[str, Callable[[SourceRecord], Item]]] = {
     COMMANDS: _command,
     OUTCOMES: _outcome,
     FLEET_STATES: _fleet_state,
+    TELEMETRY: _telemetry,
     DEAD_LETTERS: _letter,
 }
 
@@ -527,6 +549,7 @@ MAKES: Final[Mapping[str, tuple[str, ...]]] = {
     COMMANDS: (COMMANDS_TABLE.name,),
     OUTCOMES: (OUTCOMES_TABLE.name,),
     FLEET_STATES: (FLEET_STATES_TABLE.name,),
+    TELEMETRY: tuple(table.name for table in telemetry_rows.TABLES.values()),
     DEAD_LETTERS: (DEAD_LETTERS_TABLE.name,),
 }
 

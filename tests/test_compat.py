@@ -17,7 +17,7 @@ from pipeline.compat.model import Always, From, Pair, System, Take, Theirs, Turn
 from pipeline.compat.names import NAMES, names_of
 from pipeline.compat.page import Page
 from pipeline.compat.systems import SYSTEMS, systems
-from pipeline.exporter import Exporter
+from pipeline.exporter import EVERYTHING, Exporter
 from tests.support.compat_world import RECOVERED, World, recover
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +82,7 @@ def test_a_declaration_is_whole(theirs: Theirs) -> None:
     assert list(theirs.buckets) == sorted(set(theirs.buckets))
     for source in theirs.follows:
         assert len(source.labels) == len(theirs.labels)
-        assert source.metric in metrics.CATALOGUE
+        assert source.metric in EVERYTHING
         if theirs.kind == "histogram":
             assert source.metric.kind == "histogram"
         assert (theirs.kind == "gauge") == (source.metric.kind == "gauge")
@@ -114,21 +114,15 @@ LEFT_OUT = {
     ("tuist_runners_claims_count", "status"): {"waiting", "queued"},  # nobody holds them
     ("tuist_runners_webhook_count", "action, outcome"): {"in_progress accepted", "other accepted"},
     ("tuist_runners_recovery_count", "stall, command"): {
-        # That a person is told, or a fleet woken, is no recovery; nor what no rule proposes.
-        *(f"{stall} {command}" for stall in metrics.OPENED_STALLS
-          for command in ("wake_fleet", "quarantine")),
         "orphan release_claim",  # the job is over: that was the recovery
+        # No rule proposes the others.
         "stale_claim requeue", "stale_claim close", "orphan close",
         "displaced release_claim", "displaced close", "runner_lost close",
         "stale_queue release_claim", "stale_queue requeue",
         *(f"missed_completion {command}" for command in ("release_claim", "requeue", "close")),
     },
-    ("tuist_runners_recovery_count", "stall, answer"): {
-        *(f"{stall} {answer}" for stall in metrics.ASKED_STALLS
-          for answer in ("queued", "in_progress", "unknown")),
-        *(f"{stall} {answer}" for stall in ("displaced", "runner_lost", "missed_completion")
-          for answer in ("completed", "ghost", "gone")),
-    },
+    # Tuist does not look for these.
+    ("tuist_runners_recovery_count", "stall"): {"displaced", "runner_lost", "missed_completion"},
 }  # fmt: skip
 
 
@@ -161,7 +155,7 @@ def test_each_series_follows_each_of_ours(theirs: Theirs, source: From) -> None:
     ]
     followed = 0
     for labels in product(*values):
-        exporter.fleet("a")
+        exporter.fleet("a", source.metric.group)
         before = series(text_of(page, exporter))
         exporter.count(source.metric, labels, 2.5)
         after = series(text_of(page, exporter))
@@ -194,11 +188,14 @@ def test_each_series_follows_each_of_ours(theirs: Theirs, source: From) -> None:
 def test_gauges_are_folded_as_they_are_looked_up() -> None:
     page, exporter = both("tuist")
     assert "tuist_runners_queue_length{" not in text_of(page, exporter), "blind is not zero"
-    exporter.watch_jobs(
+    exporter.watch_levels(
         lambda: iter(
             [
-                ("a", "queued", 2, 1_500), ("a", "queued", 3, 500), ("a", "claimed", 4, 1),
-                ("a", "starting", 5, 1), ("a", "running", 6, 1), ("b", "waiting", 7, 70_000),
+                (metrics.JOBS, ("a", "queued"), 2), (metrics.JOBS, ("a", "queued"), 3),
+                (metrics.JOBS, ("a", "claimed"), 4), (metrics.JOBS, ("a", "starting"), 5),
+                (metrics.JOBS, ("a", "running"), 6), (metrics.JOBS, ("b", "waiting"), 7),
+                (metrics.OLDEST, ("a", "queued"), 1.5), (metrics.OLDEST, ("a", "queued"), 0.5),
+                (metrics.OLDEST, ("b", "waiting"), 70),
             ]
         )
     )  # fmt: skip
@@ -227,11 +224,16 @@ def test_series_are_there_before_anything_happens() -> None:
     assert 'fleet="' not in text
     exporter.fleet("a")
     text = text_of(page, exporter)
-    assert 'tuist_runners_job_requeued_count{fleet="a"} 0' in text
+    assert 'tuist_runners_job_requeued_count{fleet="a"} 0' not in text, "it knows no claims"
     assert 'tuist_runners_job_completed_count{fleet="a",conclusion="stale"} 0' in text
     assert 'tuist_runners_job_run_time_milliseconds_bucket{fleet="a",le="21600000"} 0' in text
     # As with us: no claim starts at once in a fleet that knows no claims.
     assert "tuist_runners_job_claim_to_running_time_milliseconds_count" not in text
+    exporter.fleet("a", metrics.CLAIMS)
+    text = text_of(page, exporter)
+    assert 'tuist_runners_job_requeued_count{fleet="a"} 0' in text
+    assert 'tuist_runners_job_queue_time_milliseconds_count{fleet="a"} 0' in text
+    assert 'tuist_runners_recovery_stranded_time_milliseconds_count{fleet="a"} 0' in text
 
 
 def test_fleets_beyond_the_limit_share_a_label() -> None:
@@ -261,11 +263,8 @@ def test_without_a_page_nothing_follows() -> None:
 
 def test_every_gauge_can_be_looked_up() -> None:
     exporter = Exporter()
-    exporter.watch_jobs(lambda: iter([("a", "queued", 1, 1)]))
-    exporter.watch_stalls(lambda: iter([("orphan", 1, 1)]))
-    exporter.watch_fleets(lambda: iter(()))
     found = asyncio.run(exporter.levels(no_pause))
-    assert set(found) == {each for each in metrics.CATALOGUE if each.kind == "gauge"}
+    assert set(found) == {each for each in EVERYTHING if each.kind == "gauge"}
 
 
 # --- the truth --------------------------------------------------------------------------------
@@ -274,7 +273,7 @@ def test_every_gauge_can_be_looked_up() -> None:
 def test_a_simulated_fleet_is_counted_as_it_was() -> None:
     page, exporter = both("tuist")
     world = World(exporter, seed=11, jobs=250, minutes=45)
-    exporter.watch_jobs(world.live_jobs)
+    exporter.watch_levels(world.live_jobs)
     world.run()
     text = text_of(page, exporter)
     fleets = {job.fleet for job in world.jobs}
@@ -357,7 +356,7 @@ def known_names() -> set[str]:
     """Every metric that any of our processes exports."""
     from docs import generate
 
-    found = {each.shown for each in metrics.CATALOGUE}
+    found = {each.shown for each in EVERYTHING}
     for part in ("sink", "prober", "gateway", "relay", "redeliver"):
         page = getattr(generate, f"part_{part}_metrics")()
         found |= set(re.findall(r"`(runnerstream_\w+)`", page))

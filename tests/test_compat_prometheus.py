@@ -20,8 +20,9 @@ from pipeline.compat.page import Page
 from pipeline.compat.systems import SYSTEMS, systems
 from pipeline.compat.tuist import LONG, SHORT
 from pipeline.compat.tuist_shows import PANELS
-from pipeline.exporter import Exporter
+from pipeline.exporter import EVERYTHING, Exporter
 from pipeline.gateway.metrics import GatewayMetrics
+from pipeline.metrics import Gauge, Level, Source
 from pipeline.prober.metrics import ProberMetrics
 from pipeline.redeliver.metrics import RedeliverMetrics
 from pipeline.relay.metrics import RelayMetrics
@@ -60,14 +61,22 @@ def test_of_the_pages_beside_a_worker_nothing_is_to_be_said(role: str) -> None:
     assert checked(generate_latest(REGISTRIES[role]())) == (0, [])
 
 
+def every_level() -> list[Level]:
+    """One of each gauge."""
+    return [
+        (each, tuple("a" if isinstance(label.values, Source) else label.values[0]
+                     for label in each.labels), 1.0)
+        for each in EVERYTHING if isinstance(each, Gauge)
+    ]  # fmt: skip
+
+
 def every_series() -> tuple[Page, Exporter]:
     """All that can be counted was, in one fleet."""
     page = Page(systems(NAMES))
     exporter = Exporter(beside=page)
-    exporter.watch_jobs(lambda: iter([("a", "queued", 1, 1)]))
-    exporter.watch_stalls(lambda: iter([("orphan", 1, 1)]))
-    exporter.fleet("a")
-    exporter.count(metrics.TRANSITIONS, ("a", "claimed"))
+    for group in {each.group for each in EVERYTHING if each.by_fleet}:
+        exporter.fleet("a", group)
+    exporter.watch_levels(lambda: iter(every_level()))
     return page, exporter
 
 
@@ -251,7 +260,7 @@ def test_tuists_dashboard_shows_the_truth(tmp_path: Path) -> None:
     world.run()
     recover(recovered)
     # Of those jobs only what recovery did counts here: their fleet is no part of the world.
-    of_recovery = (metrics.RECOVERY_DONE, metrics.RECOVERY_ANSWERS, metrics.FLEET_STRANDED_SECONDS)
+    of_recovery = (metrics.RECOVERY_DONE, metrics.RECOVERY_OVER, metrics.STRANDED_SECONDS)
     notes = [*notebook.notes, *(n for n in recovered.notes if n.metric in of_recovery)]
     truth = Truth(world)
     page = Page(systems(["tuist"]))
@@ -272,7 +281,7 @@ def test_tuists_dashboard_shows_the_truth(tmp_path: Path) -> None:
 
             def happen() -> None:
                 exporter.note(notes)
-                exporter.watch_jobs(world.live_jobs)
+                exporter.watch_levels(world.live_jobs)
 
             house.call(happen)
             last = 'tuist_runners_queue_length{job="server"}'

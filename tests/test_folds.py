@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pipeline import folds
 from pipeline.fold_spec import OUTPUTS, FoldSpec
 from pipeline.settings import Settings
-from tests.support import fleet_world, toy_fold
+from tests.support import fleet_world, telemetry, toy_fold
 from tests.support.chaos import Durable, chaos, steady
 from tests.test_ledger import BASE, WIDE, Tables, fact, filled, recomputed, times
 from topics.catalogue import FLEET_STATES, JOB_STATES, catalogue
@@ -72,6 +72,23 @@ def _fleets_wrong(durable: Durable) -> bool:
     return len(told) != RUNNERS or state.runners != {RunnerState.BUSY: RUNNERS}
 
 
+def _telemetry_wrong(durable: Durable) -> bool:
+    """Every request was counted, and the pool is as it was last said."""
+    ledger = durable.ledger()
+    sums = ledger.sums(("dispatch", "f0", ""))
+    levels = {labels: value for gauge, labels, value in ledger.levels() if len(labels) == 2}
+    return sums["dispatch_requests|served"] != RUNNERS or levels[("f0", "idle")] != RUNNERS - 1
+
+
+def _telemetry_log() -> list[Any]:
+    told: list[Any] = []
+    for n in range(RUNNERS):
+        told.append(telemetry.event("dispatch.request", n, outcome="served"))
+        told.append(telemetry.event("pool.sample", n, idle=n))
+    random.Random(5).shuffle(told)
+    return [*told, telemetry.tick(1_000)]
+
+
 RUNNERS = 30
 
 
@@ -90,6 +107,7 @@ def _fleets_log() -> list[Any]:
 CASES = {
     "jobs": Case(lambda: Tables(WIDE), _jobs_log(), _jobs_wrong),
     "fleets": Case(lambda: Durable(folds.fleets(Settings())), _fleets_log(), _fleets_wrong),
+    "telemetry": Case(telemetry.durable, _telemetry_log(), _telemetry_wrong),
     "toy": Case(
         lambda: Durable(toy_fold.declare(Settings())),
         [toy_fold.reading(n % 90, BASE) for n in range(120)],
@@ -105,7 +123,7 @@ def test_every_fold_of_the_worker_has_a_case() -> None:
         assert cases[spec.log].steps == spec.steps
     # Nor is there a table that belongs to none.
     assert {table for spec in declared for table in spec.tables} == set(TABLES)
-    assert len({spec.transactional_id("app") for spec in [*declared, CASES["toy"].spec]}) == 3
+    assert len({spec.transactional_id("app") for spec in [*declared, CASES["toy"].spec]}) == 4
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,7 +134,7 @@ def test_outputs_come_first_and_what_knows_comes_last(name: str) -> None:
     assert [stages[step] for step in spec.steps[1:]] == sorted(stages.values())
     # What adds up contributions knows what it was made from as well.
     assert Stage.KNOWING in stages.values()
-    if name != "fleets":
+    if name not in ("fleets", "telemetry"):
         assert set(stages.values()) == set(Stage)
 
 
@@ -148,6 +166,8 @@ def _swaps() -> list[tuple[str, tuple[str, ...]]]:
     """Per table of the last stage: it before all others, and it before each step alone."""
     made = []
     for name, case in CASES.items():
+        if name == "telemetry":
+            continue  # it tells nobody anything, so nothing can come too late
         steps = case.spec.steps
         knowing = [each.name for each in case.spec.tables if each.stage is Stage.KNOWING]
         for table in knowing:

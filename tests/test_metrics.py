@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mypy import api
 
-from pipeline import folds, metrics
+from pipeline import folds, metrics, telemetry
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import Done
 from pipeline.effects import Note
-from pipeline.exporter import Exporter
+from pipeline.exporter import EVERYTHING, Exporter
 from pipeline.ledger import LIVE
+from pipeline.metrics import Level
 from pipeline.settings import Settings
 from pipeline.windows import SIZES_S
 from topics.catalogue import JOBS
 from topics.models import Family
-from topics.recovery import BreakerState, Mode
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,9 +66,8 @@ NOTES: list[Note[Any]] = [
     Note(metrics.RECOVERY_PROBES, ("orphan",), 2.0),
     Note(metrics.RECOVERY_PROPOSALS, ("requeue",)),
     Note(metrics.RECOVERY_CLOSED, ("gone",)),
-    Note(metrics.STRANDED_SECONDS, ("orphan",), 312.0),
-    Note(metrics.FLEET_STRANDED_SECONDS, ("b",), 312.0),
-    Note(metrics.RECOVERY_ANSWERS, ("orphan", "queued")),
+    Note(metrics.STRANDED_SECONDS, ("b", "orphan"), 312.0),
+    Note(metrics.RECOVERY_OVER, ("orphan",)),
     Note(metrics.RECOVERY_DONE, ("orphan", "requeue")),
     Note(metrics.RECOVERY_SWEEPS, (), 3.0),
     Note(metrics.RECOVERY_COMMANDS, ("requeue",), 3.0),
@@ -74,16 +75,51 @@ NOTES: list[Note[Any]] = [
     Note(metrics.RECOVERY_OUTCOMES, ("requeue", "done"), 2.0),
     Note(metrics.RECOVERY_SWITCHES, ("paused",)),
 ]
-LIVE_JOBS = [("a", "queued", 2, 1500), ("b", "running", 1, None), ("c", "queued", 4, 70000),
-             ("d", "queued", 1, 500)]  # fmt: skip
+#: Fleets beyond the second share a label: depths add up, and the oldest and the worst is shown.
+LIVE_JOBS: list[Level] = [
+    (metrics.JOBS, ("a", "queued"), 2),
+    (metrics.OLDEST, ("a", "queued"), 1.5),
+    (metrics.JOBS, ("b", "running"), 1),
+    (metrics.OLDEST, ("b", "running"), 0),
+    (metrics.JOBS, ("c", "queued"), 4),
+    (metrics.OLDEST, ("c", "queued"), 70),
+    (metrics.JOBS, ("d", "queued"), 1),
+    (metrics.OLDEST, ("d", "queued"), 0.5),
+]
 #: Of two partitions.
-STALLS = [("orphan", 2, 9500), ("stale_claim", 0, 0), ("orphan", 1, 20000), ("stale_claim", 0, 0)]
-#: Fleets beyond the second share a label, and the worst of them is shown.
-LEVELS = [
-    ("a", BreakerState.OPEN, Mode.LIVE),
-    ("b", BreakerState.CLOSED, Mode.PAUSED),
-    ("c", BreakerState.HALF_OPEN, Mode.LIVE),
-    ("d", BreakerState.OPEN, Mode.DRY_RUN),
+STALLS: list[Level] = [
+    (metrics.STALLS_OPEN, ("orphan",), 2),
+    (metrics.STALLS_OLDEST, ("orphan",), 9.5),
+    (metrics.STALLS_OPEN, ("orphan",), 1),
+    (metrics.STALLS_OLDEST, ("orphan",), 20),
+]
+LEVELS: list[Level] = [
+    (metrics.RECOVERY_BREAKER_OPEN, ("a",), 1),
+    (metrics.RECOVERY_MODE, ("a", "live"), 1),
+    (metrics.RECOVERY_BREAKER_OPEN, ("b",), 0),
+    (metrics.RECOVERY_MODE, ("b", "paused"), 1),
+    (metrics.RECOVERY_BREAKER_OPEN, ("c",), 0),
+    (metrics.RECOVERY_MODE, ("c", "live"), 1),
+    (metrics.RECOVERY_BREAKER_OPEN, ("d",), 1),
+    (metrics.RECOVERY_MODE, ("d", "dry_run"), 1),
+]
+
+#: One of everything that families of telemetry count and show: that events lead to them, the tests
+#: of each family tell.
+_OF_FAMILIES: list[tuple[metrics.Metric[Any], tuple[str, ...]]] = [
+    (metric, ("a",) * metric.by_fleet + tuple(
+        label.values[-1] for label in metric.labels[metric.by_fleet :]
+        if isinstance(label.values, tuple)
+    ))
+    for metric in telemetry.CATALOGUE
+]  # fmt: skip
+TELEMETRY_NOTES: list[Note[Any]] = [
+    Note(metric, labels, 1.0)
+    for metric, labels in _OF_FAMILIES
+    if isinstance(metric, metrics.Counter | metrics.Histogram)
+]
+TELEMETRY: list[Level] = [
+    (metric, labels, 1.0) for metric, labels in _OF_FAMILIES if isinstance(metric, metrics.Gauge)
 ]
 
 
@@ -97,10 +133,10 @@ def text_of(exporter: Exporter) -> str:
 @pytest.fixture
 def told() -> str:
     exporter = Exporter(max_fleets=2)
-    exporter.watch_jobs(lambda: iter(LIVE_JOBS))
-    exporter.watch_stalls(lambda: iter(STALLS))
-    exporter.watch_fleets(lambda: iter(LEVELS))
+    for levels in (LIVE_JOBS, STALLS, LEVELS, TELEMETRY):
+        exporter.watch_levels(partial(iter, levels))
     exporter.note(NOTES)
+    exporter.note(TELEMETRY_NOTES)
     exporter.done(Done("fold", 700, 0.3, 0.02, writes={}))
     exporter.missed(JOBS, 12)
     exporter.count(metrics.TICKS, (), 8)
@@ -120,7 +156,7 @@ def test_what_dashboards_read_is_as_it_was(told: str) -> None:
 
 def test_every_metric_is_exported_and_can_rise(told: str) -> None:
     lines = [line for line in told.splitlines() if not line.startswith("#")]
-    for metric in metrics.CATALOGUE:
+    for metric in EVERYTHING:
         name = metric.shown + ("_count" if metric.kind == "histogram" else "")
         values = [
             float(line.rpartition(" ")[2])
@@ -132,7 +168,7 @@ def test_every_metric_is_exported_and_can_rise(told: str) -> None:
 
 def test_every_series_of_closed_lists_exists_from_the_start() -> None:
     text = text_of(Exporter())
-    for metric in metrics.CATALOGUE:
+    for metric in EVERYTHING:
         if metric.by_fleet or not metric.in_advance:
             continue
         for label in metric.labels:
@@ -146,9 +182,9 @@ def test_every_series_of_closed_lists_exists_from_the_start() -> None:
 
 
 def test_fleets_come_first_and_names_are_told_apart() -> None:
-    shown = [metric.shown for metric in metrics.CATALOGUE]
+    shown = [metric.shown for metric in EVERYTHING]
     assert len(set(shown)) == len(shown)
-    for metric in metrics.CATALOGUE:
+    for metric in EVERYTHING:
         assert not any(label.values is metrics.Source.FLEET for label in metric.labels[1:])
         assert metric.in_advance or metric.kind == "gauge", "a counter begins at 0"
         assert metric.help
@@ -158,25 +194,26 @@ def test_fleets_come_first_and_names_are_told_apart() -> None:
 
 
 def used(source: str) -> set[str]:
-    """Constants of the module of metrics that a source refers to."""
-    return {
-        node.attr
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "metrics"
-    }
+    """Names that a source refers to, and does not only set."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and type(node.ctx) is ast.Load}
+    return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
 def test_every_metric_is_used() -> None:
+    """Whatever a module of ours declares, some code refers to by its name."""
     found: set[str] = set()
     for path in (ROOT / "pipeline").rglob("*.py"):
         found |= used(path.read_text(encoding="utf-8"))
-    declared = {name for name, each in vars(metrics).items() if isinstance(each, metrics.Metric)}
-    families = {name for name in declared if vars(metrics)[name] in metrics.TIMINGS.values()}
+    modules = [module for name, module in sys.modules.items() if name.startswith("pipeline.")]
+    names = {each: name for module in modules for name, each in vars(module).items()
+             if isinstance(each, metrics.Metric)}  # fmt: skip
     assert "TIMINGS" in found
-    assert declared - families - found == set()
-    assert used("exporter.count(metrics.TICKS, ())\nTICK_LAG") == {"TICKS"}
+    assert {names[metric] for metric in EVERYTHING} - found == set()
+    assert set(EVERYTHING) == set(names), "a metric that is declared is in the list of all"
+    assert used("exporter.count(metrics.TICKS, ())\nTICK_LAG = READY") == {
+        "exporter", "count", "metrics", "TICKS", "READY",
+    }  # fmt: skip
 
 
 SNIPPET = """

@@ -73,6 +73,7 @@ LIGHT = (
     "tests.support.probes",
     "tests.support.stall_loop",
     "tests.support.stall_world",
+    "tests.support.telemetry",
     "tests.support.toy_fold",
 )
 

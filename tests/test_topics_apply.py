@@ -233,7 +233,7 @@ def test_kafka_keeps_its_port_and_data_over_kill_9(tmp_path: Path) -> None:
 def test_the_catalogue_describes_every_topic_once() -> None:
     specs = catalogue(4, 3, 2, app_id="mine")
     names = [spec.name for spec in specs]
-    assert len(set(names)) == len(names) == 17
+    assert len(set(names)) == len(names) == 20
     assert {"mine-jobs-changelog", "mine-fleets-changelog"} < set(names)
     leader = next(spec for spec in specs if spec.name == "mine-__assignor-__leader")
     assert (leader.partitions, leader.cleanup) == (1, "delete")

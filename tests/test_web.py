@@ -227,6 +227,8 @@ VIEWS = [
     "/recovery?kind=orphan&fleet=even,linux",
     "/runners",
     "/runners?state=idle,busy&fleet=even,linux",
+    "/telemetry",
+    "/telemetry?family=pools&fleet=even,linux",
     "/webhooks",
     "/workers",
 ]

@@ -26,7 +26,7 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from topics import missed, models, recovery
+from topics import events, missed, models, recovery
 from topics.tables import TABLES, TableSpec
 
 WEBHOOKS: Final = "runners.webhooks"
@@ -40,6 +40,8 @@ FLEETS: Final = "runners.fleets"
 COMMANDS: Final = "runners.commands"
 OUTCOMES: Final = "runners.outcomes"
 FLEET_STATES: Final = "runners.fleet-states"
+EVENTS: Final = "runners.events"
+TELEMETRY: Final = "runners.telemetry"
 MISSED: Final = "runners.missed"
 DEAD_LETTERS: Final = "runners.dead-letters"
 
@@ -253,6 +255,24 @@ TOPICS: Final = (
         recovery.OUTCOME,
         ("command.started", "command.ended"),
         "as the command's",
+        "delete",
+        _REDELIVERY_MS,
+    ),
+    Topic(
+        EVENTS,
+        "what dispatchers, pools, runners, schedulers and reconcilers say about themselves",
+        events.EVENT,
+        events.KINDS,
+        "any, or none: the pipeline sets it",
+        "delete",
+        3 * _DAY_MS,
+    ),
+    Topic(
+        TELEMETRY,
+        "the same keyed by what it is about, what waits in each fleet, and the clock's ticks",
+        events.TELEMETRY_RECORD,
+        (*events.KINDS, "fleet.depth", "tick"),
+        "family, fleet and subject; `tick:` and the partition",
         "delete",
         _REDELIVERY_MS,
     ),

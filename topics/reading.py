@@ -11,6 +11,7 @@ surrogate (``\\ud83d`` without its other half, as a cut emoji leaves it) reads a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -38,6 +39,15 @@ _LENIENT: Final = {
     id(DELIVERY): _optional(Delivery) - _FIXED,
     id(LIFECYCLE): _optional(LifecycleEvent) - _FIXED,
 }
+#: The same for an adapter of several models, by kind.
+_LENIENT_KINDS: Final[dict[int, Mapping[str, frozenset[str]]]] = {}
+
+
+def lenient(adapter: TypeAdapter[Any], models: Mapping[str, type[BaseModel]]) -> None:
+    """Read what this adapter parses leniently. ``models`` are what it tells apart by kind."""
+    optional = {kind: _optional(model) - _FIXED - {"kind"} for kind, model in models.items()}
+    _LENIENT_KINDS[id(adapter)] = optional
+
 
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[dD][89a-fA-F]..|.)",
@@ -99,12 +109,17 @@ def unreadable(exc: ValidationError) -> Unreadable:
 
 def _again(adapter: TypeAdapter[T], value: bytes, exc: ValidationError, odd: list[str] | None) -> T:
     """A second look at a record that was refused: whether it can do without what is wrong."""
+    by_kind = _LENIENT_KINDS.get(id(adapter), {})
     optional = _LENIENT.get(id(adapter), frozenset())
     found: Any = None
     mended = mend_surrogates(value)
     # Each round leaves something out, and what is inside what was left out is gone with it.
     for _ in range(8):
         errors = _errors(exc)
+        if by_kind and all(error["loc"] and error["loc"][0] in by_kind for error in errors):
+            # Of one of several models: its kind stands before the place.
+            optional = by_kind[errors[0]["loc"][0]]
+            errors = [{**error, "loc": error["loc"][1:]} for error in errors]
         if any(error["type"] in _NOT_JSON for error in errors):
             if mended is value:
                 break

@@ -71,5 +71,11 @@ JOBS_TABLE: Final = TableSpec("jobs", Stage.KNOWING, "Faust's copy of the table 
 #: Runners, proposals, commands, endings and switches, a row each, and the partition's clock.
 FLEETS_TABLE: Final = TableSpec("fleets", Stage.KNOWING, "Faust's copy of the table of fleets")
 
+#: What is known of each subject of telemetry, which of its events were counted, and the partition's
+#: clock.
+TELEMETRY_TABLE: Final = TableSpec(
+    "telemetry", Stage.KNOWING, "Faust's copy of the table of telemetry"
+)
+
 #: Every table of every fold.
-TABLES: Final = (JOBS_TABLE, WINDOWS_TABLE, FLEETS_TABLE)
+TABLES: Final = (JOBS_TABLE, WINDOWS_TABLE, FLEETS_TABLE, TELEMETRY_TABLE)

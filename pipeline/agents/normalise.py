@@ -15,11 +15,12 @@ from pipeline.effects import Effects, Note, Output
 from pipeline.faust_safe import Batch
 from pipeline.fold_spec import OUTPUTS
 from pipeline.providers import gitlab, lifecycle, outcomes
-from pipeline.providers.base import Fact
+from pipeline.providers.base import AHEAD_MS, Fact
 from pipeline.providers.registry import PROVIDERS, check, provider_of
 from topics import bridge
-from topics.catalogue import FLEETS, JOBS, OUTCOMES, WEBHOOKS
+from topics.catalogue import EVENTS, FLEETS, JOBS, OUTCOMES, TELEMETRY, WEBHOOKS
 from topics.dead_letters import SourceRecord
+from topics.events import EVENT, key_of
 from topics.models import (
     DELIVERY,
     LIFECYCLE,
@@ -86,12 +87,18 @@ class Normalise:
         """Facts of one partition batch, and dead letters for what cannot be understood."""
         effects = Effects()
         hooks = batch.tp.topic == WEBHOOKS
+        telemetry = batch.tp.topic == EVENTS
         ends = batch.tp.topic == OUTCOMES
         for number, record in enumerate(batch.records):
             if number % SLICE == 0:
                 await asyncio.sleep(0)
             try:
                 fleet: FleetRecord | None = None
+                if telemetry:
+                    output, notes = telemetry_record(record.value)
+                    effects.outputs.append(output)
+                    effects.notes += notes
+                    continue
                 if hooks:
                     facts, notes = record_facts(
                         record, self._secrets, self._trust_envelopes, self._look
@@ -222,6 +229,24 @@ def outcome_facts(
     """What one ``runners.outcomes`` record says: of its job, and to its fleet."""
     outcome = read(OUTCOME, value)
     return outcomes.job_facts(outcome), outcomes.fleet_record(outcome), []
+
+
+def telemetry_record(value: bytes | None) -> tuple[Output, list[Note[Any]]]:
+    """What one ``runners.events`` record says, under its key. Raises Unreadable.
+
+    A time more than a day after the event's own arrival is not believed: then arrival is all that
+    is known of when.
+    """
+    envelope: list[str] = []
+    event = read(EVENT, value, odd=envelope)
+    notes = _odd({}, envelope)
+    said: dict[str, Any] = {"key": key_of(event)}
+    if event.occurred_at > event.received_at + AHEAD_MS:
+        notes.append(Note(metrics.ODD_FIELDS, ("occurred_at", "future")))
+        said["occurred_at"] = event.received_at
+    event = event.model_copy(update=said)
+    told = event.model_dump_json(exclude_none=True).encode()
+    return Output(TELEMETRY, None, event.key.encode(), told), notes
 
 
 def _odd(fields: Mapping[tuple[str, str], int], envelope: list[str]) -> list[Note[Any]]:

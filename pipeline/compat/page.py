@@ -47,6 +47,11 @@ class _Distribution:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    def add(self, counts: Mapping[float, int], total: float, scale: float) -> None:
+        for bound, number in counts.items():
+            self._counts[bisect_left(self._bounds, bound * scale)] += number
+        self._sum += total * scale
+
     def samples(self, name: str, where: tuple[tuple[str, str], ...]) -> Iterator[_Sample]:
         total = 0
         for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
@@ -80,12 +85,34 @@ class Page:
                 found.append(self._change(theirs, source, place))
         return found
 
-    def _change(self, theirs: Theirs, source: From, place: tuple[str, ...]) -> Change:
+    def observe_many(
+        self,
+        metric: Metric[Any],
+        labels: tuple[str, ...],
+        counts: Mapping[float, int],
+        total: float,
+    ) -> None:
+        """Add what somebody else observed of ours: see :meth:`pipeline.exporter.Exporter`."""
+        for theirs, source in self._following.get(metric, ()):
+            place = source.place(labels)
+            if place is None:
+                continue
+            series = self._made(theirs, place)
+            if isinstance(series, _Distribution):
+                series.add(counts, total, source.scale)
+            else:
+                series.value += sum(counts.values())
+
+    def _made(self, theirs: Theirs, place: tuple[str, ...]) -> _Count | _Distribution:
         known = self._series[theirs]
         series = known.get(place)
         if series is None:
             made = _Distribution(theirs.buckets) if theirs.kind == "histogram" else _Count()
             series = known[place] = made
+        return series
+
+    def _change(self, theirs: Theirs, source: From, place: tuple[str, ...]) -> Change:
+        series = self._made(theirs, place)
         scale = source.scale
         if isinstance(series, _Distribution):
             observe = series.observe

@@ -10,8 +10,9 @@ from pipeline.effects import Output
 from pipeline.ledger.index import Index
 from pipeline.ledger.limits import OTHER_FLEET
 from pipeline.ledger.pending import Pending
-from topics.catalogue import FLEETS, SAMPLES
+from topics.catalogue import FLEETS, SAMPLES, TELEMETRY
 from topics.envelope import VERSION
+from topics.events import PART
 from topics.models import Status
 from topics.recovery import Depth as FleetDepth
 
@@ -37,6 +38,8 @@ class Depth:
         self._max_fleets = max_fleets
         #: What had jobs at the last tick: (fleet, status).
         self._sampled: set[tuple[str, str]] = set()
+        #: Jobs that wait, of every fleet that was sampled at the last tick.
+        self._queued: dict[str, int] = {}
 
     def on_tick(self, at: int) -> None:
         """Depth and oldest age of what lives, and zeros where somebody may be looking for them.
@@ -73,13 +76,16 @@ class Depth:
                 Output(SAMPLES, self._partition, key.encode(), _encoder.encode(record))
             )
         self._sampled = sampled
+        self._queued = {
+            fleet: told[fleet, "queued"][0] for fleet, status in told if status == "queued"
+        }
 
     def tell_fleets(self, at: int) -> None:
-        """Tell each fleet of the jobs that wait in it for long: it knows of idle runners."""
-        for fleet in sorted(fleet for fleet, status in self._sampled if status == "queued"):
-            since = self._index.oldest(fleet, "queued")
-            if since is None or at - since < LONG_MS:
-                continue
+        """Tell who knows of idle runners how many jobs wait: each fleet of those that wait for
+        long, and its pools of all.
+        """
+        for fleet, queued in sorted(self._queued.items()):
+            since = self._index.oldest(fleet, "queued") if queued else None
             record = FleetDepth(
                 id=f"depth|{fleet}|{self._partition}|{at}",
                 source="runnerstream",
@@ -87,11 +93,14 @@ class Depth:
                 received_at=at,
                 key=fleet,
                 partition=self._partition,
-                counts={"queued": self._index.counts.get((fleet, "queued"), 0)},
+                counts={"queued": queued},
                 queued_since=since,
             )
             value = record.model_dump_json(exclude_none=True).encode()
-            self._pending.outputs.append(Output(FLEETS, None, fleet.encode(), value))
+            pools = PART.join(("pools", fleet, "")).encode()
+            self._pending.outputs.append(Output(TELEMETRY, None, pools, value))
+            if since is not None and at - since >= LONG_MS:
+                self._pending.outputs.append(Output(FLEETS, None, fleet.encode(), value))
 
     def _told(self, at: int) -> dict[tuple[str, str], tuple[int, int | None]]:
         """Jobs by (fleet, live status), and since when the oldest is in it."""

@@ -17,6 +17,7 @@ from pipeline.holes import Holes
 from pipeline.ledger import Ledger
 from pipeline.reached import Reached
 from pipeline.settings import Settings
+from pipeline.telemetry import TelemetryLedger
 
 
 class JobReader(Protocol):
@@ -34,6 +35,15 @@ class FleetReader(JobReader, Protocol):
     @property
     def fleet_ledgers(self) -> Mapping[int, FleetLedger]:
         """By partition of ``runners.fleets``. One may be missing while tables are read back."""
+        ...
+
+
+class TelemetryReader(Protocol):
+    """What one worker knows of the telemetry of the same partitions."""
+
+    @property
+    def telemetry_ledgers(self) -> Mapping[int, TelemetryLedger]:
+        """By partition of ``runners.telemetry``. One may be missing while tables are read back."""
         ...
 
 
@@ -200,7 +210,7 @@ class Readiness(Protocol):
         ...
 
 
-class Console(FleetReader, Membership, Readiness, Receiver, Protocol):
+class Console(FleetReader, TelemetryReader, Membership, Readiness, Receiver, Protocol):
     """All of it: what the views together need of their worker."""
 
     @property

@@ -16,6 +16,8 @@ for, and what they do not say stands under ``incomplete``.
 ``/windows``              tumbling windows, newest first: ``fleet``, ``size``, ``from``, ``to`` (ms)
 ``/recovery``             what is stuck, oldest first, and what recovery may do: ``kind``,
                           ``fleet``; ``POST /recovery/switch`` throws its switches
+``/telemetry``            what dispatchers, pools, runners and the like say of themselves:
+                          ``family``, ``fleet``
 ``/webhooks``             deliveries that the routes leave without an account or a fleet
 ``/workers``              who owns what, and how far behind
 ``/healthz``              200 while the event loop turns and the work goes on
@@ -53,6 +55,7 @@ from pipeline.web.recovery import RecoveryViews
 from pipeline.web.runners import RunnerViews
 from pipeline.web.server import GuardedWeb
 from pipeline.web.site import Handler, Site, placed
+from pipeline.web.telemetry import TelemetryViews
 from pipeline.web.webhooks import WebhookViews
 from pipeline.web.windows import WindowViews
 
@@ -82,7 +85,15 @@ class Views:
 
     def register(self, app: web.Application) -> None:
         """Routes and hooks. Faust starts its web server before recovery, so health answers then."""
-        for each in (JobViews, FleetViews, RunnerViews, WindowViews, RecoveryViews, WebhookViews):
+        for each in (
+            JobViews,
+            FleetViews,
+            RunnerViews,
+            WindowViews,
+            RecoveryViews,
+            TelemetryViews,
+            WebhookViews,
+        ):
             each(self.site).register(app)
         get = app.router.add_get
         view, peer = placed(self.site.views), placed(self.site.parts)
@@ -124,6 +135,7 @@ class Views:
                 "/runners",
                 "/windows",
                 "/recovery",
+                "/telemetry",
                 "/webhooks",
                 "/workers",
             ],

@@ -14,10 +14,12 @@ from typing import Any, Final, Protocol
 
 from faust.types import TP
 
+from pipeline import metrics
 from pipeline.agents.normalise import Normalise, record_facts
 from pipeline.effects import Note, Output
 from pipeline.faust_safe import Batch
 from pipeline.ledger import LIVE, Ledger
+from pipeline.metrics import Level
 from pipeline.simulate import Faults, Sending, Simulation
 from pipeline.simulate.truth import JobTruth
 from tests.support.stall_loop import MINUTE, POLICY, TICK, Loop
@@ -78,12 +80,14 @@ class World:
         self.sent: list[Sending] = []
         self._offset = 0
 
-    def live_jobs(self) -> Iterator[tuple[str, str, int, int | None]]:
+    def live_jobs(self) -> Iterator[Level]:
         """Jobs by fleet and status, and the age of the oldest: for an exporter to watch."""
         for (fleet, status), count in self.ledger.counts().items():
             if status in LIVE:
                 since = self.ledger.oldest(fleet, status) if count else None
-                yield fleet, status, count, None if since is None else self.until - since
+                age = 0 if since is None else self.until - since
+                yield metrics.JOBS, (fleet, status), count
+                yield metrics.OLDEST, (fleet, status), age / 1000
 
     def run(self) -> None:
         """Have everything happen. Runs first: what they tell their jobs comes back by the log."""

@@ -24,8 +24,10 @@ from pipeline.fleet import FleetLedger
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
 from pipeline.local.process import LOOPBACK, free_port
+from pipeline.metrics import JOBS, OLDEST, Level
 from pipeline.reached import Reached
 from pipeline.settings import Settings
+from pipeline.telemetry import TelemetryLedger
 from pipeline.web.ports import Alone
 from pipeline.web.server import announce, new_runner
 from pipeline.web.views import Views
@@ -40,11 +42,12 @@ def fake_worker(
     members |= {peer: set(owned) for peer, owned in (peers or {}).items()}
     count = sum(map(len, members.values()))
 
-    def live_jobs() -> Iterator[tuple[str, str, int, int | None]]:
+    def job_levels() -> Iterator[Level]:
         for ledger in ledgers.values():
             for (fleet, status), jobs in ledger.counts().items():
                 if status in LIVE:
-                    yield fleet, status, jobs, 1_000
+                    yield JOBS, (fleet, status), jobs
+                    yield OLDEST, (fleet, status), 1.0
 
     worker = SimpleNamespace(
         url=url,
@@ -59,14 +62,14 @@ def fake_worker(
         sources=Reached(),
         ledgers=dict(ledgers),
         fleet_ledgers={partition: FleetLedger(partition) for partition in ledgers},
+        telemetry_ledgers={partition: TelemetryLedger(partition) for partition in ledgers},
         owned=lambda: sorted(ledgers),
         settled=True,
         started_at=time.time(),
         beside=Alone(),
         unrouted=None,
-        live_jobs=live_jobs,
     )
-    metrics.watch_jobs(live_jobs)
+    metrics.watch_levels(job_levels)
     return cast("Any", worker)
 
 

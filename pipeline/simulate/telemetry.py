@@ -1,0 +1,57 @@
+"""What the telemetry of a simulated fleet says, and what is true of it.
+
+Each family has a part of its own that plays its piece of the world by itself, without the fold:
+so what the fold makes of the events can be compared with what happened.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from topics.events import MODELS, Event
+
+
+@dataclass
+class Told:
+    """Events, and the truth about them.
+
+    Attributes:
+        events: in the order in which they happened.
+        counts: by fleet, how often what happened: by metric and labels as in
+            :mod:`pipeline.telemetry.panes`.
+        levels: gauges at the end, by name and labels, the fleet first.
+        at: the end, in ms.
+    """
+
+    at: int
+    events: list[Event] = field(default_factory=list)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    levels: dict[tuple[str, ...], float] = field(default_factory=dict)
+
+    def tell(self, kind: str, fleet: str, at: int, **said: Any) -> None:
+        """Add an event."""
+        number = len(self.events)
+        self.events.append(
+            MODELS[kind](
+                id=f"sim|{kind}|{fleet}|{at}|{number}",
+                kind=kind,
+                source="simulator",
+                fleet=fleet,
+                occurred_at=at,
+                received_at=at,
+                **said,
+            )
+        )
+
+    def count(self, fleet: str, *what: str, value: int = 1) -> None:
+        """Say that something happened."""
+        self.counts.setdefault(fleet, Counter())["|".join(what)] += value
+
+    def add(self, other: Told) -> None:
+        """Take in what another part of the world says."""
+        self.events += other.events
+        for fleet, counts in other.counts.items():
+            self.counts.setdefault(fleet, Counter()).update(counts)
+        self.levels |= other.levels
