@@ -49,7 +49,11 @@ def _value(name: str, absent: Any) -> Callable[[Event], Any]:
     def value(event: Event) -> Any:
         return _plain(getattr(event, name, absent))
 
-    return value
+    def tuples(event: Event) -> Any:
+        # The driver knows no map of tuples.
+        return [(of, *_plain(said)) for of, said in getattr(event, name, absent).items()]
+
+    return tuples if name == "histograms" else value
 
 
 def _plain(value: Any) -> Any:
@@ -65,16 +69,13 @@ def _plain(value: Any) -> Any:
 def _absent(name: str, models: Iterable[type[Event]]) -> Any:
     """What stands in a row whose event has no such field."""
     declared = next(model.model_fields[name] for model in models if name in model.model_fields)
-    shown = str(declared.annotation)
-    if name in _NULLABLE or name.endswith("_at") or "None" in shown:
+    if name in _NULLABLE or name.endswith("_at"):
         return None
-    if "dict" in shown:
-        return {}
-    if "tuple" in shown:
-        return ()
-    if "bool" in shown:
-        return False
-    return 0 if declared.annotation is int else ""
+    # Not the default itself: who says nothing of an attempt is not at its first.
+    blank = "" if declared.is_required() else declared.get_default()
+    if isinstance(blank, str):
+        return 0 if declared.annotation is int else ""
+    return type(blank)() if blank else blank
 
 
 def _table(family: FamilyName) -> Table:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.simulate.telemetry_pools import play
 from tests.support.chaos import chaos
-from tests.support.telemetry import MINUTE, START, Seen, durable, event, muddled, tick
-from topics.recovery import Depth
+from tests.support.telemetry import MINUTE, START, Seen, depth, durable, event, muddled, tick
 
 END = 12 * MINUTE
 
@@ -65,12 +64,6 @@ def test_what_is_lost_leaves_levels_as_they_are() -> None:
 
 
 def test_the_queue_is_what_our_own_log_says_where_it_says_something() -> None:
-    def depth(partition: int, at: int, queued: int) -> Depth:
-        return Depth(
-            id=f"d|{partition}|{at}", source="runnerstream", key="f0", partition=partition,
-            occurred_at=START + at, received_at=START + at, counts={"queued": queued},
-        )  # fmt: skip
-
     log = [
         event("pool.sample", 0, idle=4),
         event("queue.sample", 0, queued=9),

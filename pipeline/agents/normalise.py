@@ -95,7 +95,7 @@ class Normalise:
             try:
                 fleet: FleetRecord | None = None
                 if telemetry:
-                    output, notes = telemetry_record(record.value)
+                    output, notes = telemetry_record(record.value, self._fleet_of)
                     effects.outputs.append(output)
                     effects.notes += notes
                     continue
@@ -231,15 +231,19 @@ def outcome_facts(
     return outcomes.job_facts(outcome), outcomes.fleet_record(outcome), []
 
 
-def telemetry_record(value: bytes | None) -> tuple[Output, list[Note[Any]]]:
+def telemetry_record(
+    value: bytes | None, fleet_of: Callable[[str], str] = str
+) -> tuple[Output, list[Note[Any]]]:
     """What one ``runners.events`` record says, under its key. Raises Unreadable.
 
+    ``fleet_of`` tells the fleet that a pool is called, which is what producers may say instead.
     A time more than a day after the event's own arrival is not believed: then arrival is all that
     is known of when.
     """
     envelope: list[str] = []
     event = read(EVENT, value, odd=envelope)
     notes = _odd({}, envelope)
+    event = event.model_copy(update={"fleet": fleet_of(event.fleet)})
     said: dict[str, Any] = {"key": key_of(event)}
     if event.occurred_at > event.received_at + AHEAD_MS:
         notes.append(Note(metrics.ODD_FIELDS, ("occurred_at", "future")))

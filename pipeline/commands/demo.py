@@ -32,7 +32,7 @@ import click
 from clickhouse_driver import Client
 from rich.console import Group
 
-from pipeline.commands import demo_gateway, demo_recovery
+from pipeline.commands import demo_gateway, demo_recovery, demo_telemetry
 from pipeline.commands.connections import ask
 from pipeline.commands.context import Context, Duration
 from pipeline.commands.demo_check import (
@@ -47,6 +47,7 @@ from pipeline.commands.demo_feed import Feed
 from pipeline.commands.demo_gateway import Answered, Gateway, Landed
 from pipeline.commands.demo_recovery import BOUND_S, Other
 from pipeline.commands.demo_screen import STUCK_MS, Snapshot, display, status_line, summary
+from pipeline.commands.demo_telemetry import Telemetry
 from pipeline.commands.failure import FAILED, USAGE, Failure
 from pipeline.commands.output import cell, print_table, say
 from pipeline.ledger import LIVE
@@ -174,6 +175,7 @@ class Demo:
         self._gateway: Gateway | None = None
         self._children = Children(directory)
         self._feed: Feed | None = None
+        self._telemetry: Telemetry | None = None
         self._client: Client | None = None
         self._settings: Settings | None = None
 
@@ -259,6 +261,9 @@ class Demo:
             self.settings.kafka, self.seed, self.rate, self.lasts, self.checked, self._other,
             self._gateway,
         )  # fmt: skip
+        self._telemetry = Telemetry(
+            self.settings.kafka, tuple(ALIASES.values()), self.seed, self.lasts + BOUND_S
+        )
         self._say("worker started; waiting until it is ready")
         deadline = time.monotonic() + 60
         while not stop.wait(0.2):
@@ -296,6 +301,8 @@ class Demo:
         """Raise :class:`Failure` when a part has ended by itself."""
         if self._feed is not None:
             self._feed.check()
+        if self._telemetry is not None:
+            self._telemetry.check()
         self._children.check()
         if self._stack is not None and not self._stack.status().running:
             raise Failure(f"a server ended by itself: see the logs in {self.directory}")
@@ -358,7 +365,7 @@ class Demo:
         )
 
     def _sent(self) -> int:
-        return 0 if self._feed is None else self._feed.sent
+        return sum(each.sent for each in (self._feed, self._telemetry) if each is not None)
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self.began) * 1000
@@ -408,6 +415,9 @@ class Demo:
         if not stop.is_set():
             self._settle(other, stop)
         feed.end()
+        telemetry = self._telemetry
+        assert telemetry is not None
+        telemetry.end()
         self._still_alive()
         # The world stands still from here on: nothing more may be done to it.
         self._children.end("executor")
@@ -429,6 +439,7 @@ class Demo:
                 compare_recovery(found, other, client, simulation.start_ms, ended)
                 landed.read()
                 compare_gateway(found, feed.hooks.tally, landed)
+                demo_telemetry.compare(found, telemetry, self.url, client)
                 if found.equal or time.monotonic() > deadline or stop.wait(1.0):
                     return found
 
@@ -488,6 +499,8 @@ class Demo:
             self._say("stopping")
         if self._feed is not None:
             self._feed.end(5)
+        if self._telemetry is not None:
+            self._telemetry.end(5)
         self._children.end_all()
         if self._other is not None:
             self._other.close()

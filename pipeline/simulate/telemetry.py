@@ -29,10 +29,13 @@ class Told:
     events: list[Event] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     levels: dict[tuple[str, ...], float] = field(default_factory=dict)
+    _numbers: Counter[str] = field(default_factory=Counter)
 
     def tell(self, kind: str, fleet: str, at: int, **said: Any) -> None:
         """Add an event."""
-        number = len(self.events)
+        # Of its fleet: what a fleet says does not depend on how long the others go on.
+        number = self._numbers[fleet]
+        self._numbers[fleet] += 1
         self.events.append(
             MODELS[kind](
                 id=f"sim|{kind}|{fleet}|{at}|{number}",

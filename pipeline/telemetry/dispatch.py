@@ -21,8 +21,9 @@ from topics.events.dispatch import (
 
 _GROUP: Final = "dispatch"
 _FLEET: Final = Label("fleet", Source.FLEET)
-#: 5 ms to 10 s: a runner that polls waits for no longer.
-CALL_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+#: A runner that polls waits for no longer than some seconds. Few, since there are many outcomes.
+REQUEST_BUCKETS: Final = (0.05, 0.25, 1, 5)
+MINT_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 REQUESTS: Final = Counter[tuple[str, str]](
     "dispatch_requests",
@@ -36,7 +37,7 @@ REQUEST_SECONDS: Final = Histogram[tuple[str]](
     "How long a runner that asked for work waited for the answer.",
     "seconds",
     (Label("outcome", tuple(each.value for each in DispatchOutcome)),),
-    buckets=CALL_BUCKETS,
+    buckets=REQUEST_BUCKETS,
 )
 CLAIMS: Final = Counter[tuple[str, str]](
     "claim_attempts",
@@ -56,7 +57,7 @@ MINT_SECONDS: Final = Histogram[tuple[()]](
     "runner_mint_seconds",
     "How long the provider took to give a runner its credentials, or to refuse.",
     "seconds",
-    buckets=CALL_BUCKETS,
+    buckets=MINT_BUCKETS,
 )
 LAST_REQUEST: Final = Gauge[tuple[str]](
     "dispatch_last_request_timestamp_seconds",

@@ -115,7 +115,7 @@ CREATE TABLE IF NOT EXISTS runner_events (
   log_reports Map(LowCardinality(String), UInt64) COMMENT 'Log reports by result since the last look',
   state_reports Map(LowCardinality(String), UInt64) COMMENT 'State reports by result since the last look',
   client_errors Map(LowCardinality(String), UInt64) COMMENT 'Failed calls by method since the last look',
-  histograms Map(LowCardinality(String), Tuple(Array(Float64), Array(UInt64), Float64)) COMMENT 'What durations grew by since the last look: bounds, how many in each bucket, and the sum in seconds; by poll, job, log, state',
+  histograms Array(Tuple(of String, bounds Array(Float64), counts Array(UInt64), sum Float64)) COMMENT 'What durations of polls, jobs, logs and states grew by since the last look: bounds, how many in each bucket, and the sum in seconds',
   INDEX ix_occurred occurred_at TYPE minmax GRANULARITY 1
 ) ENGINE = ReplacingMergeTree(received_at)
 ORDER BY (fleet, subject, kind, occurred_at, id)

@@ -37,7 +37,8 @@ def main() -> int:
     if told := os.environ.get("TEST_FOLD"):
         module, _, name = told.partition(":")
         declare = getattr(importlib.import_module(module), name)
-        others = (*others, declare)
+        if declare not in others:
+            others = (*others, declare)
         stage = declare(settings).stage
     steps = {}
     if told := os.environ.get("TEST_STEPS"):

@@ -16,6 +16,7 @@ from pipeline.telemetry import TelemetryLedger
 from tests.support.chaos import Durable
 from topics.events import MODELS, Event
 from topics.models import Tick
+from topics.recovery import Depth
 
 #: A whole minute in November 2025.
 START = 1_764_000_000_000
@@ -40,6 +41,14 @@ def tick(at: int) -> Tick:
     return Tick(
         id=f"tick:0:{at}", source="runnerstream", key="tick:0", by="me",
         occurred_at=START + at, received_at=START + at,
+    )  # fmt: skip
+
+
+def depth(partition: int, at: int, queued: int) -> Depth:
+    """Jobs of ``f0`` that wait in a partition of our own log."""
+    return Depth(
+        id=f"depth|f0|{partition}|{at}", source="runnerstream", key="f0", partition=partition,
+        occurred_at=START + at, received_at=START + at, counts={"queued": queued},
     )  # fmt: skip
 
 
