@@ -157,8 +157,8 @@ def workers(kafka: Broker) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
     global NOW  # noqa: PLW0603
     NOW = int(time.time() * 1000) // 1000 * 1000
     with (
-        WorkerProcess(kafka.bootstrap, app_id="web") as one,
-        WorkerProcess(kafka.bootstrap, app_id="web") as two,
+        WorkerProcess(kafka.bootstrap, app_id="web", compat="gastown,tuist") as one,
+        WorkerProcess(kafka.bootstrap, app_id="web", compat="tuist") as two,
     ):
         with Producer(kafka.bootstrap) as producer:
             for number in range(1, JOBS + 1):
@@ -524,6 +524,26 @@ def test_health_metrics_and_workers(workers: tuple[WorkerProcess, WorkerProcess]
     _, group = workers[0].get("/workers")
     assert group["workers"][0]["worker"] == workers[0].url
     assert {each["pid"] for each in group["workers"]} == {w.pid for w in workers}
+
+
+def test_workers_share_what_other_names_tell(
+    workers: tuple[WorkerProcess, WorkerProcess],
+) -> None:
+    """Each tells of its own partitions, by Tuist's names as by ours."""
+    _, listed = workers[0].get("/jobs?state=any&limit=1000")
+    queued = sum(job["status"] == "queued" for job in listed["jobs"])
+    pages = [worker.get("/metrics/compat", accept="text/plain") for worker in workers]
+    assert [status for status, _ in pages] == [200, 200]
+
+    def total(name: str) -> float:
+        lines = (line for _, page in pages for line in page.splitlines())
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+
+    assert total("tuist_runners_queue_length") == queued == JOBS
+    assert total("tuist_runners_job_enqueued_count") == JOBS + 5
+    assert total("tuist_runners_job_claim_count") == 1
+    assert total("tuist_runners_job_completed_count") == 4
+    assert total("tuist_runners_job_run_time_milliseconds_sum") == 4 * 60_000
 
 
 def test_a_worker_that_hangs_is_named(workers: tuple[WorkerProcess, WorkerProcess]) -> None:
