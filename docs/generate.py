@@ -408,7 +408,7 @@ def part_metrics() -> str:
             f"`{metric.shown}`",
             metric.kind,
             metric.unit,
-            ", ".join(f"`{label.name}`" for label in metric.labels),
+            ", ".join(f"`{label.name}`" for label in metric.shown_labels),
             metric.help,
         )
         for metric in sorted(metrics.CATALOGUE, key=lambda metric: metric.shown)
@@ -417,14 +417,7 @@ def part_metrics() -> str:
 
 
 def part_parity() -> str:
-    told = []
-    for system in SYSTEMS.values():
-        told.append(f"## {system.name}\n\n{system.about}\n")
-        told += [
-            f"### {each.title} of {system.name}\n\n{table(each.columns, each.rows)}"
-            for each in parity.tables(system)
-        ]
-    return "\n".join(told)
+    return parity.page(SYSTEMS.values(), table)
 
 
 def part_prober_metrics() -> str:

@@ -93,7 +93,11 @@ class Exporter:
         #: Finding the series of a label costs more than the observation.
         self._series: dict[tuple[metrics.Metric[Any], tuple[str, ...]], _Change] = {}
         for metric in self._collectors:
-            if metric.in_advance and not metric.by_fleet:
+            if metric.together:
+                for labels in product(*map(_values, metric.shown_labels)):
+                    if labels:
+                        self._collectors[metric].labels(*labels)
+            elif metric.in_advance and not metric.by_fleet:
                 self._prepare(metric, *map(_values, metric.labels))
 
     def _prepare(self, metric: metrics.Metric[Any], *values: tuple[str, ...]) -> None:
@@ -102,8 +106,8 @@ class Exporter:
             self._make(metric, labels)
 
     def _make(self, metric: metrics.Metric[Any], labels: tuple[str, ...]) -> _Change:
-        collector = self._collectors[metric]
-        series = collector.labels(*labels) if labels else collector
+        collector, shown = self._collectors[metric], labels[metric.together :]
+        series = collector.labels(*shown) if shown else collector
         change = cast(_Change, getattr(series, _CHANGES[metric.kind]))
         if self._beside is not None:
             also = self._beside.changes(metric, labels)
@@ -120,7 +124,7 @@ class Exporter:
             return OTHER
         self._fleets.add(name)
         for metric in self._collectors:
-            if metric.by_fleet and not metric.only_claimed:
+            if (metric.by_fleet or metric.together) and not metric.only_claimed:
                 self._prepare(metric, (name,), *map(_values, metric.labels[1:]))
         return name
 
@@ -135,7 +139,7 @@ class Exporter:
         change = self._series.get((metric, labels))
         if change is None:
             where: tuple[str, ...] = labels
-            if metric.by_fleet:
+            if metric.by_fleet or metric.together:
                 where = (self.fleet(labels[0]), *labels[1:])
             change = self._series.get((metric, where)) or self._make(metric, where)
         change(value)
@@ -251,7 +255,7 @@ class _Only(Collector):
 
 def _collector(metric: metrics.Metric[Any], registry: CollectorRegistry) -> Any:
     """The collector of a metric, without series as yet where it has labels."""
-    name, names = PREFIX + metric.name, [label.name for label in metric.labels]
+    name, names = PREFIX + metric.name, [label.name for label in metric.shown_labels]
     if isinstance(metric, Histogram):
         return prometheus.Histogram(
             name, metric.help, names, registry=registry, buckets=metric.buckets

@@ -20,7 +20,7 @@ from topics.catalogue import JOBS as JOBS_TOPIC
 from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
 from topics.catalogue import WEBHOOKS as WEBHOOKS_TOPIC
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
-from topics.recovery import Answer, CommandKind, Mode, Result, StallKind, Why
+from topics.recovery import CommandKind, Mode, Result, StallKind, Why
 
 PREFIX: Final = "runnerstream_"
 
@@ -62,6 +62,8 @@ class Metric(Generic[L]):
         labels: in the order in which their values are given; a fleet comes first.
         only_claimed: whether a fleet has a series only once one of its jobs was claimed, so that
             a fleet without claims does not show claims that start at once.
+        together: whether our series are of all fleets together, because each fleet's own would be
+            too many. The first label is a fleet all the same, and who follows ours has it.
         in_advance: whether the series of closed lists exist from the start. False only for a gauge
             that is blind until it is set.
     """
@@ -74,11 +76,17 @@ class Metric(Generic[L]):
     labels: tuple[Label, ...] = ()
     only_claimed: bool = False
     in_advance: bool = True
+    together: bool = False
 
     @property
     def by_fleet(self) -> bool:
-        """Whether the first label is a fleet."""
-        return bool(self.labels) and self.labels[0].values is Source.FLEET
+        """Whether the first label of our series is a fleet."""
+        return bool(self.shown_labels) and self.shown_labels[0].values is Source.FLEET
+
+    @property
+    def shown_labels(self) -> tuple[Label, ...]:
+        """The labels of our series."""
+        return self.labels[self.together :]
 
     @property
     def shown(self) -> str:
@@ -126,7 +134,6 @@ STRANDED_BUCKETS: Final = (
 )  # fmt: skip
 #: 0.1 s to 12 h, fewer than of what nearly every job has: one series more is one of each fleet.
 CLAIM_BUCKETS: Final = (0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 14400, 43200)
-FLEET_STRANDED_BUCKETS: Final = (30, 120, 300, 600, 1800, 3600, 14400, 86400)
 LAG_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 3600, 14400, 86400, 259200)
 BATCH_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BATCH_RECORDS: Final = (1, 5, 10, 50, 100, 250, 500, 1000, 2000, 5000, 10000)
@@ -225,6 +232,7 @@ REQUEUES: Final = Counter[tuple[str]](
     "Claims released before their job had begun: it went back to the queue.",
     "claims",
     (_FLEET,),
+    together=True,
 )
 QUEUE_SECONDS: Final = Histogram[tuple[str]](
     "job_queue_seconds",
@@ -239,6 +247,7 @@ QUEUE_TO_CLAIM_SECONDS: Final = Histogram[tuple[str]](
     "seconds",
     (_FLEET,),
     only_claimed=True,
+    together=True,
     buckets=CLAIM_BUCKETS,
 )
 CLAIM_TO_START_SECONDS: Final = Histogram[tuple[str]](
@@ -383,33 +392,29 @@ RECOVERY_CLOSED: Final = Counter[tuple[str]](
     "jobs",
     (Label("answer", ("ghost", "gone")),),
 )
-STRANDED_SECONDS: Final = Histogram[tuple[str]](
+STRANDED_SECONDS: Final = Histogram[tuple[str, str]](
     "stranded_seconds",
     "How long jobs lay in a wrong state, once they had left it.",
     "seconds",
-    (Label("stall", STRANDING),),
+    (_FLEET, Label("stall", STRANDING)),
+    together=True,
     buckets=STRANDED_BUCKETS,
 )
-FLEET_STRANDED_SECONDS: Final = Histogram[tuple[str]](
-    "fleet_stranded_seconds",
-    "The same by fleet: how long its jobs lay in wrong states of any kind, once they had left "
-    "them.",
-    "seconds",
-    (_FLEET,),
-    only_claimed=True,
-    buckets=FLEET_STRANDED_BUCKETS,
+RECOVERY_OVER: Final = Counter[tuple[str]](
+    "recovery_found_over",
+    "Jobs in what may be a wrong state that their provider, asked, calls over.",
+    "jobs",
+    (_ASKED,),
 )
-RECOVERY_ANSWERS: Final = Counter[tuple[str, str]](
-    "recovery_answers",
-    "What providers answered about jobs that may be stuck, once a question.",
-    "answers",
-    (_ASKED, Label("answer", tuple(answer.value for answer in Answer))),
+#: The commands that free a job.
+JOB_COMMANDS: Final = tuple(
+    kind.value for kind in (CommandKind.RELEASE_CLAIM, CommandKind.REQUEUE, CommandKind.CLOSE)
 )
 RECOVERY_DONE: Final = Counter[tuple[str, str]](
     "recovery_done",
     "Commands about jobs that were done, by the wrong state that they were for.",
     "commands",
-    (_OPENED, _COMMAND),
+    (_OPENED, Label("command", JOB_COMMANDS)),
 )
 RECOVERY_SWEEPS: Final = Counter[tuple[()]](
     "recovery_sweeps",

@@ -251,7 +251,7 @@ def test_tuists_dashboard_shows_the_truth(tmp_path: Path) -> None:
     world.run()
     recover(recovered)
     # Of those jobs only what recovery did counts here: their fleet is no part of the world.
-    of_recovery = (metrics.RECOVERY_DONE, metrics.RECOVERY_ANSWERS, metrics.FLEET_STRANDED_SECONDS)
+    of_recovery = (metrics.RECOVERY_DONE, metrics.RECOVERY_OVER, metrics.STRANDED_SECONDS)
     notes = [*notebook.notes, *(n for n in recovered.notes if n.metric in of_recovery)]
     truth = Truth(world)
     page = Page(systems(["tuist"]))

@@ -80,12 +80,16 @@ class Page:
                 found.append(self._change(theirs, source, place))
         return found
 
-    def _change(self, theirs: Theirs, source: From, place: tuple[str, ...]) -> Change:
+    def _made(self, theirs: Theirs, place: tuple[str, ...]) -> _Count | _Distribution:
         known = self._series[theirs]
         series = known.get(place)
         if series is None:
             made = _Distribution(theirs.buckets) if theirs.kind == "histogram" else _Count()
             series = known[place] = made
+        return series
+
+    def _change(self, theirs: Theirs, source: From, place: tuple[str, ...]) -> Change:
+        series = self._made(theirs, place)
         scale = source.scale
         if isinstance(series, _Distribution):
             observe = series.observe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.compat.model import Always, From, Pair, Rule, System, Take, Theirs, Turn, values_of
@@ -15,6 +15,21 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def page(
+    systems: Iterable[System],
+    markdown: Callable[[Sequence[str], Iterable[Sequence[str]]], str],
+) -> str:
+    """The tables of all systems with headings; ``markdown`` writes a table of columns and rows."""
+    told = []
+    for system in systems:
+        told.append(f"## {system.name}\n\n{system.about}\n")
+        told += [
+            f"### {each.title} of {system.name}\n\n{markdown(each.columns, each.rows)}"
+            for each in tables(system)
+        ]
+    return "\n".join(told)
 
 
 def tables(system: System) -> Iterator[Table]:

@@ -26,11 +26,7 @@ _WEBHOOK_OUTCOMES: Final = {
     **{(action, "no_fleet"): "no_matching_pool" for action in metrics.WEBHOOK_ACTIONS},
     **{(action, "malformed"): "unknown" for action in metrics.WEBHOOK_ACTIONS},
 }
-_OVER: Final = ("completed", "ghost", "gone")
-_ANSWERS: Final = {
-    **{("orphan", answer): "orphan_completed" for answer in _OVER},
-    **{("stale_queue", answer): "queued_completed" for answer in _OVER},
-}
+_FOUND_OVER: Final = {"orphan": "orphan_completed", "stale_queue": "queued_completed"}
 _DONE: Final = {
     ("stale_claim", "release_claim"): "stale_claim",
     ("orphan", "requeue"): "orphan_requeued",
@@ -164,7 +160,7 @@ RECOVERY: Final = (
         ("kind",),
         (
             From(metrics.RECOVERY_DONE, (Pair(("stall", "command"), _DONE),)),
-            From(metrics.RECOVERY_ANSWERS, (Pair(("stall", "answer"), _ANSWERS),)),
+            From(metrics.RECOVERY_OVER, (Turn("stall", _FOUND_OVER),)),
         ),
         said="Rises by as many as there were; there by 1 a sweep for some kinds. A claim of an "
         "orphan that is released because the job is over counts as `orphan_completed` alone.",
@@ -174,7 +170,7 @@ RECOVERY: Final = (
         "histogram",
         "How long jobs were stranded that recovery freed.",
         ("fleet",),
-        (From(metrics.FLEET_STRANDED_SECONDS, (_FLEET,), MILLISECONDS),),
+        (From(metrics.STRANDED_SECONDS, (_FLEET,), MILLISECONDS),),
         LONG,
         said="Of every kind of stall, once the job had left it, whoever freed it.",
     ),

@@ -221,7 +221,7 @@ ALERTS: Final = (
 )
 
 _DONE: Final = "`runnerstream_recovery_done_total"
-_ANSWERS: Final = "`runnerstream_recovery_answers_total"
+_OVER: Final = "`runnerstream_recovery_found_over_total"
 FURTHER: Final = {
     "Kinds of recovery": (
         Kindred("stale_claim", f'{_DONE}{{stall="stale_claim"}}`', "claimed, and never minted"),
@@ -232,7 +232,7 @@ FURTHER: Final = {
         ),
         Kindred(
             "orphan_completed",
-            f'{_ANSWERS}{{stall="orphan",answer=~"completed|ghost|gone"}}`',
+            f'{_OVER}{{stall="orphan"}}`',
             "the provider calls it over",
         ),
         Kindred(
@@ -247,7 +247,7 @@ FURTHER: Final = {
         ),
         Kindred(
             "queued_completed",
-            f'{_ANSWERS}{{stall="stale_queue",answer=~"completed|ghost|gone"}}`',
+            f'{_OVER}{{stall="stale_queue"}}`',
             "queued for long, and over at the provider",
         ),
         Kindred(

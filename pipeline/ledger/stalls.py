@@ -171,22 +171,21 @@ class Stalls:
             self._untold = True
 
     def _count(self, fact: StallFact, before: Job | None, job: Job) -> None:
-        """Count a question whose answer is new, and a command that is done now."""
+        """Count a job that is now known to be over, and a command that is done now."""
         n = str(fact.n)
         stall, known = _stalls_of(job).get(n), _stalls_of(before).get(n)
         if stall is None:
             return  # one of too many
-        asked = 0 if known is None or known.answered is None else known.answered.k
-        if stall.answered is not None and stall.answered.k > asked:
-            labels = stall.head.kind, stall.answered.answer
-            self._pending.note(metrics.RECOVERY_ANSWERS, labels)
+        if _is_over(stall) and (known is None or not _is_over(known)):
+            self._pending.note(metrics.RECOVERY_OVER, (stall.head.kind,))
         for attempt, ended in stall.ended.items():
             was = None if known is None else known.ended.get(attempt)
             issued = stall.issued.get(attempt)
             if issued is None or ended.result != Result.DONE:
                 continue
             counted = known is not None and attempt in known.issued
-            if not (counted and was is not None and was.result == Result.DONE):
+            counted = counted and was is not None and was.result == Result.DONE
+            if not counted and issued.command in metrics.JOB_COMMANDS:
                 self._pending.note(metrics.RECOVERY_DONE, (stall.head.kind, issued.command))
 
     def take_answered(self) -> bool:
@@ -415,6 +414,16 @@ class Stalls:
 
 def _stalls_of(job: Job | None) -> Mapping[str, Stall]:
     return {} if job is None or job.recovery is None else job.recovery.stalls
+
+
+def _is_over(stall: Stall) -> bool:
+    """Whether the provider's latest answer is that the job is over. That it does not know the job
+    counts once it is believed."""
+    if stall.answered is None:
+        return False
+    told = stall.answered.answer
+    gone = told == Answer.GONE and stall.unknown_for() is not None
+    return gone or told in (Answer.COMPLETED, Answer.GHOST)
 
 
 def evidence(job: Job, v: View, propose: Propose) -> tuple[Seen, ...]:
