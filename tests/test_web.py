@@ -521,29 +521,13 @@ def test_health_metrics_and_workers(workers: tuple[WorkerProcess, WorkerProcess]
         assert re.search(r"runnerstream_tick_lag_seconds [0-9.]+", metrics)
         assert 'runnerstream_records_missed_total{topic="runners.webhooks"} 0.0' in metrics
         assert ready["missed"] == []
+    # Each tells of its own partitions, by Tuist's names as by ours.
+    pages = [worker.get("/metrics/compat", accept="text/plain")[1] for worker in workers]
+    queued = re.findall(r"^tuist_runners_queue_length\S* (\d+)$", "\n".join(pages), re.MULTILINE)
+    assert sum(map(int, queued)) == JOBS
     _, group = workers[0].get("/workers")
     assert group["workers"][0]["worker"] == workers[0].url
     assert {each["pid"] for each in group["workers"]} == {w.pid for w in workers}
-
-
-def test_workers_share_what_other_names_tell(
-    workers: tuple[WorkerProcess, WorkerProcess],
-) -> None:
-    """Each tells of its own partitions, by Tuist's names as by ours."""
-    _, listed = workers[0].get("/jobs?state=any&limit=1000")
-    queued = sum(job["status"] == "queued" for job in listed["jobs"])
-    pages = [worker.get("/metrics/compat", accept="text/plain") for worker in workers]
-    assert [status for status, _ in pages] == [200, 200]
-
-    def total(name: str) -> float:
-        lines = (line for _, page in pages for line in page.splitlines())
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
-
-    assert total("tuist_runners_queue_length") == queued == JOBS
-    assert total("tuist_runners_job_enqueued_count") == JOBS + 5
-    assert total("tuist_runners_job_claim_count") == 1
-    assert total("tuist_runners_job_completed_count") == 4
-    assert total("tuist_runners_job_run_time_milliseconds_sum") == 4 * 60_000
 
 
 def test_a_worker_that_hangs_is_named(workers: tuple[WorkerProcess, WorkerProcess]) -> None:
