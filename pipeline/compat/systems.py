@@ -12,5 +12,5 @@ SYSTEMS: Final[Mapping[str, System]] = {each.name: each for each in (tuist.SYSTE
 
 
 def systems(names: Iterable[str]) -> list[System]:
-    """Those that are declared, of these names."""
-    return [SYSTEMS[name] for name in names if name in SYSTEMS]
+    """Those of these names."""
+    return [SYSTEMS[name] for name in names]
