@@ -15,6 +15,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from docs import event_tables, example_events  # noqa: E402
 from docs.markdown import said, table  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
+from pipeline.compat import parity  # noqa: E402
 from pipeline.exporter import EVERYTHING  # noqa: E402
 from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noqa: E402
 from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
@@ -385,29 +387,13 @@ def part_metrics() -> str:
             f"`{metric.shown}`",
             metric.kind,
             metric.unit,
-            ", ".join(f"`{label.name}`" for label in metric.labels),
+            ", ".join(f"`{label.name}`" for label in metric.shown_labels),
             metric.over if isinstance(metric, Gauge) else "sum",
             f"{metric.help} Only of fleets with {metric.group}." if metric.group else metric.help,
         )
         for metric in sorted(EVERYTHING, key=lambda metric: metric.shown)
     ]
     return table(("metric", "type", "unit", "labels", "over workers", "meaning"), rows)
-
-
-def part_prober_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(ProberMetrics().registry))
-
-
-def part_gateway_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(GatewayMetrics().registry))
-
-
-def part_relay_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(RelayMetrics().registry))
-
-
-def part_redeliver_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(RedeliverMetrics().registry))
 
 
 def part_process_metrics() -> str:
@@ -428,10 +414,6 @@ def part_gateway_answers() -> str:
         )
     ]
     return table(("status", "outcome", "message"), rows)
-
-
-def part_sink_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(SinkMetrics().registry))
 
 
 _TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+) \(.*?\nCOMMENT '((?:[^']|'')*)';", re.DOTALL)
@@ -490,6 +472,8 @@ def part_commands() -> str:
     return table(("command", "what it does"), [(f"`{c}`", text) for c, text in commands()])
 
 
+part_parity = partial(parity.page, table)
+
 # --- dependencies -----------------------------------------------------------------------------
 
 
@@ -542,10 +526,28 @@ def part_dependencies() -> str:
 
 # --- pages ------------------------------------------------------------------------------------
 
+#: The metrics of each role beside the fold.
+ROLE_METRICS: Final[Mapping[str, Callable[[], Any]]] = {
+    "prober": ProberMetrics,
+    "gateway": GatewayMetrics,
+    "relay": RelayMetrics,
+    "redeliver": RedeliverMetrics,
+    "sink": SinkMetrics,
+}
+
+
+def role_metrics(role: str) -> str:
+    rows = metric_rows(ROLE_METRICS[role]().registry)
+    return table(("metric", "type", "labels", "meaning"), rows)
+
+
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
-    name.removeprefix("part_").replace("_", "-"): make
-    for name, make in list(globals().items())
-    if name.startswith("part_")
+    **{f"{role}-metrics": partial(role_metrics, role) for role in ROLE_METRICS},
+    **{
+        name.removeprefix("part_").replace("_", "-"): make
+        for name, make in list(globals().items())
+        if name.startswith("part_")
+    },
 }
 
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, product
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import prometheus_client as prometheus
 from prometheus_client import CollectorRegistry, generate_latest
@@ -66,6 +66,28 @@ _OF_JOBS: Final = frozenset(metric.group for metric in metrics.CATALOGUE)
 _Change = Callable[[float], object]
 
 
+#: Of each gauge the label values and the value of its series.
+Levels = Mapping[metrics.Metric[Any], Sequence[tuple[tuple[str, ...], float]]]
+
+
+class Beside(Protocol):
+    """Other series that follow from these: of :class:`pipeline.compat.page.Page`."""
+
+    def changes(self, metric: metrics.Metric[Any], labels: tuple[str, ...]) -> Sequence[_Change]:
+        """What is to be changed together with a series, which is being made."""
+        ...
+
+    def observe_many(
+        self,
+        metric: metrics.Metric[Any],
+        labels: tuple[str, ...],
+        counts: Mapping[float, int],
+        total: float,
+    ) -> None:
+        """The same of what somebody else observed."""
+        ...
+
+
 class Exporter:
     """The worker's metrics, in a registry of their own. All calls are the event loop's, except that
     another thread may count by series that exist from the start and that it alone changes."""
@@ -75,9 +97,12 @@ class Exporter:
         max_fleets: int = MAX_FLEETS,
         catalogue: tuple[metrics.Metric[Any], ...] = EVERYTHING,
         max_series: int = MAX_SERIES,
+        beside: Beside | None = None,
     ) -> None:
-        """``max_series`` holds unless what needs no fleet is more than that already."""
+        """``max_series`` holds unless what needs no fleet is more than that already. ``beside`` is
+        changed together with these."""
         self.registry = CollectorRegistry()
+        self._beside = beside
         self._max_fleets = max_fleets
         self._fleets: set[str] = set()
         #: Groups and fleets, or ``other``, whose series exist.
@@ -97,7 +122,12 @@ class Exporter:
         for metric in catalogue:
             cost = _cost(metric)
             self._spent += cost
-            if metric.by_fleet:
+            if metric.together:
+                self._groups.setdefault(metric.group, []).append(metric)
+                for labels in product(*map(_values, metric.shown_labels)):
+                    if labels or isinstance(metric, Histogram):
+                        self._collectors[metric].labels(*labels)
+            elif metric.by_fleet:
                 self._groups.setdefault(metric.group, []).append(metric)
                 self._costs[metric.group] = self._costs.get(metric.group, 0) + cost
             elif metric.in_advance:
@@ -113,11 +143,15 @@ class Exporter:
                 self._make(metric, labels)
 
     def _make(self, metric: metrics.Metric[Any], labels: tuple[str, ...]) -> _Change:
-        collector = self._collectors[metric]
+        collector, shown = self._collectors[metric], labels[metric.together :]
         if isinstance(metric, Histogram):
-            change = cast(_Change, collector.labels(*labels).observe)
+            change = cast(_Change, collector.labels(*shown).observe)
         else:
-            change = (collector.labels(*labels) if labels else collector).inc
+            change = (collector.labels(*shown) if shown else collector).inc
+        if self._beside is not None:
+            also = self._beside.changes(metric, labels)
+            if also:
+                change = _together(change, also)
         self._series[metric, labels] = change
         return change
 
@@ -155,7 +189,7 @@ class Exporter:
 
     def _where(self, metric: metrics.Metric[Any], labels: tuple[str, ...]) -> tuple[str, ...]:
         """The labels with which a series is exported."""
-        if metric.by_fleet:
+        if metric.by_fleet or metric.together:
             return (self.fleet(labels[0], metric.group), *labels[1:])
         return labels
 
@@ -176,7 +210,7 @@ class Exporter:
             change = self._series.get((metric, where))
             if change is None:
                 # A value that is in no list: a role, say.
-                self._spent += _samples(metric)
+                self._spent += 0 if metric.together else _samples(metric)
                 change = self._make(metric, where)
         change(value)
         if metric is metrics.TRANSITIONS and labels[1] == Status.CLAIMED:
@@ -188,8 +222,10 @@ class Exporter:
         """Add what somebody else observed: how many values by the upper bound of their bucket, none
         of them negative, and their sum. A bound that the metric does not have counts in the next
         higher bucket."""
-        series = self._collectors[metric].labels(*self._where(metric, labels))
-        series.add(counts, total)
+        where = self._where(metric, labels)
+        self._collectors[metric].labels(*where[metric.together :]).add(counts, total)
+        if self._beside is not None:
+            self._beside.observe_many(metric, where, counts, total)
 
     def set(self, metric: Gauge[L], labels: L, value: float) -> None:
         """Say how something is now."""
@@ -217,6 +253,15 @@ class Exporter:
         gauge); nothing of what it does not name.
         """
         self._sources.append(source)
+
+    async def levels(self, pause: Callable[[], Awaitable[None]]) -> Levels:
+        """All gauges as they are now."""
+        await self._look(pause)
+        return {
+            metric: list({**collector.said, **collector.seen}.items())
+            for metric, collector in self._collectors.items()
+            if isinstance(metric, Gauge)
+        }
 
     def watch_process(self, version: str) -> None:
         """Export what this process tells of itself, too."""
@@ -268,6 +313,17 @@ class Exporter:
                 collector.seen = _with_zeros(metric, found.get(metric, {}))
 
 
+def _together(first: _Change, others: Sequence[_Change]) -> _Change:
+    """Changes all of them."""
+
+    def change(value: float) -> None:
+        first(value)
+        for each in others:
+            each(value)
+
+    return change
+
+
 class _Only(Collector):
     """One metric."""
 
@@ -281,7 +337,7 @@ class _Only(Collector):
 def _collector(metric: metrics.Metric[Any], registry: CollectorRegistry) -> Any:
     """The collector of a metric, without series as yet where it has labels."""
     if isinstance(metric, Counter):
-        names = [label.name for label in metric.labels]
+        names = [label.name for label in metric.shown_labels]
         return prometheus.Counter(PREFIX + metric.name, metric.told, names, registry=registry)
     made = _Distribution(metric) if isinstance(metric, Histogram) else _Levels(metric)
     registry.register(made)
@@ -310,7 +366,7 @@ def _samples(metric: metrics.Metric[Any]) -> int:
 
 def _cost(metric: metrics.Metric[Any]) -> int:
     """Series with the values of labels that are known: of a fleet, or in all."""
-    closed = (len(_values(label)) for label in metric.labels[metric.by_fleet :])
+    closed = (len(_values(label)) for label in metric.shown_labels[metric.by_fleet :])
     return math.prod(closed) * _samples(metric)
 
 
@@ -365,7 +421,7 @@ class _Distribution(Collector):
 
     def collect(self) -> Iterable[Metric]:
         made = self._histogram
-        names = [label.name for label in made.labels]
+        names = [label.name for label in made.shown_labels]
         family = HistogramMetricFamily(PREFIX + made.name, made.told, labels=names)
         for labels, series in self._series.items():
             up_to = accumulate(series.counts)

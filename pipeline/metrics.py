@@ -65,6 +65,8 @@ class Metric(Generic[L]):
         group: a word. The series of a fleet exist once the fleet is seen in that group, all of
             them, at 0. So a fleet without claims does not show claims that start at once, and
             one without pools no empty pool. Without a group: once the fleet is seen at all.
+        together: whether our series are of all fleets together, because each fleet's own would be
+            too many. The first label is a fleet all the same, and who follows ours has it.
         in_advance: whether the series of closed lists exist from the start. False only for a gauge
             that is blind until it is set.
     """
@@ -77,11 +79,17 @@ class Metric(Generic[L]):
     labels: tuple[Label, ...] = ()
     group: str = ""
     in_advance: bool = True
+    together: bool = False
 
     @property
     def by_fleet(self) -> bool:
-        """Whether the first label is a fleet."""
-        return bool(self.labels) and self.labels[0].values is Source.FLEET
+        """Whether the first label of our series is a fleet."""
+        return bool(self.shown_labels) and self.shown_labels[0].values is Source.FLEET
+
+    @property
+    def shown_labels(self) -> tuple[Label, ...]:
+        """The labels of our series."""
+        return self.labels[self.together :]
 
     @property
     def shown(self) -> str:
@@ -182,9 +190,10 @@ _STATUS = Label("status", tuple(status.value for status in Status))
 _LIVE = Label("status", tuple(s.value for s in Status if s is not Status.COMPLETED))
 _STALL = Label("stall", tuple(kind.value for kind in StallKind))
 #: A look at a job opens one of these; about most of them the provider is asked.
-_OPENING: Final = (*STRANDING, StallKind.MISSED_COMPLETION.value)
-_OPENED = Label("stall", _OPENING)
-_ASKED = Label("stall", tuple(kind for kind in _OPENING if kind != StallKind.STALE_CLAIM.value))
+OPENED_STALLS: Final = (*STRANDING, StallKind.MISSED_COMPLETION.value)
+ASKED_STALLS: Final = tuple(kind for kind in OPENED_STALLS if kind != StallKind.STALE_CLAIM.value)
+_OPENED = Label("stall", OPENED_STALLS)
+_ASKED = Label("stall", ASKED_STALLS)
 _COMMAND = Label("command", tuple(kind.value for kind in CommandKind))
 _TOPIC = Label(
     "topic",
@@ -208,6 +217,16 @@ UNROUTED: Final = Counter[tuple[str]](
     "Deliveries about jobs that the configured routes leave without an account, or a fleet.",
     "deliveries",
     (Label("reason", UNROUTED_REASONS),),
+)
+#: What a job's delivery tells. Providers have words of their own for it.
+WEBHOOK_ACTIONS: Final = ("queued", "waiting", "in_progress", "completed", "other")
+WEBHOOK_OUTCOMES: Final = ("accepted", *UNROUTED_REASONS, "malformed")
+WEBHOOK_JOBS: Final = Counter[tuple[str, str]](
+    "webhook_jobs",
+    "Deliveries about jobs, by what they tell and what became of them. Of malformed ones nobody "
+    "knows what they tell, so those about other things are among them.",
+    "deliveries",
+    (Label("action", WEBHOOK_ACTIONS), Label("outcome", WEBHOOK_OUTCOMES)),
 )
 ODD_FIELDS: Final = Counter[tuple[str, str]](
     "odd_fields",
@@ -236,12 +255,29 @@ COMPLETIONS: Final = Counter[tuple[str, str]](
     "jobs",
     (FLEET, Label("conclusion", tuple(conclusion.value for conclusion in Conclusion))),
 )
+REQUEUES: Final = Counter[tuple[str]](
+    "job_requeues",
+    "Claims released before their job had begun: it went back to the queue.",
+    "claims",
+    (FLEET,),
+    group=CLAIMS,
+    together=True,
+)
 QUEUE_SECONDS: Final = Histogram[tuple[str]](
     "job_queue_seconds",
     "Queued to started, without approval gates.",
     "seconds",
     (FLEET,),
     buckets=QUEUE_BUCKETS,
+)
+QUEUE_TO_CLAIM_SECONDS: Final = Histogram[tuple[str]](
+    "job_queue_to_claim_seconds",
+    "Queued to claimed by a runner, once a job: of the claim that was known first.",
+    "seconds",
+    (FLEET,),
+    group=CLAIMS,
+    together=True,
+    buckets=CLAIM_BUCKETS,
 )
 CLAIM_TO_START_SECONDS: Final = Histogram[tuple[str]](
     "job_claim_to_start_seconds",
@@ -386,12 +422,30 @@ RECOVERY_CLOSED: Final = Counter[tuple[str]](
     "jobs",
     (Label("answer", ("ghost", "gone")),),
 )
-STRANDED_SECONDS: Final = Histogram[tuple[str]](
+STRANDED_SECONDS: Final = Histogram[tuple[str, str]](
     "stranded_seconds",
     "How long jobs lay in a wrong state, once they had left it.",
     "seconds",
-    (Label("stall", STRANDING),),
+    (FLEET, Label("stall", STRANDING)),
+    group=CLAIMS,
+    together=True,
     buckets=STRANDED_BUCKETS,
+)
+RECOVERY_OVER: Final = Counter[tuple[str]](
+    "recovery_found_over",
+    "Jobs in what may be a wrong state that their provider, asked, calls over.",
+    "jobs",
+    (_ASKED,),
+)
+#: The commands that free a job.
+JOB_COMMANDS: Final = tuple(
+    kind.value for kind in (CommandKind.RELEASE_CLAIM, CommandKind.REQUEUE, CommandKind.CLOSE)
+)
+RECOVERY_DONE: Final = Counter[tuple[str, str]](
+    "recovery_done",
+    "Commands about jobs that were done, by the wrong state that they were for.",
+    "commands",
+    (_OPENED, Label("command", JOB_COMMANDS)),
 )
 RECOVERY_SWEEPS: Final = Counter[tuple[()]](
     "recovery_sweeps",

@@ -28,6 +28,8 @@ from pipeline.agents.fold import Fold
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import Handler, Transactions
 from pipeline.agents.unrouted import Unrouted
+from pipeline.compat.page import Page
+from pipeline.compat.systems import systems
 from pipeline.effects import Output
 from pipeline.exporter import Exporter
 from pipeline.faust_safe import BatchSchema, FencedOutbox, Outbox, create_app
@@ -81,7 +83,10 @@ class Worker:
             uvloop.install()
         self.settings = settings
         self.beside = beside
-        self.metrics = Exporter(settings.max_fleet_labels, max_series=settings.max_series)
+        self.compat = Page(systems(settings.compat)) if settings.compat else None
+        self.metrics = Exporter(
+            settings.max_fleet_labels, max_series=settings.max_series, beside=self.compat
+        )
         self.web_port = settings.web_port if web_port is None else web_port
         self.app = app = create_app(settings, web_port=self.web_port, count=self.metrics.count)
         self.holes = Holes(self.metrics.missed)

@@ -346,13 +346,26 @@ GITLABS: Final = {"X-Gitlab-Event": "Job Hook", "X-Gitlab-Event-UUID": UUID, "X-
                   "X-Gitlab-Instance": "https://lab.example.com"}  # fmt: skip
 
 
+def test_deliveries_are_counted_by_what_they_tell_in_one_set_of_words() -> None:
+    said = {"gitea": GITEAS, "gitlab": GITLABS}
+    for provider, headers in said.items():
+        told = []
+        for name, _ in LIVES[provider]:
+            if not name.startswith("pipeline"):
+                _, notes = record_facts(hook(provider, name, headers))
+                told += [n.labels for n in notes if n.metric is metrics.WEBHOOK_JOBS]
+        assert [action for action, outcome in told if outcome == "accepted"] == [
+            "waiting", "queued", "in_progress", "completed",
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize("headers", [GITEAS, FORGEJOS, GITHUBS | FORGEJOS, GITEAS | FORGEJOS])
 def test_giteas_headers_are_known_although_it_sends_githubs(headers: dict[str, str]) -> None:
     record = hook("gitea", "workflow_job.in_progress", headers)
     said, notes = record_facts(record, {"gitea": [b"s"]})
     assert [fact.key for fact in said] == [GITEA, "gitea:git.example.com:run/99"]
     assert next(iter(said)).id.startswith(UUID)
-    assert [note.metric for note in notes] == [metrics.WEBHOOKS], "no lag without a clock"
+    assert [note.metric for note in notes] == [metrics.WEBHOOKS, metrics.WEBHOOK_JOBS], "no lag"
     with pytest.raises(Unreadable, match="was not made of this body"):
         record_facts(record, {"gitea": [b"another"]})
 

@@ -83,7 +83,7 @@ def test_how_long_it_was_stuck_is_a_sample_once_when_it_is_freed(loop: Loop) -> 
     # Found out later: it was released before that. The sample moves with what is known.
     loop.say(claim=ClaimFact(handle="h1", released_at=loop.now - 2 * MINUTE))
     assert stranded(loop) == {"stranded.orphan": (1, took - MINUTE)}
-    assert loop.noted["stranded_seconds", "orphan"] == 2
+    assert loop.noted["stranded_seconds", "linux", "orphan"] == 2
     assert loop.noted["timings_revised", "stranded"] == 1
     whole = loop.rebuilt()
     assert stranded(whole) == stranded(loop)

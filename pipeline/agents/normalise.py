@@ -14,14 +14,22 @@ from pipeline.agents.unrouted import Unrouted
 from pipeline.effects import Effects, Note, Output
 from pipeline.faust_safe import Batch
 from pipeline.fold_spec import OUTPUTS
-from pipeline.providers import lifecycle, outcomes
+from pipeline.providers import gitlab, lifecycle, outcomes
 from pipeline.providers.base import AHEAD_MS, Fact
 from pipeline.providers.registry import PROVIDERS, check, provider_of
 from topics import bridge
 from topics.catalogue import EVENTS, FLEETS, JOBS, OUTCOMES, TELEMETRY, WEBHOOKS
 from topics.dead_letters import SourceRecord
 from topics.events import EVENT, key_of
-from topics.models import DELIVERY, LIFECYCLE, RUNNER_KINDS, Delivery, LifecycleKind, RunLink
+from topics.models import (
+    DELIVERY,
+    LIFECYCLE,
+    RUNNER_KINDS,
+    Delivery,
+    JobFact,
+    LifecycleKind,
+    RunLink,
+)
 from topics.reading import read
 from topics.recovery import OUTCOME, Ending, HostGone, RunnerSeen
 
@@ -32,6 +40,19 @@ Look = Callable[[Delivery, Iterable[Fact]], list[Note[Any]]]
 
 #: Nothing is checked.
 NO_SECRETS: Final[Mapping[str, Sequence[bytes]]] = {}
+
+#: The event under which a job comes that was asked for: no delivery of a webhook.
+POLLED: Final = "api_job"
+#: What providers call that which a delivery about a job tells, as :data:`metrics.WEBHOOK_ACTIONS`
+#: have it. GitLab tells the status of the job instead.
+_ACTIONS: Final[Mapping[str, str]] = {
+    **{action: action for action in metrics.WEBHOOK_ACTIONS},
+    "requested": "queued",
+    "pending": "queued",
+    **dict.fromkeys(gitlab.HELD, "waiting"),
+    **dict.fromkeys(gitlab.STARTED, "in_progress"),
+    **dict.fromkeys(gitlab.CONCLUSIONS, "completed"),
+}
 
 #: Links that are not sent again while remembered. About 100 bytes each.
 LINKS_REMEMBERED = 100_000
@@ -91,6 +112,8 @@ class Normalise:
                 letter, note = bury(self.stage, record, exc)
                 effects.outputs.append(letter)
                 effects.notes.append(note)
+                if hooks:
+                    effects.notes.append(Note(metrics.WEBHOOK_JOBS, ("other", "malformed")))
                 continue
             effects.outputs += [
                 Output(JOBS, None, fact.key.encode(), to_bytes(fact))
@@ -177,8 +200,12 @@ def _delivery_facts(
     if delivery.occurred_at != delivery.received_at:  # else nobody said when it was made
         lag = max(0, delivery.received_at - delivery.occurred_at) / 1000
         seen.append(Note(metrics.WEBHOOK_LAG, (), lag))
-    if look is not None:
-        seen += look(delivery, said)
+    missing: list[Note[Any]] = [] if look is None else look(delivery, said)
+    if said and isinstance(said[0], JobFact) and event != POLLED:
+        outcome = missing[0].labels[0] if missing else "accepted"
+        action = _ACTIONS.get(said[0].cause.rpartition(".")[2], "other")
+        seen.append(Note(metrics.WEBHOOK_JOBS, (action, outcome)))
+    seen += missing
     return said, [*seen, *_odd(said.odd, envelope)]
 
 

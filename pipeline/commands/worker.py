@@ -22,6 +22,7 @@ from pipeline.commands.connections import clickhouse_url, local_url, topics_plan
 from pipeline.commands.context import Context, Duration
 from pipeline.commands.failure import FAILED, UNREACHABLE, USAGE, Failure
 from pipeline.commands.worker_ready import tell_when_ready
+from pipeline.compat.names import NAMES
 from pipeline.roles import ROLES, Role, RoleFailed, first, wanted
 from pipeline.roles.supervisor import Supervisor, command
 from pipeline.settings import Settings
@@ -73,6 +74,11 @@ class _Roles(click.Choice[str]):
     show_default=True,
     help="How long to wait for Kafka at the start.",
 )
+@click.option(
+    "--compat",
+    help="Systems by whose names /metrics/compat serves metrics, comma-separated: some of "
+    f"{', '.join(NAMES)}.",
+)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 @click.pass_obj
 def worker(
@@ -81,13 +87,14 @@ def worker(
     asked: str,
     patience: float,
     until_stdin_closes: bool,
+    compat: str | None,
     **ports: int | None,
 ) -> None:
     """Run a worker until it is told to stop (Ctrl-C or SIGTERM).
 
     Several workers with the same settings share the work; each needs a port of its own.
     """
-    settings = context.with_overrides(**ports)
+    settings = context.with_overrides(compat=compat, **ports)
     if until_stdin_closes:
         end_with_stdin()
     role, *others = (
@@ -103,7 +110,7 @@ def worker(
         when_reachable(lambda: require_topics(settings), patience)
     if role.port and role.port_of(settings) == 0:
         ports[role.port] = _free_port(settings.web_bind)
-        settings = context.with_overrides(**ports)
+        settings = context.with_overrides(compat=compat, **ports)
     if role.port:
         _require_free(settings.web_bind, role.port_of(settings), role)
     sys.exit(_run(role, settings, stop, _supervisor(context, settings, others)))

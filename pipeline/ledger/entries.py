@@ -125,10 +125,14 @@ STATUSES_OF: Final = tuple(
     tuple(status for bit, status in _BITS if bits & bit) for bits in range(1 << len(_BITS))
 )
 _WAITING, _QUEUED, _CLAIMED, _STARTING, _RUNNING, COMPLETED = (bit for bit, _ in _BITS)
+#: All of them.
+STATUS_BITS: Final = sum(bit for bit, _ in _BITS)
+#: And how long it waited for its claim is known. No status, but known once like one.
+CLAIM_TIMED: Final = STATUS_BITS + 1
 
 
 def reached_by(v: View) -> int:
-    """Which statuses the job is known to have been in, as bits."""
+    """Which statuses the job is known to have been in, as bits; and :data:`CLAIM_TIMED`."""
     at = v.at
     reached = 0
     if at.waiting is not None:
@@ -137,6 +141,8 @@ def reached_by(v: View) -> int:
         reached |= _QUEUED
     if at.claimed is not None:
         reached |= _CLAIMED
+        if at.queued is not None and at.queued.clock != "received":
+            reached |= CLAIM_TIMED
     if at.minted is not None:
         reached |= _STARTING
     if at.started is not None or v.status == "running":

@@ -28,7 +28,7 @@ from typing import Final
 from msgspec import Struct
 
 from pipeline import metrics
-from pipeline.effects import Effects, Output
+from pipeline.effects import Effects, Note, Output
 from pipeline.jobs import (
     FleetNames,
     Job,
@@ -42,8 +42,17 @@ from pipeline.jobs import (
 )
 from pipeline.jobs.ahead import Said, is_after, latest_of, latest_of_run, without_after
 from pipeline.jobs.facts import DAY_MS, MAX_FACTS
+from pipeline.jobs.timings import CLOCK_GRAIN_MS
 from pipeline.ledger.depth import Depth
-from pipeline.ledger.entries import COMPLETED, STATUSES_OF, Entries, Entry, reached_by
+from pipeline.ledger.entries import (
+    CLAIM_TIMED,
+    COMPLETED,
+    STATUS_BITS,
+    STATUSES_OF,
+    Entries,
+    Entry,
+    reached_by,
+)
 from pipeline.ledger.index import Index, Known
 from pipeline.ledger.limits import MAX_FLEETS, MOST_FORGOTTEN, Retention, heard_until
 from pipeline.ledger.pending import Pending
@@ -258,7 +267,7 @@ class Ledger:
         else:
             change.job = job
         if fact.stall is not None:
-            self._stalls.on_fact(key, fact.stall)
+            self._stalls.on_fact(key, fact.stall, known, job)
 
     def _settle(self) -> None:
         """End the stretch: work out what follows from what has changed in it."""
@@ -282,6 +291,8 @@ class Ledger:
                 on_change(self._offset, self.clock, adds, added)
             if reached != known:
                 self._count(known, reached, after)
+            if job.claims and (before is None or job.claims is not before.job.claims):
+                self._count_requeues(None if before is None else before.job, job, after)
             completed = after.at.completed
             put(
                 key,
@@ -312,11 +323,32 @@ class Ledger:
         """
         new = reached & ~known
         note = self._pending.note
-        for status in STATUSES_OF[new]:
+        for status in STATUSES_OF[new & STATUS_BITS]:
             note(metrics.TRANSITIONS, (after.fleet, status))
+        if new & CLAIM_TIMED:
+            self._time_claim(after)
         if new & COMPLETED:
             note(metrics.COMPLETIONS, (after.fleet, after.conclusion or "unknown"))
             self._account_for_gaps(after)
+
+    def _time_claim(self, v: View) -> None:
+        """Note how long the job waited for its claim. A negative wait is none."""
+        queued, claimed = v.at.queued, v.at.claimed
+        if queued is None or claimed is None or claimed < queued.ms - CLOCK_GRAIN_MS:
+            return
+        seconds = max(0, claimed - queued.ms) / 1000
+        self._pending.notes.append(Note(metrics.QUEUE_TO_CLAIM_SECONDS, (v.fleet,), seconds))
+
+    def _count_requeues(self, before: Job | None, job: Job, after: View) -> None:
+        """Note the claims that are now known to have been released before the job began."""
+        began = after.at.started or after.at.completed
+        for handle, claim in job.claims.items():
+            released = claim.released_at
+            if released is None or (began is not None and released >= began.ms):
+                continue
+            known = None if before is None else before.claims.get(handle)
+            if known is None or known.released_at is None:
+                self._pending.note(metrics.REQUEUES, (after.fleet,))
 
     def _account_for_gaps(self, v: View) -> None:
         for family, timing in v.timings.items():

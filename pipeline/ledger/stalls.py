@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec import Struct
@@ -12,7 +13,7 @@ from pipeline.effects import Output
 from pipeline.jobs import Job, View
 from pipeline.jobs.facts import Claim
 from pipeline.jobs.record import Summary, is_watched
-from pipeline.jobs.stalls import told_rev
+from pipeline.jobs.stalls import Stall, told_rev
 from pipeline.ledger.entries import Entries
 from pipeline.ledger.pending import Pending
 from pipeline.recovery import (
@@ -36,6 +37,7 @@ from topics.recovery import (
     Probe,
     Proposal,
     Proposed,
+    Result,
     RunnerSeen,
     RunnerState,
     Seen,
@@ -160,12 +162,31 @@ class Stalls:
                 due = max(due, until)
         self._put(key, due)
 
-    def on_fact(self, key: str, fact: StallFact) -> None:
+    def on_fact(self, key: str, fact: StallFact, before: Job | None, job: Job) -> None:
         """Something new is known of a job's stall."""
+        self._count(fact, before, job)
         # Of a job that is over there is more to come: what its run says takes another way.
         if fact.answered is not None and fact.answered.answer is Answer.QUEUED:
             self._answered[key] = None
             self._untold = True
+
+    def _count(self, fact: StallFact, before: Job | None, job: Job) -> None:
+        """Count a job that is now known to be over, and a command that is done now."""
+        n = str(fact.n)
+        stall, known = _stalls_of(job).get(n), _stalls_of(before).get(n)
+        if stall is None:
+            return  # one of too many
+        if _is_over(stall) and (known is None or not _is_over(known)):
+            self._pending.note(metrics.RECOVERY_OVER, (stall.head.kind,))
+        for attempt, ended in stall.ended.items():
+            was = None if known is None else known.ended.get(attempt)
+            issued = stall.issued.get(attempt)
+            if issued is None or ended.result != Result.DONE:
+                continue
+            counted = known is not None and attempt in known.issued
+            counted = counted and was is not None and was.result == Result.DONE
+            if not counted and issued.command in metrics.JOB_COMMANDS:
+                self._pending.note(metrics.RECOVERY_DONE, (stall.head.kind, issued.command))
 
     def take_answered(self) -> bool:
         """See :meth:`pipeline.ledger.Ledger.take_answered`."""
@@ -389,6 +410,20 @@ class Stalls:
         partition = self._partition if topic == JOBS else None
         value = record.model_dump_json(exclude_none=True).encode()
         self._pending.outputs.append(Output(topic, partition, key.encode(), value))
+
+
+def _stalls_of(job: Job | None) -> Mapping[str, Stall]:
+    return {} if job is None or job.recovery is None else job.recovery.stalls
+
+
+def _is_over(stall: Stall) -> bool:
+    """Whether the provider's latest answer is that the job is over. That it does not know the job
+    counts once it is believed."""
+    if stall.answered is None:
+        return False
+    told = stall.answered.answer
+    gone = told == Answer.GONE and stall.unknown_for() is not None
+    return gone or told in (Answer.COMPLETED, Answer.GHOST)
 
 
 def evidence(job: Job, v: View, propose: Propose) -> tuple[Seen, ...]:

@@ -139,7 +139,8 @@ class Windows:
                 self._pending.notes.append(Note(timing, (c.fleet,), c.ms / 1000))
             else:
                 kind = c.name.removeprefix(STRANDED)
-                self._pending.notes.append(Note(metrics.STRANDED_SECONDS, (kind,), c.ms / 1000))
+                labels = c.fleet, kind
+                self._pending.notes.append(Note(metrics.STRANDED_SECONDS, labels, c.ms / 1000))
             bin_ = bin_of(c.ms)
             for each in around:
                 each.put(c.name, c.ms, bin_, weight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from pipeline.compat.page import Page
 from pipeline.effects import Output
 from pipeline.exporter import Exporter
 from pipeline.fleet import FleetLedger
@@ -158,6 +159,11 @@ class Readiness(Protocol):
     @property
     def metrics(self) -> Exporter:
         """Where gauges are brought up to date."""
+        ...
+
+    @property
+    def compat(self) -> Page | None:
+        """The same series by other systems' names; None when none are asked for."""
         ...
 
     @property

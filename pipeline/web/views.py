@@ -23,6 +23,7 @@ for, and what they do not say stands under ``incomplete``.
 ``/healthz``              200 while the event loop turns and the work goes on
 ``/readyz``               200 when the answers can be trusted; else 503 with the reasons
 ``/metrics``              for Prometheus
+``/metrics/compat``       the same by the names of other systems, those of the setting ``compat``
 ========================= ========================================================================
 
 Lists come in pages: ``limit`` rows, and ``cursor`` is ``next`` of the page before. A parameter that
@@ -40,6 +41,7 @@ from typing import Any, Final
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from pipeline.compat.names import NAMES
 from pipeline.text import version
 from pipeline.web import part
 from pipeline.web.answers import age, encodable, json_response, now_ms
@@ -59,6 +61,10 @@ from pipeline.web.windows import WindowViews
 
 log = logging.getLogger(__name__)
 
+NO_COMPAT: Final = (
+    "no other system's names are asked for: set RUNNERSTREAM_COMPAT, or start the worker with "
+    f"--compat, to some of {', '.join(NAMES)}"
+)
 #: Where the gauges are brought up to date. Seconds.
 REFRESH_S: Final = 2.0
 
@@ -96,6 +102,7 @@ class Views:
         get("/healthz", self.healthz)
         get("/readyz", self.readyz)
         get("/metrics", placed(self.site.scrapes)(self.metrics))
+        get("/metrics/compat", placed(self.site.scrapes)(self.compat))
         get("/style.css", self.style)
         # What peers ask for.
         get("/part/totals", peer(self.part_totals))
@@ -201,6 +208,18 @@ class Views:
         self.site.health.refresh()
         async with self.site.turns.turn() as turn:
             body = await self.site.worker.metrics.exposition(turn.next)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def compat(self, request: web.Request) -> web.Response:
+        """The series of the systems whose names are asked for."""
+        Query(request, page=False)
+        page = self.site.worker.compat
+        if page is None:
+            raise web.HTTPNotFound(text=NO_COMPAT)
+        self.site.health.refresh()
+        async with self.site.turns.turn() as turn:
+            levels = await self.site.worker.metrics.levels(turn.next)
+            body = await page.exposition(levels, turn.next)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def style(self, request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Kafka clients that are not ours: kcat, and kafkajs on Node. Fetched once where absent."""
+"""Programs that are not ours: kcat, kafkajs on Node, Prometheus. Fetched once where absent."""
 
 from __future__ import annotations
 
@@ -59,6 +59,25 @@ def _unpack_kcat(work: Path) -> Path:
     # 'http://.../kcat_1.7.1-2_amd64.deb' kcat_1.7.1-2_amd64.deb 33792 MD5Sum:...
     names = [line.split()[1].partition("_")[0] for line in planned.splitlines() if "'" in line]
     _run("apt-get", "download", "-qq", *names, cwd=work)
+    for package in work.glob("*.deb"):
+        _run("dpkg", "-x", package, work / "root")
+    return work / "root"
+
+
+def prometheus(name: str) -> str:
+    """``prometheus`` or ``promtool``. Fetched and unpacked as kcat is; raises as that."""
+    found = shutil.which(name)
+    if found:
+        return found
+    if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
+        raise ClientUnavailable(f"{name} is not on the PATH, and there is no apt to fetch it")
+    system = Path("/etc/os-release").read_bytes()
+    # It needs no library; what it depends on is its pages.
+    return str(cached("prometheus", system, _unpack_prometheus) / "usr/bin" / name)
+
+
+def _unpack_prometheus(work: Path) -> Path:
+    _run("apt-get", "download", "-qq", "prometheus", cwd=work)
     for package in work.glob("*.deb"):
         _run("dpkg", "-x", package, work / "root")
     return work / "root"

@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
@@ -57,6 +57,7 @@ def fake_worker(
         recovering=None,
         settings=Settings(partitions=max(1, count), clickhouse=""),  # type: ignore[arg-type]
         metrics=metrics,
+        compat=None,
         holes=Holes(metrics.missed),
         sources=Reached(),
         ledgers=dict(ledgers),
@@ -115,6 +116,14 @@ class House:
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(20)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
+
+    def call(self, what: Callable[[], object]) -> None:
+        """Have something done where the views run: no answer is half made then."""
+
+        async def done() -> None:
+            what()
+
+        asyncio.run_coroutine_threadsafe(done(), self._loop).result(20)
 
     def connect(self) -> socket.socket:
         """A connection that says nothing."""
