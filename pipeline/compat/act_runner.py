@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from pipeline.compat.act_runner_shows import ALERTS, PANELS
-from pipeline.compat.model import From, System, Take, Theirs, Turn, same
+from pipeline.compat.model import Always, From, System, Take, Theirs, Turn, same
 from pipeline.telemetry import runner_metrics as ours
 
 _POLL_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10)
@@ -43,9 +43,10 @@ _REPORTS: Final = (_FLEET, Take("result"))
 #: By their names without that of the program.
 METRICS: Final = (
     _gauge(
-        "info", "Version and name of the runner.", labels=("version", "name"),
-        said="Not served: names are no labels here. `/telemetry`, "
-        "`SELECT name, runner_version, capacity FROM runner_events`.",
+        "info", "Version and name of the runner.",
+        From(ours.KNOWN, (Always("unknown"), Take("fleet"))), labels=("version", "name"),
+        said="One of each fleet instead of each runner, and its value is how many there are. "
+        "`SELECT name, runner_version, capacity FROM runner_events` has each.",
     ),
     _gauge("capacity", "Tasks that may run at a time.", _CAPACITY),
     _gauge(
