@@ -62,7 +62,7 @@ class TelemetryLedger:
         #: The panes that count the event at hand; None: nothing of it counts.
         self._counting: Panes | None = None
         # The batch under way.
-        self._notes: dict[tuple[metrics.Metric[Any], tuple[str, ...]], list[float]] = {}
+        self._observed: list[Note[Any]] = []
         self._counts: Counter[tuple[metrics.Counter[Any], tuple[str, ...]]] = Counter()
         self._dirty: dict[tuple[Key, str, str], None] = {}
         self._dirty_clock = False
@@ -114,12 +114,8 @@ class TelemetryLedger:
         effects.notes += (
             Note(what, labels, float(n)) for (what, labels), n in self._counts.items()
         )
-        for (metric, labels), values in self._notes.items():
-            if isinstance(metric, metrics.Counter):
-                effects.notes.append(Note(metric, labels, sum(values)))
-            elif isinstance(metric, metrics.Histogram):
-                effects.notes += (Note(metric, labels, value) for value in values)
-        self._notes.clear()
+        effects.notes += self._observed
+        self._observed.clear()
         self._counts.clear()
         writes = effects.writes(TELEMETRY_TABLE)
         for where, part, name in self._dirty:
@@ -256,12 +252,13 @@ class TelemetryLedger:
         if (subject.family, part) in _decoders:
             self._dirty[(subject.family, subject.fleet, subject.name), part, name] = None
 
-    def _noted(
-        self, subject: Subject, metric: metrics.Metric[Any], labels: tuple[str, ...], value: float
-    ) -> None:
-        shown = labels[1:] if metric.by_fleet else labels
-        if self._counting is not None and self._counting.add(metric, shown, value):
-            self._notes.setdefault((metric, labels), []).append(value)
+    def _noted(self, subject: Subject, note: Note[Any]) -> None:
+        if self._counting is None or not self._counting.add(note):
+            return
+        if isinstance(note.metric, metrics.Counter):
+            self._counts[note.metric, note.labels] += int(note.value)
+        else:
+            self._observed.append(note)
 
     def _count(self, metric: metrics.Counter[Any], labels: tuple[str, ...]) -> None:
         self._counts[metric, labels] += 1

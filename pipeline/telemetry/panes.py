@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from pipeline.metrics import Histogram, Metric
+from pipeline.effects import Note
+from pipeline.metrics import Histogram
 from pipeline.telemetry.subject import LATE_MS, MINUTE_MS
 
 #: Events in a row: some 40 kB.
@@ -80,16 +81,17 @@ class Panes:
         """The event is done with."""
         self._at = None
 
-    def add(self, metric: Metric[Any], labels: tuple[str, ...], value: float) -> bool:
+    def add(self, note: Note[Any]) -> bool:
         """Add what the event at hand counts; whether there is one."""
         if self._at is None:
             return False
-        name = "|".join((metric.name, *labels))
+        metric = note.metric
+        name = "|".join((metric.name, *note.labels[metric.by_fleet :]))
         if isinstance(metric, Histogram):
-            self._at.sums[name] += 1
-            self._at.sums[f"{name}|sum"] += round(value * 1000)
+            self._at.sums[name] += 1 if note.counts is None else sum(note.counts.values())
+            self._at.sums[f"{name}|sum"] += round(note.value * 1000)
         else:
-            self._at.sums[name] += int(value)
+            self._at.sums[name] += int(note.value)
         return True
 
     def forget(self, clock: int) -> Iterator[tuple[int, int]]:

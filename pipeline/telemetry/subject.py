@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, TypeVar
 from msgspec import Struct
 
 from pipeline import metrics
+from pipeline.effects import Note
 from pipeline.metrics import Level
 from topics.events import FamilyName
 
@@ -68,9 +69,7 @@ class Subject:
         fleet: str,
         name: str,
         changed: Callable[[Subject, str, str], None] = lambda subject, part, name: None,
-        noted: Callable[
-            [Subject, metrics.Metric[Any], tuple[str, ...], float], None
-        ] = lambda subject, metric, labels, value: None,
+        noted: Callable[[Subject, Note[Any]], None] = lambda subject, note: None,
     ) -> None:
         """``changed`` is told what must be written, ``noted`` what is to be counted."""
         self.family = family
@@ -109,12 +108,17 @@ class Subject:
             self._changed(self, part, name)
 
     def note(
-        self, metric: metrics.Counter[Any] | metrics.Histogram[Any], *labels: str, value: float = 1
+        self,
+        metric: metrics.Counter[Any] | metrics.Histogram[Any],
+        *labels: str,
+        value: float = 1,
+        counts: Mapping[float, int] | None = None,
     ) -> None:
         """Count something that the event at hand says; of a late one nothing is counted. ``labels``
-        are those behind the fleet, which is this one where the metric has it."""
+        are those behind the fleet, which is this one where the metric has it. ``counts`` as of a
+        :class:`~pipeline.effects.Note`."""
         where = (self.fleet, *labels) if metric.by_fleet else labels
-        self._noted(self, metric, where, value)
+        self._noted(self, Note(metric, where, value, counts))
 
 
 def _nothing(subject: Subject, clock: int) -> None:

@@ -7,9 +7,18 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.support.telemetry import MINUTE, event
+from tests.support.telemetry import MINUTE, START, event
 from topics.events.dispatch import ClaimOutcome, DispatchOutcome, MintOutcome
 from topics.events.pools import BootOutcome
+from topics.events.runners import (
+    EndCause,
+    Method,
+    PollResult,
+    ReportResult,
+    Sweep,
+    TaskResult,
+    Trigger,
+)
 
 FLEETS = st.sampled_from(["f0", "f1"])
 #: When something happened, in ms.
@@ -34,6 +43,12 @@ def told(kind: str, **said: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
+def once(each: Any) -> Any:
+    """The event at the one time at which what it states happened, by whatever id it is told."""
+    at = START + int(each.task_id) * 2 * MINUTE
+    return each.model_copy(update={"occurred_at": at, "received_at": at})
+
+
 DISPATCH = (
     told("dispatch.request", outcome=st.sampled_from(DispatchOutcome), duration_ms=maybe(MS)),
     told("claim.attempt", outcome=st.sampled_from(ClaimOutcome)),
@@ -47,7 +62,46 @@ POOLS = (
     told("machine.boot", outcome=st.sampled_from(BootOutcome), duration_ms=maybe(MS)),
 )
 
-_KINDS: Mapping[str, tuple[st.SearchStrategy[Any], ...]] = {"dispatch": DISPATCH, "pools": POOLS}
+_RUNNER: Mapping[str, st.SearchStrategy[Any]] = {"runner": st.sampled_from(["r", "s"])}
+_TASK = {**_RUNNER, "task_id": st.sampled_from(["1", "2", "3"])}
+_SINCE = maybe(TIMES.map(lambda at: START + at))
+_REPORT = {
+    **_TASK,
+    "result": st.sampled_from(ReportResult),
+    "trigger": st.sampled_from(Trigger),
+    "duration_ms": maybe(MS),
+}
+RUNNERS = (
+    told("runner.info", **_RUNNER, capacity=maybe(SMALL), runner_version=st.just("1")),
+    told("runner.status", **_RUNNER, capacity=maybe(SMALL), running=maybe(SMALL),
+         uptime_ms=maybe(MS), backoff_ms=maybe(MS), buffer_rows=maybe(SMALL), buffer_since=_SINCE,
+         ready=maybe(st.booleans())),
+    told("runner.poll", **_RUNNER, result=st.sampled_from(PollResult), duration_ms=maybe(MS),
+         consecutive_empty=SMALL, consecutive_errors=SMALL),
+    told("runner.stopped", **_RUNNER, reason=st.sampled_from(["", "unregistered"]),
+         forced=st.booleans()),
+    told("task.assigned", **_TASK, job_id=st.sampled_from(["", "j"])),
+    told("task.started", **_TASK, job_id=st.sampled_from(["", "k"])),
+    told("task.finalizing", **_TASK, result=st.sampled_from(TaskResult)),
+    told("task.finished", **_TASK, result=st.just(TaskResult.SUCCESS),
+         end_cause=st.just(EndCause.OWN), duration_ms=st.just(7), flush_ms=st.just(3)).map(once),
+    told("step.finished", **_TASK, number=SMALL, result=st.just(TaskResult.FAILURE)).map(once),
+    told("report.log", **_REPORT, rows=SMALL, rows_left=SMALL, oldest_since=_SINCE),
+    told("report.state", **_REPORT),
+    told("task.output_dropped", **_TASK, reason=st.just("key_too_long")),
+    told("task.flush_failed", **_TASK, method=st.sampled_from(Method), rows_lost=SMALL),
+    told("task.reaped", **_TASK, sweep=st.sampled_from(Sweep)),
+    told("client.error", **_RUNNER, method=st.sampled_from(Method)),
+    told("runner.scrape", **_RUNNER, polls=st.dictionaries(st.sampled_from(PollResult), SMALL),
+         jobs=st.dictionaries(st.sampled_from(TaskResult), SMALL),
+         histograms=st.dictionaries(st.sampled_from(["poll", "job", "log", "state"]),
+                                    st.just(((0.5, 1.0), (1, 0, 2), 9.5)))),
+)  # fmt: skip
+_KINDS: Mapping[str, tuple[st.SearchStrategy[Any], ...]] = {
+    "dispatch": DISPATCH,
+    "pools": POOLS,
+    "runners": RUNNERS,
+}
 
 #: A history of each family, without two events of one id.
 HISTORIES: Mapping[str, st.SearchStrategy[list[Any]]] = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from topics.events.base import Count, Event, MaybeNamed, Millis, Ms, Named, Text
 
@@ -79,6 +80,32 @@ class Sweep(StrEnum):
     ENDLESS = "endless"
     ABANDONED = "abandoned"
     UNKNOWN = "unknown"
+
+
+#: How much one event may add to a count: sums of many stay within 64 bits.
+Grown = Annotated[int, Field(ge=0, le=10**9, strict=True)]
+
+
+def _fits(grown: tuple[tuple[float, ...], tuple[int, ...], float]) -> Any:
+    bounds, counts, _ = grown
+    if len(counts) != len(bounds) + 1 or any(one >= other for one, other in pairwise(bounds)):
+        raise ValueError("bounds must rise, and there is one count more than bounds")
+    return grown
+
+
+#: How a distribution grew: its finite bounds, how many lay in each bucket, and its sum in seconds.
+Distribution = Annotated[
+    tuple[
+        Annotated[
+            tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(max_length=100)
+        ],
+        tuple[Grown, ...],
+        Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)],
+    ],
+    AfterValidator(_fits),
+]
+#: What a runner's own metrics measure the duration of.
+Duration = Literal["poll", "job", "log", "state"]
 
 
 class _OfRunner(Event):
@@ -203,7 +230,7 @@ class LogReported(_OfTask):
     result: ReportResult
     duration_ms: Ms | None = None
     trigger: Trigger = Trigger.UNKNOWN
-    rows: Count = 0
+    rows: Grown = 0
     bytes: Count = 0
     #: What waits afterwards, also after a failure, and since when.
     rows_left: Count = 0
@@ -234,7 +261,7 @@ class FlushFailed(_OfTask):
     kind: Literal["task.flush_failed"] = "task.flush_failed"
     method: Method = Method.OTHER
     attempts: Count = 0
-    rows_lost: Count = 0
+    rows_lost: Grown = 0
 
 
 class TaskReaped(_OfTask):
@@ -262,17 +289,19 @@ class RunnerScraped(_OfRunner):
     """
 
     kind: Literal["runner.scrape"] = "runner.scrape"
-    polls: dict[PollResult, Count] = {}
-    jobs: dict[TaskResult, Count] = {}
-    log_reports: dict[ReportResult, Count] = {}
-    state_reports: dict[ReportResult, Count] = {}
-    client_errors: dict[Method, Count] = {}
-    histograms: dict[
-        Literal["poll", "job", "log", "state"],
-        tuple[tuple[Annotated[float, Field(ge=0)], ...], tuple[Count, ...], float],
-    ] = {}
+    polls: dict[PollResult, Grown] = {}
+    jobs: dict[TaskResult, Grown] = {}
+    log_reports: dict[ReportResult, Grown] = {}
+    state_reports: dict[ReportResult, Grown] = {}
+    client_errors: dict[Method, Grown] = {}
+    histograms: dict[Duration, Distribution] = {}
 
 
+#: Those about one task.
+OF_TASKS = (
+    TaskAssigned, TaskStarted, TaskFinalizing, TaskFinished, StepFinished, LogReported,
+    StateReported, OutputDropped, FlushFailed, TaskReaped,
+)  # fmt: skip
 EVENTS = (
     RunnerInfo, RunnerStatus, RunnerPolled, RunnerStopped, TaskAssigned, TaskStarted,
     TaskFinalizing, TaskFinished, StepFinished, LogReported, StateReported, OutputDropped,
