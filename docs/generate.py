@@ -38,6 +38,7 @@ from pipeline.prober.metrics import ProberMetrics  # noqa: E402
 from pipeline.redeliver.metrics import RedeliverMetrics  # noqa: E402
 from pipeline.relay.metrics import RelayMetrics  # noqa: E402
 from pipeline.roles import ROLES  # noqa: E402
+from pipeline.scrape import ScrapeMetrics  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
 from sinks.metrics import SinkMetrics  # noqa: E402
@@ -440,6 +441,10 @@ def part_process_metrics() -> str:
     registry = CollectorRegistry()
     tell_process(registry, "")
     return table(("metric", "type", "labels", "meaning"), metric_rows(registry))
+
+
+def part_scrape_metrics() -> str:
+    return table(("metric", "type", "labels", "meaning"), metric_rows(ScrapeMetrics().registry))
 
 
 def part_gateway_answers() -> str:

@@ -72,6 +72,7 @@ _COMMANDS: Final = (
     "gateway",
     "relay",
     "redeliver",
+    "scrape",
     "recovery",
 )
 

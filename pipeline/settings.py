@@ -167,6 +167,15 @@ class Settings(BaseSettings):
     #: How long ago such a run may have begun.
     reconcile_lookback: float = Field(86_400.0, ge=60)
 
+    # -- runners that cannot publish -----------------------------------------------------------
+    #: Pages with the metrics of act_runner or gitea_runner that the role ``scrape`` looks at,
+    #: comma-separated: ``http://host:9101``, or ``fleet=http://host:9101``.
+    scrape_act_runners: str = ""
+    #: The fleet of those that name none.
+    scrape_fleet: str = ""
+    #: From one look at a page to the next.
+    scrape_interval: float = Field(15.0, ge=1, le=240)
+
     # -- asking GitHub -------------------------------------------------------------------------
     #: How the prober asks GitHub about jobs that may be stuck: a token that may read Actions.
     #: Without it and without an App it does not ask GitHub, and recovery acts on nothing of its
@@ -230,6 +239,8 @@ class Settings(BaseSettings):
     relay_port: int = Field(6071, ge=0, le=65535)
     #: Health and metrics of the process of the role ``redeliver``. 0 picks a port.
     redeliver_port: int = Field(6072, ge=0, le=65535)
+    #: Health and metrics of the process of the role ``scrape``. 0 picks a port.
+    scrape_port: int = Field(6073, ge=0, le=65535)
     #: ``memory`` replays the changelog at start; ``rocksdb`` keeps it on disk.
     store: Literal["memory", "rocksdb"] = "memory"
     data_dir: Path = Field(default_factory=default_data_dir)
@@ -312,7 +323,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "web_port", "sink_port", "prober_port", "executor_port", "gateway_port", "relay_port",
-        "redeliver_port",
+        "redeliver_port", "scrape_port",
         mode="before",
     )  # fmt: skip
     @classmethod

@@ -12,9 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +37,8 @@ from tests.support import brokers
 from tests.support.worker import WorkerProcess
 from topics import models
 from topics.apply import apply
-from topics.catalogue import LIFECYCLE, WEBHOOKS, catalogue
+from topics.catalogue import EVENTS, LIFECYCLE, WEBHOOKS, catalogue
+from topics.events import EVENT
 from topics.reading import read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -389,6 +392,30 @@ def test_what_a_shell_emits_is_on_the_topic(
     assert shell(block).splitlines() == ["1 event told", "2 events told"]
     events = [read(models.LIFECYCLE, each.value) for each in _records(broker.bootstrap, LIFECYCLE)]
     assert _kinds(events, "4715") == ["job.claimed", "job.started", "job.completed"]
+
+
+def test_what_is_scraped_is_on_the_topic(
+    broker: brokers.Broker, shell: Callable[[Block], str]
+) -> None:
+    (block,) = (block for block in _of("sh") if "runnerstream scrape" in block.text)
+    page = (ROOT / "tests" / "data" / "act_runner.metrics").read_bytes()
+
+    class Runner(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Runner) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = f"127.0.0.1:{server.server_port}"
+        assert "127.0.0.1:9101" in block.text
+        said = shell(block._replace(text=block.text.replace("127.0.0.1:9101", there)))
+        server.shutdown()
+    assert said == f"http://{there}/metrics: read; runner {there} of fleet linux-small\n"
+    told = [read(EVENT, each.value) for each in _records(broker.bootstrap, EVENTS)]
+    assert {each.kind for each in told} == {"runner.info", "runner.status", "runner.scrape"}
+    assert {each.fleet for each in told} == {"linux-small"}
 
 
 def test_what_examples_post_is_found(broker: brokers.Broker, shell: Callable[[Block], str]) -> None:

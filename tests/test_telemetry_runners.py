@@ -156,6 +156,13 @@ def test_a_runner_at_the_longest_backoff_that_fails_is_stuck() -> None:
     assert stuck(result="empty", consecutive_empty=60) == 0
 
 
+def test_what_a_process_polled_is_nothing_of_the_next() -> None:
+    log = [of("runner.poll", 0, result="error", consecutive_errors=9)]
+    assert level([*log, tick(20 * SECOND)], "runner_polls_stuck") == 1
+    again = status(20 * SECOND, uptime_ms=10_000)
+    assert level([*log, again, tick(20 * SECOND)], "runner_polls_stuck") is None
+
+
 def test_backoff_is_over_once_a_task_came() -> None:
     log = [status(0, backoff_ms=60_000), of("runner.poll", 1, result="task")]
     assert level([log[0], tick(2)], "runner_backoff_seconds") == 60

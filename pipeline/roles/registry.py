@@ -11,12 +11,13 @@ from pipeline.roles.prober import PROBER
 from pipeline.roles.redeliver import REDELIVER
 from pipeline.roles.relay import RELAY
 from pipeline.roles.role import Role
+from pipeline.roles.scrape import SCRAPE
 from pipeline.roles.sink import SINK
 from pipeline.settings import Settings
 
 #: By name. The first runs in the worker's own process when all are wanted.
 ROLES: Final[dict[str, Role]] = {
-    role.name: role for role in (FOLD, SINK, PROBER, EXECUTOR, GATEWAY, RELAY, REDELIVER)
+    role.name: role for role in (FOLD, SINK, PROBER, EXECUTOR, GATEWAY, RELAY, REDELIVER, SCRAPE)
 }
 
 

@@ -102,7 +102,7 @@ class _Runner:
     def _boot(self) -> None:
         self.is_up, self.has_stopped = True, False
         self.tasks.clear()
-        self.polls.empty = self.polls.errors = 0
+        self.polls = _Polls()
         self.booted = self._now()
         self.say("runner.info", name=self.name, runner_version="0.3.1", capacity=self.capacity)
         self._say_status()
@@ -125,7 +125,7 @@ class _Runner:
 
     def _backoff(self) -> int:
         streak = max(self.polls.empty, self.polls.errors)
-        doubled = _FIRST_MS * 2 ** min(max(0, streak - 1), 5)
+        doubled: int = _FIRST_MS * 2 ** min(max(0, streak - 1), 5)
         return min(doubled, _MOST_MS)
 
     def _stop(self, reason: str, forced: bool) -> None:

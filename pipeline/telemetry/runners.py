@@ -342,7 +342,8 @@ class _Look:
         self.heard: Heard | None = subject.get("heard")
         self.info: Info | None = subject.get("info")
         self.status: Status | None = subject.get("status")
-        self.poll: Poll | None = subject.get("poll")
+        poll: Poll | None = subject.get("poll")
+        self.poll = None if poll and self._is_before_start(poll.at) else poll
         self.stopped: Stopped | None = subject.get("stopped")
         self.has_stopped = (
             self.stopped is not None and self.heard is not None and self.stopped.at >= self.heard.at
@@ -366,8 +367,10 @@ class _Look:
     def _is_of_another_process(self, task: Task) -> bool:
         if self.stopped is not None and task.word <= self.stopped.at:
             return True
-        started = self.started
-        return started is not None and task.word < started - _START_MS
+        return self._is_before_start(task.word)
+
+    def _is_before_start(self, at: int) -> bool:
+        return self.started is not None and at < self.started - _START_MS
 
     @property
     def started(self) -> int | None:

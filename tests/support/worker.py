@@ -111,8 +111,8 @@ class WorkerProcess:
     def env(self) -> dict[str, str]:
         """The whole environment of the process. Settings of the caller do not leak into it."""
         settings = {**self.DEFAULTS, "web_port": str(self.port), **self._given}
-        if self.role == "redeliver":
-            settings["redeliver_port"] = str(self.port)
+        if self.role in ("redeliver", "scrape"):
+            settings[f"{self.role}_port"] = str(self.port)
         env = {k: v for k, v in os.environ.items() if not k.startswith("RUNNERSTREAM_")}
         known = _setting_names()
         for name, value in settings.items():
