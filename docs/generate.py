@@ -402,10 +402,6 @@ def part_process_metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), metric_rows(registry))
 
 
-def part_scrape_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(ScrapeMetrics().registry))
-
-
 def part_gateway_answers() -> str:
     rows = [
         (str(answer.status), f"`{answer.outcome.value}`", answer.says)
@@ -532,6 +528,7 @@ ROLE_METRICS: Final[Mapping[str, Callable[[], Any]]] = {
     "gateway": GatewayMetrics,
     "relay": RelayMetrics,
     "redeliver": RedeliverMetrics,
+    "scrape": ScrapeMetrics,
     "sink": SinkMetrics,
 }
 

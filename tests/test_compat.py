@@ -124,6 +124,14 @@ LEFT_OUT = {
     },
     # Tuist does not look for these.
     ("tuist_runners_recovery_count", "stall"): {"displaced", "runner_lost", "missed_completion"},
+    **{
+        (f"{namespace}_{name}", label): left
+        for namespace in ("act_runner", "gitea_runner")
+        for name, label, left in (
+            ("poll_fetch_total", "result", {"unauthenticated"}),
+            ("client_errors_total", "method", {"other"}),
+        )
+    },
 }  # fmt: skip
 
 

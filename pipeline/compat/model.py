@@ -104,6 +104,7 @@ class Theirs:
         follows: what it follows from; without any it is not served.
         buckets: upper bounds of a histogram, in their unit.
         said: what is otherwise than there, or where the answer is when it is not served.
+        over: what a gauge that is a ratio is divided by; 0 where that is 0.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Theirs:
     follows: tuple[From, ...] = ()
     buckets: tuple[float, ...] = ()
     said: str = ""
+    over: From | None = None
 
 
 @dataclass(frozen=True)

@@ -148,17 +148,28 @@ class Page:
         levels: Levels,
     ) -> Iterator[_Sample]:
         if theirs.kind == "gauge":
-            for place, value in _folded(theirs, levels).items():
+            for place, value in _now(theirs, levels).items():
                 yield theirs.name, tuple(zip(theirs.labels, place, strict=True)), value
             return
         for place, one in list(series.items()):
             yield from one.samples(theirs.name, tuple(zip(theirs.labels, place, strict=True)))
 
 
-def _folded(theirs: Theirs, levels: Levels) -> dict[tuple[str, ...], float]:
+def _now(theirs: Theirs, levels: Levels) -> dict[tuple[str, ...], float]:
     """A gauge of theirs by the values of its labels."""
+    found = _folded(theirs.follows, levels)
+    if theirs.over is None:
+        return found
+    whole = _folded((theirs.over,), levels)
+    return {
+        place: found.get(place, 0.0) / value if value > 0 else 0.0 for place, value in whole.items()
+    }
+
+
+def _folded(sources: Iterable[From], levels: Levels) -> dict[tuple[str, ...], float]:
+    """What follows from gauges of ours, by the values of their labels."""
     found: dict[tuple[str, ...], float] = {}
-    for source in theirs.follows:
+    for source in sources:
         for labels, value in levels.get(source.metric, ()):
             place = source.place(labels)
             if place is None:

@@ -51,6 +51,8 @@ def tables(system: System) -> Iterator[Table]:
 def _metric(theirs: Theirs) -> tuple[str, ...]:
     labels = ", ".join(f"`{label}`" for label in theirs.labels) or "none"
     sources = "; ".join(_source(theirs, each) for each in theirs.follows) or "nothing"
+    if theirs.over is not None:
+        sources += f", divided by {_source(theirs, theirs.over)}"
     return f"`{theirs.name}`", theirs.kind, labels, sources, theirs.said or "nothing"
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from pipeline.compat import tuist
+from pipeline.compat import act_runner, tuist
 from pipeline.compat.model import System
 
-SYSTEMS: Final[Mapping[str, System]] = {each.name: each for each in (tuist.SYSTEM,)}
+SYSTEMS: Final[Mapping[str, System]] = {
+    each.name: each for each in (tuist.SYSTEM, act_runner.ACT_RUNNER, act_runner.GITEA_RUNNER)
+}
 
 
 def systems(names: Iterable[str]) -> list[System]:

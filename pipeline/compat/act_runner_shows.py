@@ -1,0 +1,136 @@
+"""What an operator of act_runner looks at, and what wakes one, and where it is here.
+
+It comes without a dashboard and with one sample alert: the panels are the questions that its
+metrics were made for.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pipeline.compat.model import Alert, Panel
+
+
+def _p95(name: str) -> str:
+    return f"`histogram_quantile(0.95, sum by (le) (rate(runnerstream_{name}_bucket[5m])))`"
+
+
+PANELS: Final = (
+    Panel(
+        "Fleet",
+        "Fleet information",
+        "`runnerstream_runners_known`, `runnerstream_runner_capacity`, "
+        "`runnerstream_runner_uptime_oldest_seconds`, `/telemetry`",
+    ),
+    Panel(
+        "Polls",
+        "Poll outcomes",
+        "`sum by (result) (rate(runnerstream_runner_polls_total[5m]))`",
+        ("sum by (result) (rate(act_runner_poll_fetch_total[5m]))",),
+    ),
+    Panel("Polls", "Poll latency p50, p95, p99", _p95("runner_poll_seconds")),
+    Panel("Polls", "Backoff", "`max by (fleet) (runnerstream_runner_backoff_seconds)`"),
+    Panel(
+        "Jobs",
+        "Jobs by status, success ratio",
+        "`sum by (result) (rate(runnerstream_runner_tasks_total[5m]))`",
+        ("sum by (status) (rate(act_runner_job_total[5m]))",),
+    ),
+    Panel(
+        "Jobs",
+        "Job duration p50, p95, p99, heatmap",
+        f"{_p95('runner_task_seconds')}; by result: `runnerstream_runner_task_result_seconds`",
+    ),
+    Panel(
+        "Jobs",
+        "Running and capacity, utilisation",
+        '`sum by (fleet) (runnerstream_runner_tasks_open{state="running"}) / sum by (fleet) '
+        "(runnerstream_runner_capacity)`",
+        ("act_runner_job_running", "act_runner_job_capacity_utilization_ratio"),
+    ),
+    Panel(
+        "Reports",
+        "RPC errors by method",
+        "`sum by (method) (rate(runnerstream_runner_client_errors_total[5m]))`",
+        ("sum by (method) (rate(act_runner_client_errors_total[5m]))",),
+    ),
+    Panel(
+        "Reports",
+        "Log and state report latency, error ratio",
+        f"{_p95('runner_log_report_seconds')}, {_p95('runner_state_report_seconds')}, "
+        '`rate(runnerstream_runner_log_reports_total{result="error"}[5m])`',
+    ),
+    Panel(
+        "Reports",
+        "Log buffer rows, age of the oldest",
+        "`runnerstream_runner_buffer_rows`, `runnerstream_runner_buffer_oldest_seconds`",
+        ("sum(act_runner_report_log_buffer_rows)",),
+    ),
+    Panel(
+        "Reports",
+        "Why reports were sent, rows a report",
+        "`sum by (report, trigger) (rate(runnerstream_runner_report_triggers_total[5m]))`, "
+        "`rate(runnerstream_runner_log_rows_total[5m])`",
+    ),
+    Panel(
+        "Process",
+        "Go and process",
+        "Prometheus' own scrape of the runner; of ours: `runnerstream_role_up`",
+    ),
+)
+
+ALERTS: Final = (
+    Alert(
+        "RunnerRpcErrors",
+        "`sum by (method) (rate(runnerstream_runner_client_errors_total[5m])) > 0.1` for 5m",
+        "sum(rate(act_runner_client_errors_total[5m])) by (method) > 0.1: the one that is "
+        "published",
+    ),
+    Alert(
+        "RunnerSaturated",
+        '`runnerstream_runner_tasks_open{state="running"} >= ignoring(state) '
+        "runnerstream_runner_capacity` for 10m",
+        "utilisation >= 1 and a queue, for 10m",
+    ),
+    Alert(
+        "RunnerPollFailing",
+        '`rate(runnerstream_runner_polls_total{result="error"}[5m])` over half of all',
+        "more than half of polls fail, for 5m",
+    ),
+    Alert(
+        "RunnerNotPolling",
+        "`sum by (fleet) (rate(runnerstream_runner_polls_total[10m])) == 0`, "
+        "`runnerstream_runners_silent > 0`",
+        "no polls with room for jobs, for 10m",
+    ),
+    Alert(
+        "RunnerStuckAtMaxBackoffWithErrors",
+        "`runnerstream_runner_polls_stuck > 0` for 10m",
+        "the longest backoff, and errors, for 10m",
+    ),
+    Alert(
+        "ReportLatencyHigh",
+        f"{_p95('runner_log_report_seconds')} > 2 for 10m",
+        "p95 of a report > 2 s for 10m",
+    ),
+    Alert(
+        "LogBufferNotDraining",
+        "`runnerstream_runner_buffer_oldest_seconds > 60` for 10m",
+        "more than 500 rows wait for 10m, or reports fail",
+    ),
+    Alert(
+        "TaskHeartbeatSilent",
+        "`runnerstream_runner_tasks_silent > 0`",
+        "a running job without a report of its state for 120 s",
+    ),
+    Alert(
+        "JobFailureRatio",
+        '`rate(runnerstream_runner_tasks_total{result="failure"}[15m])` over 0.2 of all',
+        "more than a fifth fail, for 15m",
+    ),
+    Alert(
+        "RunnerUnknownResult",
+        '`increase(runnerstream_runner_tasks_total{result="unknown"}[1h]) > 0`',
+        "a result that nobody knows",
+    ),
+)
