@@ -61,6 +61,8 @@ class TelemetryLedger:
         self._minute = 0
         #: The panes that count the event at hand; None: nothing of it counts.
         self._counting: Panes | None = None
+        #: Whether things are being forgotten: what is given up then is no event's.
+        self._forgetting = False
         # The batch under way.
         self._notes: dict[tuple[metrics.Metric[Any], tuple[str, ...]], list[float]] = {}
         self._counts: Counter[tuple[metrics.Counter[Any], tuple[str, ...]]] = Counter()
@@ -219,7 +221,9 @@ class TelemetryLedger:
     def _forget(self) -> None:
         clock = self.clock.at
         for where, subject in list(self.subjects.items()):
+            self._forgetting = True
             FAMILIES[subject.family].tick(subject, clock)
+            self._forgetting = False
             panes = self._panes.get(where)
             if panes is not None:
                 for start, number in panes.forget(clock):
@@ -260,7 +264,9 @@ class TelemetryLedger:
         self, subject: Subject, metric: metrics.Metric[Any], labels: tuple[str, ...], value: float
     ) -> None:
         shown = labels[1:] if metric.by_fleet else labels
-        if self._counting is not None and self._counting.add(metric, shown, value):
+        if self._forgetting or (
+            self._counting is not None and self._counting.add(metric, shown, value)
+        ):
             self._notes.setdefault((metric, labels), []).append(value)
 
     def _count(self, metric: metrics.Counter[Any], labels: tuple[str, ...]) -> None:

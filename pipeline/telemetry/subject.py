@@ -111,8 +111,9 @@ class Subject:
     def note(
         self, metric: metrics.Counter[Any] | metrics.Histogram[Any], *labels: str, value: float = 1
     ) -> None:
-        """Count something that the event at hand says; of a late one nothing is counted. ``labels``
-        are those behind the fleet, which is this one where the metric has it."""
+        """Count something that the event at hand says; of a late one nothing is counted. At a tick:
+        what is given up. ``labels`` are those behind the fleet, which is this one where the metric
+        has it."""
         where = (self.fleet, *labels) if metric.by_fleet else labels
         self._noted(self, metric, where, value)
 

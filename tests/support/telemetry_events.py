@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.support.telemetry import MINUTE, event
+from tests.support.telemetry import MINUTE, START, event
 from topics.events.dispatch import ClaimOutcome, DispatchOutcome, MintOutcome
 from topics.events.pools import BootOutcome
+from topics.events.schedulers import PlanStatus, RunMode, RunResult, SegmentStatus
 
 FLEETS = st.sampled_from(["f0", "f1"])
 #: When something happened, in ms.
@@ -47,7 +49,81 @@ POOLS = (
     told("machine.boot", outcome=st.sampled_from(BootOutcome), duration_ms=maybe(MS)),
 )
 
-_KINDS: Mapping[str, tuple[st.SearchStrategy[Any], ...]] = {"dispatch": DISPATCH, "pools": POOLS}
+
+def _of_run(kind: str, fleet: str, run: int, segment: int, n: int, at: int) -> Any:
+    """What a scheduler says of a run. The same statement always says the same."""
+    rng = random.Random(f"{kind}|{fleet}|{run}|{segment if 'segment' in kind else ''}")
+    said: dict[str, Any] = {
+        "run_id": f"r{run}",
+        "schedule_id": f"s{run % 2}",
+        "mode": list(RunMode)[run % 3],
+    }
+    once = True
+    if kind == "run.planned":
+        said |= {"status": rng.choice([*PlanStatus]), "images": rng.randint(0, 30)}
+        said |= {"wait_ms": rng.choice([None, 50]), "latency_ms": rng.choice([None, 40, 900])}
+    elif kind.startswith("segment."):
+        said |= {"segment_id": f"g{segment}", "attempt": 1 + segment % 2}
+    if kind == "segment.finished":
+        said |= {"status": rng.choice([*SegmentStatus]), "images": rng.randint(0, 5)}
+        said |= {name: rng.randint(0, 3) for name in ("images_with_delta", "new", "critical")}
+    elif kind == "run.finished":
+        said |= {"result": rng.choice([*RunResult]), "duration_ms": rng.choice([None, 70_000])}
+    elif kind == "run.progress":
+        once = False
+        said |= {"processed": n % 30, "total": 20}
+    elif kind == "queue.dead_lettered":
+        once = False
+        said |= {"queue": "runner"}
+    when = rng.randint(0, 9 * MINUTE) if once else at
+    return event(kind, when, f"{kind}|{fleet}|{run}|{segment}|{n}", fleet=fleet, **said)
+
+
+def _schedule(kind: str, fleet: str, schedule: int, due: int, n: int) -> Any:
+    said = {"schedule_id": f"s{schedule}", "due_at": START + due * MINUTE}
+    return event(
+        kind, due * MINUTE + 1, f"{kind}|{fleet}|{schedule}|{due}|{n}", fleet=fleet, **said
+    )
+
+
+_FEW = st.integers(0, 3)
+SCHEDULERS = (
+    st.builds(
+        _of_run,
+        st.sampled_from(
+            [
+                *("run.created", "run.planned", "segment.leased", "segment.finished"),
+                *("run.progress", "run.finished", "queue.dead_lettered"),
+            ]
+        ),
+        FLEETS,
+        _FEW,
+        _FEW,
+        st.integers(0, 10_000),
+        TIMES,
+    ),
+    told(
+        "queue.depth",
+        queue=st.sampled_from(["planner", "runner"]),
+        depth=SMALL,
+        dead_letters=SMALL,
+        oldest_at=maybe(st.integers(START, START + 9 * MINUTE)),
+    ),
+    st.builds(
+        _schedule,
+        st.sampled_from(["schedule.missed", "schedule.caught_up"]),
+        FLEETS,
+        _FEW,
+        st.integers(0, 9),
+        st.integers(0, 100),
+    ),
+)
+
+_KINDS: Mapping[str, tuple[st.SearchStrategy[Any], ...]] = {
+    "dispatch": DISPATCH,
+    "pools": POOLS,
+    "schedulers": SCHEDULERS,
+}
 
 #: A history of each family, without two events of one id.
 HISTORIES: Mapping[str, st.SearchStrategy[list[Any]]] = {

@@ -87,6 +87,10 @@ class SegmentLeased(_OfRun):
     attempt: Count = 1
     worker: MaybeNamed = ""
 
+    @property
+    def statement(self) -> str:
+        return f"{self.kind}|{self.segment_id}|{self.attempt}"
+
 
 class SegmentFinished(_OfRun):
     """A worker is done with a segment."""
@@ -106,7 +110,9 @@ class SegmentFinished(_OfRun):
 
     @property
     def statement(self) -> str:
-        return f"{self.kind}|{self.segment_id}|{self.attempt}"
+        # A segment is completed once: a queue that gives one out again must not double findings.
+        done = self.status is SegmentStatus.COMPLETED
+        return f"{self.kind}|{self.segment_id}|{'' if done else self.attempt}"
 
 
 class RunProgressed(_OfRun):
@@ -166,6 +172,10 @@ class ScheduleMissed(Event):
     @property
     def subject(self) -> str:
         return f"schedule:{self.schedule_id}"
+
+    @property
+    def statement(self) -> str:
+        return f"{self.kind}|{self.due_at}"
 
 
 EVENTS = (
