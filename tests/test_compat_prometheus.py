@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from pipeline.compat.names import NAMES
 from pipeline.compat.page import Page
 from pipeline.compat.systems import SYSTEMS, systems
 from pipeline.compat.tuist import LONG, SHORT
+from pipeline.compat.tuist_pools import BOOT_BUCKETS, DISPATCH_BUCKETS, OUTCOMES
 from pipeline.compat.tuist_shows import PANELS
 from pipeline.exporter import EVERYTHING, Exporter
 from pipeline.gateway.metrics import GatewayMetrics
@@ -26,13 +28,21 @@ from pipeline.metrics import Gauge, Level, Source
 from pipeline.prober.metrics import ProberMetrics
 from pipeline.redeliver.metrics import RedeliverMetrics
 from pipeline.relay.metrics import RelayMetrics
+from pipeline.simulate.telemetry import Told
+from pipeline.simulate.telemetry_pools import play
 from sinks.metrics import SinkMetrics
 from tests.support.clients import ClientUnavailable
 from tests.support.compat_world import RECOVERED, Notebook, World, recover
 from tests.support.house import House
 from tests.support.prometheus import Prometheus, Vector, promtool
+from tests.support.telemetry import MINUTE, Seen, event, tick
+from tests.support.telemetry import START as TOLD_AT
 from tests.test_compat import names_in, no_pause, text_of
+from topics.events.dispatch import DispatchRequested
+from topics.events.pools import BootOutcome, MachineBooted
 
+#: Accounts that are enabled.
+ACCOUNTS: Final = 7
 DATA: Final = Path(__file__).parent / "data"
 
 REGISTRIES: Final[dict[str, Callable[[], CollectorRegistry]]] = {
@@ -62,12 +72,14 @@ def test_of_the_pages_beside_a_worker_nothing_is_to_be_said(role: str) -> None:
 
 
 def every_level() -> list[Level]:
-    """One of each gauge."""
-    return [
-        (each, tuple("a" if isinstance(label.values, Source) else label.values[0]
-                     for label in each.labels), 1.0)
-        for each in EVERYTHING if isinstance(each, Gauge)
-    ]  # fmt: skip
+    """Each series of each gauge."""
+    found: list[Level] = []
+    for gauge in EVERYTHING:
+        if isinstance(gauge, Gauge):
+            values = [("a",) if isinstance(label.values, Source) else label.values
+                      for label in gauge.labels]  # fmt: skip
+            found += [(gauge, labels, 1.0) for labels in product(*values)]
+    return found
 
 
 def every_series() -> tuple[Page, Exporter]:
@@ -90,7 +102,8 @@ def test_what_is_to_be_said_of_the_other_names_is_known() -> None:
     page, exporter = every_series()
     text = text_of(page, exporter)
     served = [each for system in SYSTEMS.values() for each in system.metrics if each.follows]
-    assert all(f"\n{each.name}{{" in text or f"{each.name}_count{{" in text for each in served)
+    for each in served:
+        assert re.search(rf"^{each.name}(_count)?[{{ ]", text, re.MULTILINE), each.name
     known = (DATA / "compat_warnings.txt").read_text(encoding="utf-8").splitlines()
     code, said = checked(text.encode())
     assert said == known
@@ -127,8 +140,9 @@ Check = Callable[[Vector], object]
 class Truth:
     """What the dashboard must show, by the simulator's account."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, told: Told) -> None:
         self._jobs = world.jobs
+        self._told = told
         self._deliveries = world.deliveries()
         self.fleets = sorted({job.fleet for job in self._jobs})
         self._waits = merged(world.waits())
@@ -180,6 +194,44 @@ class Truth:
             "Queue length by fleet": [levels(queued, "fleet")],
             "Inflight claims by fleet + state": [levels(states, "lifecycle_state", "fleet")],
             "Recovery rate by kind": [rates(RECOVERED, 900, "kind")],
+            **self._of_pools(held),
+        }  # fmt: skip
+
+    def _of_pools(self, held: Counter[str]) -> dict[str, list[Check]]:
+        """Of dispatchers and pools."""
+        sizes = {
+            state: {
+                fleet: n
+                for (name, fleet, *what), n in self._told.levels.items()
+                if name == "pool_runners" and what == [state]
+            }
+            for state in ("desired", "observed")
+        }
+        requests, asked, boots = Counter[str](), [], Counter[str]()
+        booted = []
+        for each in self._told.events:
+            if isinstance(each, DispatchRequested):
+                requests[OUTCOMES[each.outcome.value]] += 1
+                asked.append(each.duration_ms or 0)
+            elif isinstance(each, MachineBooted) and each.outcome is BootOutcome.READY:
+                boots[each.fleet] += 1
+                booted.append((each.duration_ms or 0) / 1000)
+        used = {fleet: held[fleet] / max(n, 1) for fleet, n in sizes["observed"].items()}
+        return {
+            "Desired runners": [is_(sum(sizes["desired"].values()))],
+            "Accounts enabled": [is_(ACCOUNTS)],
+            "RunnerPool replicas (desired vs observed)": [
+                levels(sizes["desired"], "fleet"), levels(sizes["observed"], "fleet"),
+            ],
+            "Pool utilisation (running / observed)": [levels(used, "fleet")],
+            "Dispatch requests / sec by outcome": [rates(requests, 300, "outcome")],
+            "Dispatch endpoint latency": quantiles(sorted(asked), DISPATCH_BUCKETS),
+            "Boot time (p50 / p95 / p99)": quantiles(sorted(booted), BOOT_BUCKETS),
+            "Boots / sec by pool": [rates(boots, 300, "pool")],
+            "Boot time distribution (heatmap)": [rates(
+                {le: sum(s <= float(le) for s in booted) for le in labels_of(BOOT_BUCKETS)},
+                300, "le",
+            )],
         }  # fmt: skip
 
     def _by_fleet(self, wanted: Callable[[Any], object]) -> Counter[str]:
@@ -203,7 +255,7 @@ def levels(wanted: Any, *labels: str) -> Check:
             tuple(dict(where)[label] for label in labels): value for where, value in found.items()
         }
         named = {key if isinstance(key, tuple) else (key,): n for key, n in wanted.items() if n}
-        assert {key: value for key, value in told.items() if value} == named
+        assert {key: value for key, value in told.items() if value} == pytest.approx(named)
         assert named
 
     return check
@@ -229,7 +281,7 @@ def labels_of(buckets: Iterable[float]) -> Iterator[str]:
     yield "+Inf"
 
 
-def bounds(samples: list[int], buckets: tuple[float, ...], q: float) -> tuple[float, float]:
+def bounds(samples: Sequence[float], buckets: tuple[float, ...], q: float) -> tuple[float, float]:
     """Those of the bucket that holds a quantile. Beyond the last it is the last."""
     true = samples[max(0, math.ceil(q * len(samples)) - 1)]
     for low, high in pairwise((0.0, *buckets)):
@@ -248,7 +300,7 @@ def between(limits: Iterable[float]) -> Check:
     return check
 
 
-def quantiles(samples: list[int], buckets: tuple[float, ...]) -> list[Check]:
+def quantiles(samples: Sequence[float], buckets: tuple[float, ...]) -> list[Check]:
     assert len(samples) > 20
     return [between(bounds(samples, buckets, q)) for q in (0.5, 0.95, 0.99)]
 
@@ -262,12 +314,18 @@ def test_tuists_dashboard_shows_the_truth(tmp_path: Path) -> None:
     # Of those jobs only what recovery did counts here: their fleet is no part of the world.
     of_recovery = (metrics.RECOVERY_DONE, metrics.RECOVERY_OVER, metrics.STRANDED_SECONDS)
     notes = [*notebook.notes, *(n for n in recovered.notes if n.metric in of_recovery)]
-    truth = Truth(world)
+    fleets = sorted({job.fleet for job in world.jobs})
+    told = play(fleets, TOLD_AT, TOLD_AT + 10 * MINUTE, seed=3)
+    seen_by_fold = Seen([*told.events, event("accounts.sample", 9 * MINUTE, enabled=ACCOUNTS),
+                         tick(10 * MINUTE)])  # fmt: skip
+    notes += seen_by_fold.notes
+    truth = Truth(world, told)
     page = Page(systems(["tuist"]))
     exporter = Exporter(beside=page)
     for fleet in truth.fleets:
         exporter.fleet(fleet)
-        exporter.count(metrics.TRANSITIONS, (fleet, "claimed"), 0)  # it knows claims
+        for group in (metrics.CLAIMS, "dispatch", "pools"):
+            exporter.fleet(fleet, group)
     with House({}) as house:
         house.worker.metrics, house.worker.compat = exporter, page
         address = house.url.removeprefix("http://")
@@ -282,6 +340,7 @@ def test_tuists_dashboard_shows_the_truth(tmp_path: Path) -> None:
             def happen() -> None:
                 exporter.note(notes)
                 exporter.watch_levels(world.live_jobs)
+                exporter.watch_levels(seen_by_fold.ledger.levels)
 
             house.call(happen)
             last = 'tuist_runners_queue_length{job="server"}'
@@ -296,7 +355,8 @@ def test_tuists_dashboard_shows_the_truth(tmp_path: Path) -> None:
                     check(found)
                 except (AssertionError, ValueError) as error:
                     raise AssertionError(f"{panel.title}: {text}: {found}") from error
-    assert asked >= 25
+    assert len(PANELS) == 25
+    assert asked == sum(len(panel.queries) for panel in PANELS)
 
 
 def served(panel: Panel) -> bool:

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.compat.model import Theirs
+from pipeline.compat.model import MILLISECONDS, From, Take, Theirs, Turn
+from pipeline.telemetry import dispatch, pools
 
 DISPATCH_BUCKETS: Final = (10.0, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
 BOOT_BUCKETS: Final = (5.0, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600)
 
-_POOLS: Final = "Not yet: `/runners` has each fleet's runners by state, table `fleet_states` too."
-_DISPATCH: Final = (
-    "Not yet: what came of it is "
-    '`runnerstream_lifecycle_events_total{kind=~"job.claimed|job.minted|claim.released"}`.'
-)
+#: What the dispatcher told a runner that asked for work.
+OUTCOMES: Final = {
+    "served": "served",
+    "empty": "no_work_yet",
+    "lost_race": "lost_race",
+    "runner_in_use": "pod_in_use",
+    "drain": "drain",
+    "not_found": "not_found",
+    "no_pool": "no_pool_label",
+    "no_label": "no_dispatch_label",
+    "unknown_account": "unknown_account",
+    "mint_failed": "github_mint_failed",
+    "record_failed": "record_running_failed",
+    "unavailable": "not_in_cluster",
+    "unknown": "unknown",
+}
+_OUTCOME: Final = Turn("outcome", OUTCOMES)
+_FLEET: Final = Take("fleet")
+
+
+def _pool(state: str) -> tuple[From, ...]:
+    return (From(pools.RUNNERS, (_FLEET,), only={"state": frozenset({state})}),)
+
 
 DISPATCH: Final = (
     Theirs(
@@ -21,15 +40,17 @@ DISPATCH: Final = (
         "counter",
         "Requests for work.",
         ("fleet", "outcome"),
-        said=_DISPATCH,
+        (From(dispatch.REQUESTS, (_FLEET, _OUTCOME)),),
+        said="From events of the dispatcher, each once.",
     ),
     Theirs(
         "tuist_runners_dispatch_request_duration_milliseconds",
         "histogram",
         "How long requests for work took.",
-        ("fleet", "outcome"),
-        buckets=DISPATCH_BUCKETS,
-        said=_DISPATCH,
+        ("outcome",),
+        (From(dispatch.REQUEST_SECONDS, (_OUTCOME,), MILLISECONDS),),
+        DISPATCH_BUCKETS,
+        said="Without the fleet, as it was at first.",
     ),
     Theirs(
         "tuist_runners_dispatch_affinity_count",
@@ -37,7 +58,7 @@ DISPATCH: Final = (
         "Where the cache of a job's volume was.",
         ("fleet", "outcome"),
         said="Not served: whose volume is where is that scheduler's own; "
-        "`runnerstream_lifecycle_events_total` counts its claims.",
+        "what it gave out is `runnerstream_dispatch_requests_total`.",
     ),
 )
 POOLS: Final = (
@@ -46,48 +67,50 @@ POOLS: Final = (
         "gauge",
         "Runners that a pool wants.",
         ("fleet",),
-        said=_POOLS,
+        _pool("desired"),
     ),
     Theirs(
         "tuist_runners_pool_replicas_observed",
         "gauge",
         "Runners that a pool has.",
         ("fleet",),
-        said=_POOLS,
+        _pool("observed"),
     ),
     Theirs(
         "tuist_runners_pool_replicas_max",
         "gauge",
         "Runners that a pool may have.",
         ("fleet",),
-        said=_POOLS,
+        _pool("max"),
     ),
     Theirs(
         "tuist_runners_accounts_enabled",
         "gauge",
         "Accounts that may have runners.",
-        said=_POOLS,
+        (),
+        (From(pools.ACCOUNTS, fold="max"),),
     ),
     Theirs(
         "tuist_runners_queue_withheld",
         "gauge",
         "Queued jobs of accounts at their limit.",
         ("fleet",),
-        said="Not yet: `runnerstream_jobs` counts all that are queued.",
+        (From(pools.WITHHELD, (_FLEET,)),),
     ),
     Theirs(
         "tuist_runners_queue_oldest_dispatchable_age_seconds",
         "gauge",
         "Age of the oldest queued job of an account below its limit.",
         ("fleet",),
-        said="Not yet: `runnerstream_oldest_seconds` is of all that are queued.",
+        (From(pools.DISPATCHABLE_OLDEST, (_FLEET,), fold="max"),),
     ),
     Theirs(
         "tart_kubelet_vm_boot_duration_seconds",
         "histogram",
         "How long virtual machines took to boot.",
         ("pool",),
-        buckets=BOOT_BUCKETS,
-        said=_POOLS,
+        (From(pools.BOOT_SECONDS, (_FLEET,)),),
+        BOOT_BUCKETS,
+        said="By fleet: a fleet of several pools shows them together.",
     ),
 )

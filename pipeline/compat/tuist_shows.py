@@ -20,12 +20,6 @@ def _ours(name: str, window: str = "5m") -> str:
     return f"`histogram_quantile(0.95, sum by (le) (rate({name}_bucket[{window}])))`"
 
 
-#: Until events of pools and dispatchers are counted.
-_POOLS: Final = "Not yet: `/runners` has each fleet's runners by state, table `fleet_states` too"
-_DISPATCH: Final = (
-    'Not yet: what came of it is `runnerstream_lifecycle_events_total{kind=~"job.claimed|'
-    'job.minted|claim.released"}`'
-)
 _QUEUE: Final = _quantiles("tuist_runners_job_queue_time_milliseconds", "5m")
 _TO_RUNNING: Final = _quantiles("tuist_runners_job_queue_to_running_time_milliseconds", "5m")
 
@@ -52,13 +46,13 @@ PANELS: Final = (
     Panel(
         "Overview",
         "Desired runners",
-        _POOLS,
+        '`sum(runnerstream_pool_runners{state="desired"})`',
         (f"sum(tuist_runners_pool_replicas_desired{_ALL})",),
     ),
     Panel(
         "Overview",
         "Accounts enabled",
-        _POOLS,
+        "`max(runnerstream_accounts_enabled)`",
         (f"max(tuist_runners_accounts_enabled{{{_JOB}}})",),
     ),
     Panel(
@@ -130,7 +124,8 @@ PANELS: Final = (
     Panel(
         "Capacity",
         "RunnerPool replicas (desired vs observed)",
-        _POOLS,
+        '`sum by (fleet, state) (runnerstream_pool_runners{state=~"desired|observed"})`, '
+        "`/telemetry`",
         (
             f"max by (fleet) (tuist_runners_pool_replicas_desired{_ALL})",
             f"max by (fleet) (tuist_runners_pool_replicas_observed{_ALL})",
@@ -139,7 +134,8 @@ PANELS: Final = (
     Panel(
         "Capacity",
         "Pool utilisation (running / observed)",
-        _POOLS,
+        '`runnerstream_pool_runners{state="occupied"} / ignoring(state) '
+        'runnerstream_pool_runners{state="observed"}`',
         (
             "sum by (fleet) (tuist_runners_claims_count"
             f'{{{_JOB},fleet=~"$fleet",lifecycle_state="running"}}) / '
@@ -161,13 +157,13 @@ PANELS: Final = (
     Panel(
         "Dispatch endpoint",
         "Dispatch requests / sec by outcome",
-        _DISPATCH,
+        "`sum by (outcome) (rate(runnerstream_dispatch_requests_total[5m]))`",
         (f"sum by (outcome) (rate(tuist_runners_dispatch_request_count{{{_JOB}}}[5m]))",),
     ),
     Panel(
         "Dispatch endpoint",
         "Dispatch endpoint latency",
-        _DISPATCH,
+        _ours("runnerstream_dispatch_request_seconds"),
         _quantiles("tuist_runners_dispatch_request_duration_milliseconds", "5m", f"{{{_JOB}}}"),
     ),
     Panel(
@@ -179,19 +175,19 @@ PANELS: Final = (
     Panel(
         "VM boot time",
         "Boot time (p50 / p95 / p99)",
-        _POOLS,
+        _ours("runnerstream_machine_boot_seconds"),
         _quantiles("tart_kubelet_vm_boot_duration_seconds", "5m", '{pool=~"$pool"}'),
     ),
     Panel(
         "VM boot time",
         "Boots / sec by pool",
-        _POOLS,
+        "`sum by (fleet) (rate(runnerstream_machine_boots_total[5m]))`",
         ("sum by (pool) (rate(tart_kubelet_vm_boot_duration_seconds_count[5m]))",),
     ),
     Panel(
         "VM boot time",
         "Boot time distribution (heatmap)",
-        _POOLS,
+        "`sum by (le) (rate(runnerstream_machine_boot_seconds_bucket[5m]))`",
         ('sum by (le) (rate(tart_kubelet_vm_boot_duration_seconds_bucket{pool=~"$pool"}[5m]))',),
     ),
 )
@@ -199,13 +195,16 @@ PANELS: Final = (
 ALERTS: Final = (
     Alert(
         "Runner queue age",
-        '`max by (fleet) (runnerstream_oldest_seconds{status="queued"}) > 1800` for 5m',
+        "`max by (fleet) (runnerstream_queue_oldest_dispatchable_seconds) > 1800` for 5m; where no "
+        'dispatcher tells: `max by (fleet) (runnerstream_oldest_seconds{status="queued"}) > 1800`',
         "max by (cluster, env, fleet) of the oldest dispatchable age > 1800 s for 5m",
     ),
     Alert(
         "Runner pool starved",
-        '`runnerstream_stalls_open{stall="starved"} > 0` for 10m: jobs wait while runners of their '
-        "fleet are idle",
+        '`sum by (fleet) (runnerstream_jobs{status="queued"}) > 0 and sum by (fleet) '
+        '(runnerstream_pool_runners{state="observed"}) == 0` for 10m; '
+        "`runnerstream_pool_starved_jobs` are those that wait beside idle runners, "
+        "`runnerstream_pool_saturated_jobs` the others",
         "queued less withheld > 0, and no observed Pod, for 10m",
     ),
     Alert(
@@ -301,6 +300,60 @@ FURTHER: Final = {
             "lifecycle_requeued_unbacked",
             "None needed: there is one store",
             "repairs while that system moved between stores",
+        ),
+    ),
+    "Metrics of the controller, by pool": (
+        Kindred(
+            "autoscaler_target_replicas, autoscaler_allocated_replicas",
+            '`runnerstream_pool_runners{state=~"desired|observed"}`',
+            "what is wanted, and what was given",
+        ),
+        Kindred(
+            "autoscaler_warm_deficit_replicas, autoscaler_min_warm_floor_replicas",
+            '`runnerstream_pool_runners{state=~"desired|idle"}`; the floor is its own',
+            "how many idle ones are missing",
+        ),
+        Kindred(
+            "autoscaler_claimed_jobs, autoscaler_queued_jobs",
+            '`runnerstream_jobs{status=~"claimed|queued"}`',
+            "demand",
+        ),
+        Kindred(
+            "autoscaler_occupied_runners, pool_idle_replicas, pool_phase_replicas",
+            '`runnerstream_pool_runners{state=~"ready|idle|booting|occupied"}`',
+            "what runners do",
+        ),
+        Kindred(
+            "pool_oldest_pending_pod_age_seconds, pool_pending_provisioning_pods",
+            "`runnerstream_pool_booting_oldest_seconds`, "
+            '`runnerstream_pool_runners{state="booting"}`',
+            "runners that do not come up",
+        ),
+        Kindred(
+            "pool_rolling_pods, pool_stale_pods, pool_roll_concurrency_cap",
+            '`runnerstream_dispatch_requests_total{outcome="drain"}`',
+            "runners of an old image",
+        ),
+        Kindred(
+            "pool_admission_blocked_total",
+            "`runnerstream_pool_saturated_jobs`; why is in the events: `SELECT reason FROM "
+            "pool_events`",
+            "no room for a further runner",
+        ),
+        Kindred(
+            "pool_pod_start_timeouts_total",
+            '`runnerstream_machine_boots_total{outcome="timed_out"}`',
+            "runners that did not start",
+        ),
+        Kindred(
+            "pool_stuck_terminations_total",
+            "`/runners?state=gone`; whether a machine is deleted nobody tells here",
+            "runners that do not go",
+        ),
+        Kindred(
+            "fleet_ready_nodes, fleet_filtered_nodes",
+            '`runnerstream_pool_runners{state="max"}`: what the hosts have room for',
+            "hosts",
         ),
     ),
 }
