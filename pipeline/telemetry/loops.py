@@ -9,7 +9,7 @@ bounded number of them: the latest, so that neither order nor duplicates matter.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 from zlib import crc32
 
 from pipeline.telemetry.subject import HOUR_MS, MINUTE_MS
@@ -26,19 +26,11 @@ MOST_MOVES: Final = 16
 BUSY_ACTIONS: Final = 200
 PROGRESS_MS: Final = HOUR_MS
 
-T = TypeVar("T")
+#: Something told, its time in ms first.
+Told = TypeVar("Told", bound=tuple[Any, ...])
 
 
-class Ordered(Protocol):
-    """What has an order."""
-
-    def __lt__(self, other: object, /) -> bool: ...
-
-
-O = TypeVar("O", bound=Ordered)  # noqa: E741 - a type
-
-
-def newest(known: Iterable[O], one: O, most: int) -> tuple[O, ...]:
+def newest(known: Iterable[Told], one: Told, most: int) -> tuple[Told, ...]:
     """The newest of what is known and one more, each once, in order. A join."""
     return tuple(sorted({*known, one}))[-most:]
 

@@ -7,12 +7,15 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pipeline.metrics import Counter, Label, Metric
-from pipeline.telemetry import dispatch, pools, schedulers
+from pipeline.telemetry import dispatch, pools, reconcilers, schedulers
 from pipeline.telemetry.subject import Family
 
 #: By name.
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
-    {family.name: family for family in (dispatch.FAMILY, pools.FAMILY, schedulers.FAMILY)}
+    {
+        family.name: family
+        for family in (dispatch.FAMILY, pools.FAMILY, schedulers.FAMILY, reconcilers.FAMILY)
+    }
 )
 
 _FAMILY: Final = Label("family", tuple(FAMILIES))

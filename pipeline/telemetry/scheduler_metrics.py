@@ -1,4 +1,4 @@
-"""What is counted and shown of schedulers. Pure data; :mod:`pipeline.telemetry.schedulers` counts.
+"""What is counted and shown of schedulers. Pure data.
 
 Durations are by mode and result and not by fleet: by both they would cost 200 series a fleet, and
 a run's mode says more of how long it takes than whose it is. By fleet they are in ClickHouse.

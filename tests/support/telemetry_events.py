@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.support.telemetry import MINUTE, START, event
 from topics.events.dispatch import ClaimOutcome, DispatchOutcome, MintOutcome
 from topics.events.pools import BootOutcome
+from topics.events.reconcilers import ActionOutcome, EffectOutcome, WorkStatus
 from topics.events.schedulers import PlanStatus, RunMode, RunResult, SegmentStatus
 
 FLEETS = st.sampled_from(["f0", "f1"])
@@ -119,10 +120,76 @@ SCHEDULERS = (
     ),
 )
 
+
+def _tick_of(fleet: str, reconciler: int, number: int, n: int) -> Any:
+    """A tick of a reconciler: the same one always says the same."""
+    rng = random.Random(f"tick|{fleet}|{reconciler}|{number}")
+    names = (
+        *("events_drained", "events_failed", "actions", "effects_attempted", "effects_succeeded"),
+        *("effects_failed", "pending_new", "pending_retry", "violations"),
+    )
+    return event(
+        "reconciler.tick",
+        number * 20_000,
+        f"tick|{fleet}|{reconciler}|{number}|{n}",
+        fleet=fleet,
+        reconciler=f"c{reconciler}",
+        tick_id=f"t{number}",
+        wall_ms=rng.randint(0, 70_000),
+        actions_by_type={"a": rng.randint(0, 5), "b": 1},
+        failed=rng.random() < 0.3,
+        draining=rng.random() < 0.3,
+        breaker_open=rng.random() < 0.3,
+        **{name: rng.randint(0, 9) for name in names},
+    )
+
+
+_RECONCILER = st.sampled_from(["c0", "c1"])
+_ENTITY = st.sampled_from(["e0", "e1"])
+_STATES = st.sampled_from(WorkStatus)
+RECONCILERS = (
+    st.builds(_tick_of, FLEETS, st.integers(0, 1), st.integers(0, 27), st.integers(0, 100)),
+    told(
+        "reconciler.action",
+        reconciler=_RECONCILER,
+        type=st.sampled_from(["x", "y"]),
+        entity=_ENTITY,
+        outcome=st.sampled_from(ActionOutcome),
+    ),
+    told(
+        "reconciler.effect",
+        reconciler=_RECONCILER,
+        type=st.just("x"),
+        outcome=st.sampled_from(EffectOutcome),
+        duration_ms=maybe(MS),
+    ),
+    told(
+        "reconciler.violation_opened",
+        reconciler=_RECONCILER,
+        invariant=st.just("i"),
+        entity=_ENTITY,
+    ),
+    told(
+        "reconciler.violation_closed",
+        reconciler=_RECONCILER,
+        invariant=st.just("i"),
+        entity=_ENTITY,
+    ),
+    told(
+        "work.moved",
+        reconciler=_RECONCILER,
+        work_id=_ENTITY,
+        from_state=st.just("") | _STATES,
+        to_state=_STATES,
+    ),
+    told("work.dispatch_failed", reconciler=_RECONCILER, work_id=_ENTITY),
+)
+
 _KINDS: Mapping[str, tuple[st.SearchStrategy[Any], ...]] = {
     "dispatch": DISPATCH,
     "pools": POOLS,
     "schedulers": SCHEDULERS,
+    "reconcilers": RECONCILERS,
 }
 
 #: A history of each family, without two events of one id.
