@@ -122,6 +122,13 @@ LEFT_OUT = {
     },
     # Tuist does not look for these.
     ("tuist_runners_recovery_count", "stall"): {"displaced", "runner_lost", "missed_completion"},
+    **{
+        (f"scheduler_{name}", "status"): {"unknown"}  # no value of theirs
+        for name in (
+            "planner_runs_total", "planner_latency_seconds", "runner_segments_total"
+        )
+    },
+    ("gastown_reconciler_side_effects_total", "outcome"): {"unknown"},  # it began, no more
 }  # fmt: skip
 
 

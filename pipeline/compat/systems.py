@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from pipeline.compat import tuist
+from pipeline.compat import gastown, stellaops, tuist
 from pipeline.compat.model import System
 
-SYSTEMS: Final[Mapping[str, System]] = {each.name: each for each in (tuist.SYSTEM,)}
+SYSTEMS: Final[Mapping[str, System]] = {
+    each.name: each for each in (tuist.SYSTEM, stellaops.SYSTEM, gastown.SYSTEM)
+}
 
 
 def systems(names: Iterable[str]) -> list[System]:
