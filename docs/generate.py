@@ -15,10 +15,12 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import click
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, SecretStr
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -27,7 +29,6 @@ sys.path.insert(0, str(ROOT))
 from docs import example_events  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
 from pipeline.compat import parity  # noqa: E402
-from pipeline.compat.systems import SYSTEMS  # noqa: E402
 from pipeline.exporter import EVERYTHING  # noqa: E402
 from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noqa: E402
 from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
@@ -40,6 +41,7 @@ from pipeline.roles import ROLES  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 from sinks import schema  # noqa: E402
 from sinks.metrics import SinkMetrics  # noqa: E402
+from sinks.process import tell_process  # noqa: E402
 from topics import batching, catalogue, models  # noqa: E402
 
 #: All pages; generated parts may be in any.
@@ -418,10 +420,6 @@ def part_metrics() -> str:
     return table(("metric", "type", "unit", "labels", "over workers", "meaning"), rows)
 
 
-def part_parity() -> str:
-    return parity.page(SYSTEMS.values(), table)
-
-
 def part_prober_metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), metric_rows(ProberMetrics().registry))
 
@@ -436,6 +434,12 @@ def part_relay_metrics() -> str:
 
 def part_redeliver_metrics() -> str:
     return table(("metric", "type", "labels", "meaning"), metric_rows(RedeliverMetrics().registry))
+
+
+def part_process_metrics() -> str:
+    registry = CollectorRegistry()
+    tell_process(registry, "")
+    return table(("metric", "type", "labels", "meaning"), metric_rows(registry))
 
 
 def part_gateway_answers() -> str:
@@ -507,6 +511,8 @@ def commands(group: click.Command = main, path: str = "runnerstream") -> list[tu
 def part_commands() -> str:
     return table(("command", "what it does"), [(f"`{c}`", text) for c, text in commands()])
 
+
+part_parity = partial(parity.page, table)
 
 # --- dependencies -----------------------------------------------------------------------------
 

@@ -26,18 +26,25 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from pipeline import metrics, telemetry
+from pipeline import metrics, pulse, telemetry
 from pipeline.agents.transaction import Done
 from pipeline.effects import Note
+from pipeline.faust_safe import sensor
 from pipeline.metrics import PREFIX, Counter, Gauge, Histogram, L, Label, Level, Source
 from pipeline.providers.base import ODD_REASONS
 from pipeline.providers.registry import PROVIDERS
+from sinks.process import tell_process
 from topics.models import Status
 
 OTHER: Final = "other"
 
 #: All metrics of a worker, in the order of ``/metrics``. A family adds its own here.
-EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (*metrics.CATALOGUE, *telemetry.CATALOGUE)
+EVERYTHING: Final[tuple[metrics.Metric[Any], ...]] = (
+    *metrics.CATALOGUE,
+    *sensor.CATALOGUE,
+    *pulse.CATALOGUE,
+    *telemetry.CATALOGUE,
+)
 
 #: Fleets with labels of their own unless told.
 MAX_FLEETS: Final = 100
@@ -51,6 +58,9 @@ SAMPLES_SLICE: Final = 500
 #: How things are now. Asked at each scrape, and gone on with in later rounds of the event loop:
 #: what it walks through must not change meanwhile.
 LevelsSource = Callable[[], Iterator[Level]]
+
+#: The groups whose metrics tell of jobs; other families have groups of their own.
+_OF_JOBS: Final = frozenset(metric.group for metric in metrics.CATALOGUE)
 
 #: What a series is changed by: its ``inc`` or ``observe``.
 _Change = Callable[[float], object]
@@ -79,7 +89,8 @@ class Beside(Protocol):
 
 
 class Exporter:
-    """The worker's metrics, in a registry of their own. All calls are the event loop's."""
+    """The worker's metrics, in a registry of their own. All calls are the event loop's, except that
+    another thread may count by series that exist from the start and that it alone changes."""
 
     def __init__(
         self,
@@ -105,6 +116,8 @@ class Exporter:
         self._costs: dict[str, int] = {}
         self._max_series = max_series
         self._spent = 0
+        #: Of that for fleets in groups of further families: half of what is left is for jobs.
+        self._spent_on_families = 0
         self._unnamed: set[str] = set()
         for metric in catalogue:
             cost = _cost(metric)
@@ -119,6 +132,7 @@ class Exporter:
                 self._costs[metric.group] = self._costs.get(metric.group, 0) + cost
             elif metric.in_advance:
                 self._prepare(metric, *map(_values, metric.labels))
+        self._for_families = (max_series - self._spent) // 2
 
     def _prepare(self, metric: metrics.Metric[Any], *values: tuple[str, ...]) -> None:
         """Make the series of all combinations."""
@@ -153,6 +167,8 @@ class Exporter:
         else:
             self._fleets.add(name)
             self._spent += self._costs[group]
+            if group not in _OF_JOBS:
+                self._spent_on_families += self._costs[group]
         if (group, label) not in self._shown:
             self._shown.add((group, label))
             for metric in self._groups.get(group, ()):
@@ -166,7 +182,10 @@ class Exporter:
         what is spent only grows."""
         if name not in self._fleets and len(self._fleets) >= self._max_fleets:
             return False
-        return self._spent + self._costs[group] <= self._max_series
+        left = self._max_series - self._spent - self._costs[group]
+        if group in _OF_JOBS:
+            return left >= 0
+        return left >= 0 and self._spent_on_families + self._costs[group] <= self._for_families
 
     def _where(self, metric: metrics.Metric[Any], labels: tuple[str, ...]) -> tuple[str, ...]:
         """The labels with which a series is exported."""
@@ -243,6 +262,13 @@ class Exporter:
             for metric, collector in self._collectors.items()
             if isinstance(metric, Gauge)
         }
+
+    def watch_process(self, version: str) -> None:
+        """Export what this process tells of itself, too."""
+        process = CollectorRegistry()
+        tell_process(process, version)
+        self._spent += sum(len(metric.samples) for metric in process.collect())
+        self.registry.register(cast(Collector, process))
 
     async def exposition(self, pause: Callable[[], Awaitable[None]]) -> bytes:
         """Everything in Prometheus' text format, made in slices with a ``pause`` between them.

@@ -40,10 +40,12 @@ from pipeline.fold_spec import FoldSpec, L
 from pipeline.holes import Holes
 from pipeline.ledger import LIVE, Ledger
 from pipeline.metrics import Level
+from pipeline.pulse import LOOP_LAG_SECONDS, Pulse
 from pipeline.reached import Reached
 from pipeline.routes import Routes
 from pipeline.settings import Settings
 from pipeline.telemetry import TelemetryLedger
+from pipeline.text import version
 from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
 from topics.catalogue import EVENTS, JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
@@ -86,7 +88,7 @@ class Worker:
             settings.max_fleet_labels, max_series=settings.max_series, beside=self.compat
         )
         self.web_port = settings.web_port if web_port is None else web_port
-        self.app = app = create_app(settings, web_port=self.web_port)
+        self.app = app = create_app(settings, web_port=self.web_port, count=self.metrics.count)
         self.holes = Holes(self.metrics.missed)
         #: Up to when all that producers posted is in the log.
         self.sources = Reached()
@@ -103,11 +105,14 @@ class Worker:
         )
         partitions = self._partitions()
         options = client_options(settings)
-        self.outbox = Outbox(partitions, options)
+        self.outbox = Outbox(partitions, options, self.metrics.count)
         #: By the stage of the fold.
         self._fenced = {
             fold.stage: FencedOutbox(
-                fold.spec.transactional_id(settings.app_id), partitions, options
+                fold.spec.transactional_id(settings.app_id),
+                partitions,
+                options,
+                self.metrics.count,
             )
             for fold in self.folds
             if fenced
@@ -136,15 +141,25 @@ class Worker:
         app.task(self._start_outbox)
         app.task(self._clock)
         app.task(self._look)
-        self._watch_levels()
+        self._tell()
         mount(self)
 
-    def _watch_levels(self) -> None:
+    def _tell(self) -> None:
+        """Export how things are with the partitions, this process and its event loop."""
+        pulse = Pulse()
+
+        async def beat() -> None:
+            while not self.app.should_stop:
+                self.metrics.count(LOOP_LAG_SECONDS, (), await pulse.beat())
+
+        self.app.task(beat)
+        self.metrics.watch_process(version())
         for source in (
             self.job_levels,
             self.stall_levels,
             self.recovery_levels,
             self.telemetry_levels,
+            pulse.levels,
         ):
             self.metrics.watch_levels(source)
 

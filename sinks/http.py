@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Protocol
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from sinks.process import tell_process
+
 
 class Status(Protocol):
     """How a process is doing: a dataclass of what JSON can say, with at least these fields."""
@@ -70,10 +72,13 @@ class HealthServer:
         host: str = "127.0.0.1",
         port: int = 0,
         about: Mapping[str, str] | None = None,
+        version: str = "unknown",
     ) -> None:
         """Listen at once; port 0 takes a free one. ``about`` tells whose it is, so that who
         finds it knows it from another deployment's. Raises OSError when the port is taken."""
         self._probed = probed
+        self._process = CollectorRegistry()
+        tell_process(self._process, version)
         self._about = dict(about or {})
         server = self
 
@@ -113,10 +118,11 @@ class HealthServer:
         """Status code, content type and body for a GET."""
         path = path.partition("?")[0]
         if path == "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest(self._probed.metrics.registry)
+            told = map(generate_latest, (self._probed.metrics.registry, self._process))
+            return 200, CONTENT_TYPE_LATEST, b"".join(told)
         status = self._probed.status()
-        told = {**dataclasses.asdict(status), "deployment": self._about}
-        body = json.dumps(told, indent=2).encode() + b"\n"
+        answer = {**dataclasses.asdict(status), "deployment": self._about}
+        body = json.dumps(answer, indent=2).encode() + b"\n"
         if path == "/healthz":
             return (200 if status.alive else 503), "application/json", body
         if path == "/readyz":

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline import metrics
+from pipeline.cli import main
 from pipeline.compat import parity
 from pipeline.compat.model import Always, From, Pair, System, Take, Theirs, Turn, values_of
 from pipeline.compat.names import NAMES, names_of
@@ -436,6 +438,12 @@ def test_a_setting_names_systems_in_our_order() -> None:
     assert names_of(" gastown , tuist,tuist") == ("tuist", "gastown")
     with pytest.raises(ValueError, match="tuits is no system"):
         names_of("tuits")
+
+
+def test_an_option_that_names_no_system_is_refused() -> None:
+    said = CliRunner().invoke(main, ["worker", "--compat", "tuits"], env={"RUNNERSTREAM_KAFKA": ""})
+    assert said.exit_code == 2
+    assert "tuits is no system whose names are served" in said.output
 
 
 def test_always_is_a_rule_that_asks_for_nothing() -> None:

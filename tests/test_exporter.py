@@ -233,6 +233,20 @@ def test_the_bound_on_series_holds_whoever_comes(
     assert found["fleets_unnamed"] == len({fleet for _, fleet in asked - named})
 
 
+def test_other_families_leave_half_of_the_room_to_jobs() -> None:
+    exporter = Exporter(catalogue=(*EVERYTHING, *FAMILIES))
+    for fleet, metric in product(range(100), FAMILIES):
+        exporter.fleet(f"f{fleet}", metric.group)
+    found = samples(exporter)
+    room = (4_900 - len(found)) // 80
+    for fleet in range(100):
+        exporter.count(metrics.TRANSITIONS, (f"f{fleet}", "claimed"))
+    named = {name.split('"')[1] for name in samples(exporter)
+             if name.startswith("job_claim_to_start_seconds_count")}  # fmt: skip
+    assert 20 < room <= len(named)
+    assert len(samples(exporter)) <= 4_900
+
+
 def a_job(number: int, fleet: str) -> tuple[list[JobFact], list[JobFact]]:
     """A job of a fleet: until it is claimed, and from its start by a runner of its own."""
     envelope = {"source": "t", "received_at": BASE, "key": f"github:github.com:{number}"}

@@ -511,6 +511,7 @@ def test_restarts_with_a_backlog_leave_no_gap(own: Broker, tmp_path: Path) -> No
     drained(own.bootstrap)
     gaps = worker.metric("runnerstream_offset_gaps_total")
     assert gaps == 0
+    assert worker.metric("runnerstream_table_records_recovered_total") > 0
     evidence.check_topics(own.bootstrap, simulation.truth())
     assert worker.stop() == 0, worker.tail()
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from mypy import api
 
-from pipeline import folds, metrics, telemetry
+from pipeline import folds, metrics, pulse, telemetry
 from pipeline.agents.normalise import Normalise
 from pipeline.agents.transaction import Done
 from pipeline.effects import Note
 from pipeline.exporter import EVERYTHING, Exporter
+from pipeline.faust_safe import sensor
 from pipeline.ledger import LIVE
 from pipeline.metrics import Level
 from pipeline.settings import Settings
@@ -140,6 +141,12 @@ def told() -> str:
     exporter.done(Done("fold", 700, 0.3, 0.02, writes={}))
     exporter.missed(JOBS, 12)
     exporter.count(metrics.TICKS, (), 8)
+    for metric in (*sensor.CATALOGUE, *pulse.CATALOGUE):
+        labels = tuple(label.values[0] for label in metric.labels)
+        if isinstance(metric, metrics.Gauge):
+            exporter.set(metric, labels, 2)
+        else:
+            exporter.count(metric, labels, 3)
     exporter.set(metrics.TICK_LAG, (), 1.5)
     exporter.set(metrics.CONSUMER_LAG, (JOBS,), 3)
     exporter.set(metrics.READY, (), 1)

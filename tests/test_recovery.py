@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
 from pipeline.effects import Output
-from pipeline.faust_safe import Fenced, FencedOutbox, create_app
+from pipeline.faust_safe import Fenced, FencedOutbox, create_app, sensor
 from pipeline.faust_safe.fencing import can_fence
 from pipeline.faust_safe.identity import cluster_id, log_names
 from pipeline.faust_safe.recovery import BatchRecovery
@@ -213,7 +214,13 @@ async def test_the_former_writer_is_refused_and_the_new_one_is_not(
     transactional: str, tmp_path: Path
 ) -> None:
     options = {"bootstrap_servers": transactional}
-    first, second = (FencedOutbox("app", {TABLE: 2}, options) for _ in range(2))
+    told: Counter[Any] = Counter()
+
+    def count(metric: Any, labels: Any, value: float = 1.0) -> None:
+        told[metric, labels] += 1 if metric is sensor.PRODUCE_SECONDS else value
+
+    first = FencedOutbox("app", {TABLE: 2}, options, count)
+    second = FencedOutbox("app", {TABLE: 2}, options)
     source = TopicPartition(TABLE, 1)
     record = [Output(TABLE, 0, b"k", b"first")]
     try:
@@ -235,6 +242,12 @@ async def test_the_former_writer_is_refused_and_the_new_one_is_not(
         await first.stop()
         await second.stop()
     assert evidence.compacted(transactional, TABLE) == {b"k": b"third", b"j": b"still"}
+    # The second time the broker need not be asked.
+    assert told == {
+        (sensor.PRODUCE_FAILURES, ("fenced",)): 1,
+        (sensor.PRODUCED, (sensor.CHANGELOG,)): 3,
+        (sensor.PRODUCE_SECONDS, ("transaction",)): 3,
+    }
     tables = Tables(transactional, "memory", tmp_path)
     assert await tables.read() == 4
     assert evidence.committed(transactional, "group", source) == 11

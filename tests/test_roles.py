@@ -70,7 +70,7 @@ def get(url: str) -> tuple[int, str]:
 def test_whatever_tells_how_it_is_has_the_same_health_pages() -> None:
     cook = Cook()
     Counter("meals", "Meals.", registry=cook.metrics.registry).inc(4)
-    server = HealthServer(cook, about={"group": "kitchen"})
+    server = HealthServer(cook, about={"group": "kitchen"}, version="1.2.3")
     url = f"http://127.0.0.1:{server.port}"
     try:
         assert get(f"{url}/healthz")[0] == get(f"{url}/readyz")[0] == 200
@@ -84,7 +84,12 @@ def test_whatever_tells_how_it_is_has_the_same_health_pages() -> None:
         assert get(f"{url}/healthz")[0] == 200
         cook.now = Doing(False, "burnt", False)
         assert get(f"{url}/healthz")[0] == 503
-        assert "meals_total 4.0" in get(f"{url}/metrics")[1]
+        told = get(f"{url}/metrics")[1]
+        assert "meals_total 4.0" in told
+        assert 'runnerstream_build_info{version="1.2.3"} 1.0' in told
+        for name in ("process_resident_memory_bytes", "python_gc_collections_total",
+                     "runnerstream_gc_pause_seconds_count", "runnerstream_threads"):  # fmt: skip
+            assert f"\n{name}" in told
     finally:
         server.close()
 

@@ -157,8 +157,8 @@ def workers(kafka: Broker) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
     global NOW  # noqa: PLW0603
     NOW = int(time.time() * 1000) // 1000 * 1000
     with (
-        WorkerProcess(kafka.bootstrap, app_id="web") as one,
-        WorkerProcess(kafka.bootstrap, app_id="web") as two,
+        WorkerProcess(kafka.bootstrap, app_id="web", compat="gastown,tuist") as one,
+        WorkerProcess(kafka.bootstrap, app_id="web", compat="tuist") as two,
     ):
         with Producer(kafka.bootstrap) as producer:
             for number in range(1, JOBS + 1):
@@ -521,6 +521,10 @@ def test_health_metrics_and_workers(workers: tuple[WorkerProcess, WorkerProcess]
         assert re.search(r"runnerstream_tick_lag_seconds [0-9.]+", metrics)
         assert 'runnerstream_records_missed_total{topic="runners.webhooks"} 0.0' in metrics
         assert ready["missed"] == []
+    # Each tells of its own partitions, by Tuist's names as by ours.
+    pages = [worker.get("/metrics/compat", accept="text/plain")[1] for worker in workers]
+    queued = re.findall(r"^tuist_runners_queue_length\S* (\d+)$", "\n".join(pages), re.MULTILINE)
+    assert sum(map(int, queued)) == JOBS
     _, group = workers[0].get("/workers")
     assert group["workers"][0]["worker"] == workers[0].url
     assert {each["pid"] for each in group["workers"]} == {w.pid for w in workers}

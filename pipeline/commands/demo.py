@@ -378,6 +378,7 @@ class Demo:
             found = ask(self.url, "/jobs", {"age": STUCK_MS // 1000, "limit": 200}, 3.0)
             snapshot.stuck = _oldest_per_state(found.get("jobs", []))
             snapshot.ready = ask(self.url, "/readyz", timeout=3.0)
+            snapshot.pools = demo_telemetry.pools(self.url)
         if self._gateway is not None and self._feed is not None:
             with contextlib.suppress(OSError):
                 outcomes = self._gateway.outcomes()

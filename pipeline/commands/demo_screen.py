@@ -42,6 +42,9 @@ class Snapshot:
     rows: dict[str, int] = field(default_factory=dict)
     recovery: Seen = field(default_factory=Seen)
     webhooks: Answered = field(default_factory=Answered)
+    #: What is said of the fleets' pools and runners, in words.
+    pools: str = ""
+    runners: str = ""
     #: Stalls that were told of in a line of their own, by job and number.
     told: set[tuple[str, int]] = field(default_factory=set)
 
@@ -119,6 +122,8 @@ def summary(
     rows = "   ".join(f"{name} {number:,}" for name, number in snapshot.rows.items())
     foot = [
         Text.assemble(("gateway     ", "dim"), *_gateway(snapshot.webhooks)),
+        Text.assemble(("pools       ", "dim"), snapshot.pools or "–"),
+        Text.assemble(("runners     ", "dim"), snapshot.runners or "–"),
         Text.assemble(("ClickHouse  ", "dim"), rows or "–"),
         Text.assemble(("lag         ", "dim"), snapshot.lag()),
         *(

@@ -12,12 +12,14 @@ from typing import Final
 from clickhouse_driver import Client
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.commands.connections import ask
 from pipeline.commands.demo_check import Check
 from pipeline.commands.failure import Failure, short
 from pipeline.metrics import PREFIX
 from pipeline.simulate import telemetry_pools
 from pipeline.simulate.telemetry import Told
 from pipeline.telemetry import CATALOGUE
+from pipeline.telemetry.pools import COUNTS
 from sinks.telemetry_rows import TABLES
 from topics.catalogue import EVENTS
 from topics.events import Event
@@ -92,6 +94,20 @@ class Telemetry:
             self._until = step
             if event is None:
                 break
+
+
+def pools(url: str) -> str:
+    """How the pools are, in words. Raises :class:`Failure` when the worker does not answer."""
+    found = ask(url, "/telemetry", {"family": "pools", "limit": 1_000}, 3.0).get("subjects", [])
+    every = [pool for one in found for pool in one["pools"].values()]
+    if not every:
+        return ""
+    told = {name: sum(pool[name] or 0 for pool in every) for name in COUNTS}
+    starved = sum(one["starved"] or 0 for one in found)
+    return (
+        f"{told['ready']} of {told['desired']} runners ready, {told['idle']} idle, "
+        f"{told['occupied']} occupied, {told['booting']} booting; {starved} jobs wait beside them"
+    )
 
 
 def compare(check: Check, said: Telemetry, url: str, client: Client) -> None:

@@ -185,7 +185,7 @@ def _token(file: Path | None) -> Any:
 def _health(made: Executor, settings: Settings, port: int, group: str) -> HealthServer:
     about = {"group": group, "kafka": ",".join(sorted(settings.bootstrap))}
     try:
-        return HealthServer(made, settings.web_bind, port, about)
+        return HealthServer(made, settings.web_bind, port, about, version())
     except OSError as error:
         raise Failure(
             f"cannot listen on {settings.web_bind}:{port}: {error.strerror or error}",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.compat.model import Always, From, Pair, Rule, System, Take, Theirs, Turn, values_of
+from pipeline.compat.systems import SYSTEMS
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,10 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def page(
-    systems: Iterable[System],
-    markdown: Callable[[Sequence[str], Iterable[Sequence[str]]], str],
-) -> str:
+def page(markdown: Callable[[Sequence[str], Iterable[Sequence[str]]], str]) -> str:
     """The tables of all systems with headings; ``markdown`` writes a table of columns and rows."""
     told = []
-    for system in systems:
+    for system in SYSTEMS.values():
         told.append(f"## {system.name}\n\n{system.about}\n")
         told += [
             f"### {each.title} of {system.name}\n\n{markdown(each.columns, each.rows)}"

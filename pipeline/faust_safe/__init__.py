@@ -15,6 +15,7 @@ What is replaced, and why, is said where it is replaced:
 * :mod:`pipeline.faust_safe.fencing`: writes of a worker that has been replaced.
 * :mod:`pipeline.faust_safe.outbox`: changelog and output writes that are awaited, idempotent and
   batched, instead of fire-and-forget per key.
+* :mod:`pipeline.faust_safe.sensor`: metrics of what goes past Faust, which its own never see.
 * :mod:`pipeline.faust_safe.app`: the settings that make the rest hold.
 
 ``tests/test_faust_safe.py`` has a test per remedy, and one that fails when an internal that is

@@ -15,6 +15,7 @@ from faust.auth import SASLCredentials
 from faust.types.auth import SASLMechanism
 
 from pipeline.faust_safe.recovery import BatchRecovery
+from pipeline.faust_safe.sensor import Count, GroupSensor, nobody
 from pipeline.faust_safe.table import SafeTable
 from pipeline.faust_safe.transport import SafeTransport
 from pipeline.settings import Settings
@@ -31,8 +32,9 @@ MAX_POLL_INTERVAL_S = 86_400.0
 GC_THRESHOLDS = (500_000, 20, 100)
 
 
-def create_app(settings: Settings, *, web_port: int) -> faust.App:
-    """A Faust app on our transport and table, without agents yet."""
+def create_app(settings: Settings, *, web_port: int, count: Count = nobody) -> faust.App:
+    """A Faust app on our transport and table, without agents yet. What it does is counted by
+    the metrics of :mod:`pipeline.faust_safe.sensor`."""
     gc.set_threshold(*GC_THRESHOLDS)
     context = settings.ssl_context()
     credentials: Any = context
@@ -87,8 +89,11 @@ def create_app(settings: Settings, *, web_port: int) -> faust.App:
         logging_config=logging_config(settings),
     )
     app.on_before_shutdown.connect(_stops, weak=False)
+    app.sensors.add(GroupSensor(count))
     app.transport = SafeTransport(app.conf.broker_consumer, app)
+    app.transport.count = count
     app.tables._recovery = BatchRecovery(app, app.tables, beacon=app.tables.beacon, loop=app.loop)
+    app.tables.recovery.count = count
     return app
 
 

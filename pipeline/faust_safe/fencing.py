@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
@@ -28,6 +29,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 
 from pipeline.effects import Output
+from pipeline.faust_safe import sensor
 from pipeline.faust_safe.outbox import Outbox, connect
 
 log = logging.getLogger(__name__)
@@ -66,11 +68,16 @@ class FencedOutbox:
     """A transactional producer per owned partition of the log."""
 
     def __init__(
-        self, app_id: str, partitions: Mapping[str, int], options: Mapping[str, Any]
+        self,
+        app_id: str,
+        partitions: Mapping[str, int],
+        options: Mapping[str, Any],
+        count: sensor.Count = sensor.nobody,
     ) -> None:
         self._app_id = app_id
         self._outbox = Outbox(partitions, options)
         self._options = dict(options)
+        self._count = count
         self._producers: dict[int, AIOKafkaProducer] = {}
         #: How often partitions were taken over.
         self._turn = 0
@@ -140,6 +147,7 @@ class FencedOutbox:
         producer = self._producers.get(partition)
         if producer is None:
             raise Fenced(partition)
+        began = time.perf_counter()
         try:
             await producer.begin_transaction()
             sent = await self._outbox.send(producer, outputs)
@@ -156,6 +164,12 @@ class FencedOutbox:
         except (ProducerFenced, IllegalOperation) as refused:
             # "Illegal operation" is what a producer says from then on.
             self._leave(partition)
+            self._count(sensor.PRODUCE_FAILURES, ("fenced",))
             raise Fenced(partition) from refused
+        except Exception:
+            self._count(sensor.PRODUCE_FAILURES, ("error",))
+            raise
+        sent.count(self._count)
+        self._count(sensor.PRODUCE_SECONDS, ("transaction",), time.perf_counter() - began)
         offsets: dict[tuple[str, int], int] = answers[0]
         return offsets

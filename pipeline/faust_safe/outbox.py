@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import murmur2
 
 from pipeline.effects import Output
-from pipeline.faust_safe import producer_id, reconnect
+from pipeline.faust_safe import producer_id, reconnect, sensor
 from topics.catalogue import MAX_DEAD_LETTER_BYTES
 
 producer_id.install()
@@ -40,9 +40,15 @@ class Outbox:
     #: The largest record: a 25 MB webhook body in base64 inside a dead letter. Bytes.
     MAX_RECORD = MAX_DEAD_LETTER_BYTES
 
-    def __init__(self, partitions: Mapping[str, int], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        partitions: Mapping[str, int],
+        options: Mapping[str, Any],
+        count: sensor.Count = sensor.nobody,
+    ) -> None:
         self._partitions = dict(partitions)
         self._options = dict(options)
+        self._count = count
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
 
@@ -67,12 +73,20 @@ class Outbox:
         partition. Raises the first error; then none, some or all of the outputs may be in the
         log, which is why every output may be repeated.
         """
-        if self._producer is None:
-            await self.start()
-        producer = self._producer
-        assert producer is not None
-        sent = await self.send(producer, outputs)
-        return await sent.offsets()
+        began = time.perf_counter()
+        try:
+            if self._producer is None:
+                await self.start()
+            producer = self._producer
+            assert producer is not None
+            sent = await self.send(producer, outputs)
+            offsets = await sent.offsets()
+        except Exception:
+            self._count(sensor.PRODUCE_FAILURES, ("error",))
+            raise
+        sent.count(self._count)
+        self._count(sensor.PRODUCE_SECONDS, ("plain",), time.perf_counter() - began)
+        return offsets
 
     async def send(self, producer: AIOKafkaProducer, outputs: Iterable[Output]) -> Sent:
         """Hand all outputs to a producer, without waiting for the broker."""
@@ -155,3 +169,8 @@ class Sent:
             # A batch answers with the offset of its first record.
             offsets[where] = int(answer.offset) + records - 1
         return offsets
+
+    def count(self, count: sensor.Count) -> None:
+        """Count what the broker has."""
+        for (topic, _), records, _ in self._batches:
+            count(sensor.PRODUCED, (sensor.topic_label(topic),), records)

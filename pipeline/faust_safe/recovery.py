@@ -32,6 +32,7 @@ from faust.types.tuples import TP
 from mode import Service
 
 from pipeline.effects import Writes
+from pipeline.faust_safe import sensor
 from pipeline.faust_safe.store import PartitionedStore, partitions_of
 from pipeline.faust_safe.undecodable import Undecodable
 
@@ -81,6 +82,7 @@ class BatchRecovery(Recovery):
     ends_hold = True
     #: Connection options as aiokafka takes them.
     options: Mapping[str, Any] = {}
+    count: sensor.Count = staticmethod(sensor.nobody)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -127,9 +129,12 @@ class BatchRecovery(Recovery):
                 log.warning("the tables cannot be read yet: %r", error)
                 await asyncio.sleep(RETRY_S)
         self.blank = frozenset(tp for tp in active if self._store(tp).blank(tp.partition))
+        took = time.monotonic() - began
+        self.count(sensor.TABLE_RECORDS, (), records)
+        self.count(sensor.TABLE_RECOVERY_SECONDS, (), took)
         log.info(
             "%d partitions recovered: %d records in %.1f s",
-            len(partitions_of(active)), records, time.monotonic() - began,
+            len(partitions_of(active)), records, took,
         )  # fmt: skip
 
     def _store(self, tp: TP) -> PartitionedStore:

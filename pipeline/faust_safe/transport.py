@@ -40,6 +40,7 @@ Remedies:
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ from faust.serializers.schemas import Schema
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
 
-from pipeline.faust_safe import reconnect, undecodable
+from pipeline.faust_safe import reconnect, sensor, undecodable
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ class SafeConsumer(driver.Consumer):
 
     on_hole: OnHole
     logs: Mapping[str, frozenset[str]]
+    count: sensor.Count = staticmethod(sensor.nobody)
     _held_back: set[TP] | None = None
     #: Whether a fetch was dropped that no seek may follow.
     _astray = False
@@ -172,6 +174,7 @@ class SafeConsumer(driver.Consumer):
         super().__init__(*args, **kwargs)
         self.on_hole = self.transport.on_hole
         self.logs = self.transport.logs
+        self.count = self.transport.count
         self._read_offset = Unread()
         self._forget_positions()
 
@@ -341,7 +344,11 @@ class SafeConsumer(driver.Consumer):
                     # Or retention removed all that was left: no batch will tell of it.
                     if behind:
                         self.on_hole(tp, behind, position)
-        return bool(await super().force_commit(*args, **kwargs))
+        began = time.perf_counter()
+        did_commit = bool(await super().force_commit(*args, **kwargs))
+        if did_commit:
+            self.count(sensor.OFFSET_COMMIT_SECONDS, (), time.perf_counter() - began)
+        return did_commit
 
     def _lost(self, tp: TP, blank: frozenset[TP]) -> bool:
         """Whether all tables that are made of a log hold nothing of the partition."""
@@ -421,6 +428,8 @@ class SafeTransport(driver.Transport):
 
     #: Told of records that were gone before they were read. Set before the app starts.
     on_hole: OnHole = staticmethod(_ignore)
+    #: Set before the app starts, too.
+    count: sensor.Count = staticmethod(sensor.nobody)
     #: The topics whose agents commit their offsets themselves, each with the changelogs of the
     #: tables that are made of it.
     logs: Mapping[str, frozenset[str]] = {}

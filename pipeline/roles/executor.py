@@ -84,7 +84,7 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     group = EXECUTOR.group(settings)
     about = EXECUTOR.deployment(settings)
-    health = HealthServer(executor, settings.web_bind, settings.executor_port, about)
+    health = HealthServer(executor, settings.web_bind, settings.executor_port, about, version())
     log.info(
         "runnerstream %s, executor of group %s: Kafka %s, health at %s/readyz",
         version(), group, settings.kafka, http(settings.web_bind, health.port),

@@ -44,7 +44,7 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     gateway = gateway_of(settings)
     about = GATEWAY.deployment(settings)
-    health = HealthServer(gateway, settings.web_bind, settings.gateway_port, about)
+    health = HealthServer(gateway, settings.web_bind, settings.gateway_port, about, version())
 
     def listening(port: int) -> None:
         scheme = "https" if settings.gateway_cert_file else "http"

@@ -42,7 +42,7 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     config = ProberConfig(settings.member_options(), PROBER.group(settings))
     prober = Prober(config, clients, others, metrics)
     about = PROBER.deployment(settings)
-    health = HealthServer(prober, settings.web_bind, settings.prober_port, about)
+    health = HealthServer(prober, settings.web_bind, settings.prober_port, about, version())
     log.info(
         "runnerstream %s, prober of group %s: Kafka %s, health at %s/readyz",
         version(), PROBER.group(settings), settings.kafka, http(settings.web_bind, health.port),

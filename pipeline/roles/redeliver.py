@@ -44,7 +44,7 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     # It has a line for every request, and names what was asked.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     about = REDELIVER.deployment(settings)
-    health = HealthServer(service, settings.web_bind, settings.redeliver_port, about)
+    health = HealthServer(service, settings.web_bind, settings.redeliver_port, about, version())
     log.info(
         "runnerstream %s, redeliver of group %s: Kafka %s, health at %s/readyz",
         version(), REDELIVER.group(settings), settings.kafka, http(settings.web_bind, health.port),

@@ -41,7 +41,7 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     relay = relay_of(settings)
     about = RELAY.deployment(settings)
-    health = HealthServer(relay, settings.web_bind, settings.relay_port, about)
+    health = HealthServer(relay, settings.web_bind, settings.relay_port, about, version())
     log.info(
         "runnerstream %s, relay of group %s: Kafka %s, to %s, health at %s/readyz",
         version(), relay.config.group_id, settings.kafka, relay.config.url,

@@ -32,7 +32,7 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     group = SINK.group(settings)
     sink = Sink(SinkConfig(settings.member_options(), url, group_id=group))
     about = SINK.deployment(settings)
-    health = HealthServer(sink, settings.web_bind, settings.sink_port, about)
+    health = HealthServer(sink, settings.web_bind, settings.sink_port, about, version())
     log.info(
         "runnerstream %s, sink of group %s: Kafka %s to ClickHouse %s, health at %s/readyz",
         version(), group, settings.kafka, target(url).partition("/")[0],
