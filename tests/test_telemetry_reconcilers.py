@@ -110,7 +110,7 @@ def test_a_dispatch_that_fails_again_and_again_is_a_loop() -> None:
     assert seen.levels["reconcilers_without_progress", "f0"] == 1
     assert seen.levels["reconciler_last_tick_seconds", "f0"] == 61
     [view] = seen.views
-    assert view["loops"][0]["entity"] == "bead"
+    assert [each["entity"] for each in view["loops"].values()] == ["bead"]
     # And it is over when it is over.
     assert levels_of([*tries, moved(0, "open")], end + HOUR_MS + 2 * MINUTE).get(
         ("reconciler_entities_in_loop", "f0"), 0
@@ -330,3 +330,13 @@ def test_returns_are_to_a_state_that_was_left() -> None:
     assert loops.returns("aba") == 1
     assert loops.returns("abab") == 2
     assert loops.returns("abcabc") == 3
+
+
+def test_only_what_happened_within_the_window_counts() -> None:
+    clock = 60 * MINUTE
+    long_ago = [((20 + n) * MINUTE, state) for n, state in enumerate("abab")]
+    of_late = [((50 + n) * MINUTE, state) for n, state in enumerate("ababa")]
+    assert not loops.flaps([*long_ago, *of_late[:4]], clock), "b, then a b a b: three"
+    assert loops.flaps([*long_ago, *of_late], clock)
+    log = [ticked(0, actions=9), ticked(30 * MINUTE, actions=2), tick(HOUR_MS + MINUTE)]
+    assert Seen(log).views[0]["actions_last_hour"] == 2

@@ -73,8 +73,8 @@ def test_the_metrics_count_what_happened_and_each_failure_rises() -> None:
         "scheduler_dead_lettered": ("fleet", "queue"),
         "scheduler_planner_latency_seconds": ("mode", "status"),
         "scheduler_run_duration_seconds": ("mode", "result"),
-        "scheduler_planner_wait_seconds": ("mode",),
-        "scheduler_planning_seconds": ("mode",),
+        "scheduler_planner_wait_seconds": (),
+        "scheduler_planning_seconds": (),
         "scheduler_segment_retries": ("fleet",),
         "scheduler_schedules_missed": ("fleet",),
         "scheduler_schedules_caught_up": ("fleet",),
@@ -86,8 +86,8 @@ def test_the_metrics_count_what_happened_and_each_failure_rises() -> None:
             name, *values = what.split("|")
             if "sum" in values:
                 continue
-            names = labels.get(name, ("fleet", "mode"))
-            values = ["f0", *values] if names[0] == "fleet" else values
+            names: tuple[str, ...] = labels.get(name, ("fleet", "mode"))
+            values = ["f0", *values] if names[:1] == ("fleet",) else values
             shown = f"{name}_count" if name.endswith("_seconds") else f"{name}_total"
             assert seen.counted(shown, **dict(zip(names, values, strict=True))) == n, what
         counts += told.counts["f0"]
@@ -176,8 +176,8 @@ def test_a_segment_that_is_given_out_twice_counts_once() -> None:
 def test_waiting_for_the_planner_is_told_apart_from_planning() -> None:
     seen = Seen([of_run("run.planned", 0, status="enqueued", wait_ms=9_000, latency_ms=9_300)])
     assert seen.sums["scheduler_planner_latency_seconds|analysis_only|enqueued|sum"] == 9_300
-    assert seen.sums["scheduler_planner_wait_seconds|analysis_only|sum"] == 9_000
-    assert seen.sums["scheduler_planning_seconds|analysis_only|sum"] == 300
+    assert seen.sums["scheduler_planner_wait_seconds|sum"] == 9_000
+    assert seen.sums["scheduler_planning_seconds|sum"] == 300
     assert sum(bound < 5 for bound in PLAN_BUCKETS) > 3, "a second is told from a tenth of one"
 
 
@@ -280,4 +280,4 @@ def test_what_contradicts_itself_is_the_same_in_any_order() -> None:
     for seed in range(40):
         got = Seen([*muddled(said, seed), tick(MINUTE)])
         assert got.levels == want.levels
-        assert [view["run"] for view in got.views] == [view["run"] for view in want.views]
+        assert [view["backlog"] for view in got.views] == [view["backlog"] for view in want.views]

@@ -111,8 +111,8 @@ class _Scheduler:
             )  # fmt: skip
             self.count("scheduler_planner_runs", run.mode, status)
             self.measure("scheduler_planner_latency_seconds", run.mode, status, ms=wait + took)
-            self.measure("scheduler_planner_wait_seconds", run.mode, ms=wait)
-            self.measure("scheduler_planning_seconds", run.mode, ms=took)
+            self.measure("scheduler_planner_wait_seconds", ms=wait)
+            self.measure("scheduler_planning_seconds", ms=took)
             if status != "enqueued":
                 self.end(at + 1, run, "no_work" if status == "no_work" else "error")
 

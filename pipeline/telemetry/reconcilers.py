@@ -473,7 +473,8 @@ def view(subject: Subject, clock: int) -> dict[str, Any]:
         for name, each in subject.all("violations").items()
         if each.is_open
     )
-    states = Counter(work.state.value for work in subject.all("work").values())
+    works = subject.all("work")
+    states = Counter(work.state.value for work in works.values())
     return {
         "last_tick_at": ticked.at if ticked else None,
         "wall_ms": ticked.wall_ms if ticked else None,
@@ -483,19 +484,22 @@ def view(subject: Subject, clock: int) -> dict[str, Any]:
         "breaker_open": ticked.breaker_open if ticked else None,
         "draining": ticked.draining if ticked else None,
         "violations": len(broken),
-        "oldest_violations": [
-            {"since": since, "invariant": invariant, "entity": entity}
+        "open_violations": {
+            f"{invariant} {entity}": {"invariant": invariant, "entity": entity, "open_since": since}
             for since, invariant, entity in broken[:SHOWN]
-        ],
+        },
         "work": dict(sorted(states.items())),
         "actions_last_hour": actions(subject, clock),
         "closed_at": done.at if done else None,
         "without_progress": is_futile(subject, clock),
-        "loops": [
-            {"type": type_, "entity": entity, "last_at": at}
+        "loops": {
+            f"{type_} {entity}": {"type": type_, "entity": entity, "last_at": at}
             for type_, entity, at in in_loop(subject, clock)[:SHOWN]
-        ],
-        "flapping": flapping(subject, clock)[:SHOWN],
+        },
+        "flapping": {
+            name: {"state": works[name].state.value, "moved_at": works[name].since}
+            for name in flapping(subject, clock)[:SHOWN]
+        },
     }
 
 

@@ -17,8 +17,8 @@ _MODE: Final = Label("mode", tuple(each.value for each in RunMode))
 _QUEUE: Final = Label("queue", ("planner", "runner"))
 _PLANNED: Final = Label("status", tuple(each.value for each in PlanStatus))
 #: 100 ms to 5 min, and 1 s to 4 h.
-PLAN_BUCKETS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 15, 30, 60, 120, 300)
-DURATION_BUCKETS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 14400)
+PLAN_BUCKETS: Final = (0.1, 0.5, 1, 2.5, 5, 15, 30, 60, 120, 300)
+DURATION_BUCKETS: Final = (1, 5, 15, 60, 120, 300, 600, 1800, 3600, 14400)
 
 PLANS: Final = Counter[tuple[str, str, str]](
     "scheduler_planner_runs",
@@ -34,18 +34,16 @@ PLAN_LATENCY: Final = Histogram[tuple[str, str]](
     (_MODE, _PLANNED),
     buckets=PLAN_BUCKETS,
 )
-PLAN_WAIT: Final = Histogram[tuple[str]](
+PLAN_WAIT: Final = Histogram[tuple[()]](
     "scheduler_planner_wait_seconds",
     "From a run's creation to the planner's first look at it.",
     "seconds",
-    (_MODE,),
     buckets=PLAN_BUCKETS,
 )
-PLAN_SECONDS: Final = Histogram[tuple[str]](
+PLAN_SECONDS: Final = Histogram[tuple[()]](
     "scheduler_planning_seconds",
     "From the planner's first look at a run to the end of its planning.",
     "seconds",
-    (_MODE,),
     buckets=PLAN_BUCKETS,
 )
 SEGMENTS: Final = Counter[tuple[str, str, str]](

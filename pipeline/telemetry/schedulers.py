@@ -283,9 +283,9 @@ def _count_plan(subject: Subject, event: RunPlanned, mode: str) -> None:
     if event.latency_ms is not None:
         subject.note(PLAN_LATENCY, mode, event.status.value, value=event.latency_ms / 1000)
     if event.wait_ms is not None:
-        subject.note(PLAN_WAIT, mode, value=event.wait_ms / 1000)
+        subject.note(PLAN_WAIT, value=event.wait_ms / 1000)
         if event.latency_ms is not None and event.latency_ms >= event.wait_ms:
-            subject.note(PLAN_SECONDS, mode, value=(event.latency_ms - event.wait_ms) / 1000)
+            subject.note(PLAN_SECONDS, value=(event.latency_ms - event.wait_ms) / 1000)
 
 
 def _add(subject: Subject, counter: Counter[Any], *labels: str, value: int) -> None:
@@ -408,14 +408,13 @@ def view(subject: Subject, clock: int) -> dict[str, Any]:
     run: Run | None = subject.get("run")
     queue: Queue | None = subject.get("queue")
     schedule: Schedule | None = subject.get("schedule")
-    shown: dict[str, Any] = {}
     if run is not None:
         left = backlog(subject)
-        shown["run"] = {
+        return {
             "state": run.state,
             "mode": run.mode.value,
             "schedule": run.schedule,
-            "since": run.since,
+            "began_at": run.since,
             "said_at": run.last,
             "planned": run.planned.status.value if run.planned else None,
             "result": run.finished.result.value if run.finished else None,
@@ -425,21 +424,21 @@ def view(subject: Subject, clock: int) -> dict[str, Any]:
             "drains": not left or drains(subject, clock),
         }
     if queue is not None:
-        shown["queue"] = {
+        return {
             "depth": queue.depth,
             "in_flight": queue.in_flight,
-            "oldest_at": queue.oldest_at,
+            "oldest_since": queue.oldest_at,
             "dead_letters": queue.dead_letters,
             "sampled_at": queue.at,
         }
     if schedule is not None:
-        shown["schedule"] = {
+        return {
             "behind": schedule.behind,
-            "missed": schedule.missed,
-            "caught_up": schedule.caught_up,
+            "missed_at": schedule.missed,
+            "caught_up_at": schedule.caught_up,
             "said_at": schedule.last,
         }
-    return shown
+    return {}
 
 
 FAMILY: Final = Family(
