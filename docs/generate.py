@@ -420,22 +420,6 @@ def part_metrics() -> str:
     return table(("metric", "type", "unit", "labels", "over workers", "meaning"), rows)
 
 
-def part_prober_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(ProberMetrics().registry))
-
-
-def part_gateway_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(GatewayMetrics().registry))
-
-
-def part_relay_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(RelayMetrics().registry))
-
-
-def part_redeliver_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(RedeliverMetrics().registry))
-
-
 def part_process_metrics() -> str:
     registry = CollectorRegistry()
     tell_process(registry, "")
@@ -450,10 +434,6 @@ def part_gateway_answers() -> str:
         )
     ]
     return table(("status", "outcome", "message"), rows)
-
-
-def part_sink_metrics() -> str:
-    return table(("metric", "type", "labels", "meaning"), metric_rows(SinkMetrics().registry))
 
 
 _TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+) \(.*?\nCOMMENT '((?:[^']|'')*)';", re.DOTALL)
@@ -566,10 +546,28 @@ def part_dependencies() -> str:
 
 # --- pages ------------------------------------------------------------------------------------
 
+#: The metrics of each role beside the fold.
+ROLE_METRICS: Final[Mapping[str, Callable[[], Any]]] = {
+    "prober": ProberMetrics,
+    "gateway": GatewayMetrics,
+    "relay": RelayMetrics,
+    "redeliver": RedeliverMetrics,
+    "sink": SinkMetrics,
+}
+
+
+def role_metrics(role: str) -> str:
+    rows = metric_rows(ROLE_METRICS[role]().registry)
+    return table(("metric", "type", "labels", "meaning"), rows)
+
+
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
-    name.removeprefix("part_").replace("_", "-"): make
-    for name, make in list(globals().items())
-    if name.startswith("part_")
+    **{f"{role}-metrics": partial(role_metrics, role) for role in ROLE_METRICS},
+    **{
+        name.removeprefix("part_").replace("_", "-"): make
+        for name, make in list(globals().items())
+        if name.startswith("part_")
+    },
 }
 
 

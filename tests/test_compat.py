@@ -365,9 +365,8 @@ def known_names() -> set[str]:
     from docs import generate
 
     found = {each.shown for each in EVERYTHING}
-    for part in ("sink", "prober", "gateway", "relay", "redeliver"):
-        page = getattr(generate, f"part_{part}_metrics")()
-        found |= set(re.findall(r"`(runnerstream_\w+)`", page))
+    for role in generate.ROLE_METRICS:
+        found |= set(re.findall(r"`(runnerstream_\w+)`", generate.role_metrics(role)))
     return found
 
 
