@@ -141,7 +141,7 @@ def test_no_setting_reason_or_view_is_without_a_meaning() -> None:
     for row in generate.part_settings().splitlines()[2:]:
         assert row.split(" | ")[2].strip(" |"), row
     assert set(generate.SETTINGS_SAID) <= set(Settings.model_fields)
-    for metrics in (generate.part_metrics(), generate.part_sink_metrics()):
+    for metrics in (generate.part_metrics(), generate.role_metrics("sink")):
         for row in metrics.splitlines()[2:]:
             assert row.rstrip(" |").rpartition(" | ")[2], row
 
