@@ -258,8 +258,8 @@ class Settings(BaseSettings):
     recovery_policies: Annotated[dict[str, Any], NoDecode] = {}
     #: Fleets that get a metric label of their own; the rest are ``other``.
     max_fleet_labels: int = Field(100, ge=1)
-    #: Systems by whose own names ``/metrics/compat`` serves what they measure, comma-separated:
-    #: some of ``tuist``, ``act_runner``, ``gitea_runner``, ``stellaops``, ``gastown``.
+    #: Systems by whose own names ``/metrics/compat`` serves what they measure, comma-separated.
+    #: Known are those of docs/parity.md, ``tuist`` for one.
     compat: Annotated[Names, NoDecode] = ()
     #: Series of metrics that a worker exports at most; fleets for which there is no room left are
     #: ``other``.

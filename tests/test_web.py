@@ -157,7 +157,7 @@ def workers(kafka: Broker) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
     global NOW  # noqa: PLW0603
     NOW = int(time.time() * 1000) // 1000 * 1000
     with (
-        WorkerProcess(kafka.bootstrap, app_id="web", compat="gastown,tuist") as one,
+        WorkerProcess(kafka.bootstrap, app_id="web", compat="tuist,tuist") as one,
         WorkerProcess(kafka.bootstrap, app_id="web", compat="tuist") as two,
     ):
         with Producer(kafka.bootstrap) as producer:

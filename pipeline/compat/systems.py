@@ -14,5 +14,5 @@ SYSTEMS: Final[Mapping[str, System]] = {
 
 
 def systems(names: Iterable[str]) -> list[System]:
-    """Those that are declared, of these names."""
-    return [SYSTEMS[name] for name in names if name in SYSTEMS]
+    """Those of these names."""
+    return [SYSTEMS[name] for name in names]
