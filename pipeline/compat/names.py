@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator
 
 #: In the order in which their metrics are served.
-NAMES: Final = ("tuist",)
+NAMES: Final = ("tuist", "stellaops", "gastown")
 
 
 def names_of(told: Any) -> Any:
