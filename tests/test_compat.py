@@ -263,6 +263,17 @@ def test_a_fleet_can_be_called_anything() -> None:
     assert fleets == {odd}
 
 
+def test_what_somebody_else_observed_follows_as_well() -> None:
+    page, exporter = both("tuist")
+    exporter.observe_many(metrics.RUN_SECONDS, ("a",), {10: 2, 600: 1}, 340.5)
+    text = text_of(page, exporter)
+    name = "tuist_runners_job_run_time_milliseconds"
+    assert total(text, f"{name}_sum", fleet="a") == 340_500
+    assert total(text, f"{name}_count", fleet="a") == 3
+    for le, number in (("5000", 0), ("30000", 2), ("300000", 2), ("900000", 3)):
+        assert total(text, f"{name}_bucket", le=le) == number
+
+
 def test_without_a_page_nothing_follows() -> None:
     exporter = Exporter()
     exporter.count(metrics.TRANSITIONS, ("a", "queued"))
