@@ -132,6 +132,13 @@ LEFT_OUT = {
             ("client_errors_total", "method", {"other"}),
         )
     },
+    **{
+        (f"scheduler_{name}", "status"): {"unknown"}  # no value of theirs
+        for name in (
+            "planner_runs_total", "planner_latency_seconds", "runner_segments_total"
+        )
+    },
+    ("gastown_reconciler_side_effects_total", "outcome"): {"unknown"},  # it began, no more
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator
 
 #: In the order in which their metrics are served.
-NAMES: Final = ("tuist", "act_runner", "gitea_runner")
+NAMES: Final = ("tuist", "act_runner", "gitea_runner", "stellaops", "gastown")
 
 
 def names_of(told: Any) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from pipeline.compat import act_runner, tuist
+from pipeline.compat import act_runner, gastown, stellaops, tuist
 from pipeline.compat.model import System
 
 SYSTEMS: Final[Mapping[str, System]] = {
-    each.name: each for each in (tuist.SYSTEM, act_runner.ACT_RUNNER, act_runner.GITEA_RUNNER)
+    each.name: each
+    for each in (
+        tuist.SYSTEM, act_runner.ACT_RUNNER, act_runner.GITEA_RUNNER, stellaops.SYSTEM, gastown.SYSTEM
+    )
 }
 
 
