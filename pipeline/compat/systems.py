@@ -11,7 +11,11 @@ from pipeline.compat.model import System
 SYSTEMS: Final[Mapping[str, System]] = {
     each.name: each
     for each in (
-        tuist.SYSTEM, act_runner.ACT_RUNNER, act_runner.GITEA_RUNNER, stellaops.SYSTEM, gastown.SYSTEM
+        tuist.SYSTEM,
+        act_runner.ACT_RUNNER,
+        act_runner.GITEA_RUNNER,
+        stellaops.SYSTEM,
+        gastown.SYSTEM,
     )
 }
 
