@@ -229,9 +229,9 @@ def test_topics_from_nothing(kafka: Broker) -> None:
     assert "topics are missing: runners.webhooks" in result.output
     assert "runnerstream topics apply" in result.output
     result = run("topics", "apply", **options)
-    assert (result.exit_code, "17 created" in result.output) == (0, True)
+    assert (result.exit_code, "20 created" in result.output) == (0, True)
     result = run("topics", "apply", **options)
-    assert (result.exit_code, "0 created, 17 as they should be" in result.output) == (0, True)
+    assert (result.exit_code, "0 created, 20 as they should be" in result.output) == (0, True)
     assert run("topics", "show", **options).exit_code == 0
     shown = json.loads(run("topics", "show", "--json", **options).stdout)
     assert {each["state"].partition(",")[0] for each in shown} == {"ok"}

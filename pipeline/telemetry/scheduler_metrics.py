@@ -17,7 +17,9 @@ _MODE: Final = Label("mode", tuple(each.value for each in RunMode))
 _QUEUE: Final = Label("queue", ("planner", "runner"))
 _PLANNED: Final = Label("status", tuple(each.value for each in PlanStatus))
 #: Few: by mode and outcome there are many of each.
-PLAN_BUCKETS: Final = (1, 15, 45, 120)
+LATENCY_BUCKETS: Final = (1, 15, 45, 120)
+#: 100 ms to 5 min, over all modes.
+PLAN_BUCKETS: Final = (0.1, 0.5, 1, 2.5, 5, 15, 30, 60, 120, 300)
 DURATION_BUCKETS: Final = (60, 600, 1800, 3600)
 
 PLANS: Final = Counter[tuple[str, str, str]](
@@ -32,7 +34,7 @@ PLAN_LATENCY: Final = Histogram[tuple[str, str]](
     "From a run's creation to the end of its planning: wait and planning together.",
     "seconds",
     (_MODE, _PLANNED),
-    buckets=PLAN_BUCKETS,
+    buckets=LATENCY_BUCKETS,
 )
 PLAN_WAIT: Final = Histogram[tuple[()]](
     "scheduler_planner_wait_seconds",
