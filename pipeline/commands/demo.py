@@ -379,6 +379,7 @@ class Demo:
             snapshot.stuck = _oldest_per_state(found.get("jobs", []))
             snapshot.ready = ask(self.url, "/readyz", timeout=3.0)
             snapshot.pools = demo_telemetry.pools(self.url)
+            snapshot.runners = demo_telemetry.runners(self.url)
         if self._gateway is not None and self._feed is not None:
             with contextlib.suppress(OSError):
                 outcomes = self._gateway.outcomes()

@@ -16,7 +16,7 @@ from pipeline.commands.connections import ask
 from pipeline.commands.demo_check import Check
 from pipeline.commands.failure import Failure, short
 from pipeline.metrics import PREFIX
-from pipeline.simulate import telemetry_pools
+from pipeline.simulate import telemetry_pools, telemetry_runners
 from pipeline.simulate.telemetry import Told
 from pipeline.telemetry import CATALOGUE
 from pipeline.telemetry.pools import COUNTS
@@ -28,12 +28,15 @@ from topics.producer import Producer
 #: Plays a part of the world for some fleets between two times, by a seed.
 Play = Callable[[Sequence[str], int, int, int], Told]
 
-PARTS: Final[tuple[Play, ...]] = (telemetry_pools.play,)
+PARTS: Final[tuple[Play, ...]] = (telemetry_pools.play, telemetry_runners.play)
 #: Every part of the world moves at this interval. ms.
 STEP_MS: Final = telemetry_pools.STEP_MS
 _ANSWER_S: Final = 30.0
 #: Gauges that follow from the clock, or from jobs that this world knows nothing of.
-_MOVING: Final = ("_seconds", "_starved_jobs", "_saturated_jobs")
+_MOVING: Final = (
+    *("_seconds", "_starved_jobs", "_saturated_jobs"),
+    *("runners_known", "runners_silent", "runner_tasks_silent"),
+)
 
 
 class Telemetry:
@@ -107,6 +110,20 @@ def pools(url: str) -> str:
     return (
         f"{told['ready']} of {told['desired']} runners ready, {told['idle']} idle, "
         f"{told['occupied']} occupied, {told['booting']} booting; {starved} jobs wait beside them"
+    )
+
+
+def runners(url: str) -> str:
+    """How the runners are, in words. Raises :class:`Failure` when the worker does not answer."""
+    found = ask(url, "/telemetry", {"family": "runners", "limit": 1_000}, 3.0).get("subjects", [])
+    if not found:
+        return ""
+    alive = [one for one in found if one["alive"]]
+    tasks = {state: sum(one[state] for one in found) for state in ("running", "finalizing", "lost")}
+    return (
+        f"{len(alive)} of {len(found)} alive, "
+        f"{sum(one['silent'] for one in alive)} of them silent; tasks: {tasks['running']} running, "
+        f"{tasks['finalizing']} finalizing, {tasks['lost']} lost"
     )
 
 
