@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from prometheus_client import CollectorRegistry
 
 from pipeline.prober.metrics import ProberMetrics
 from pipeline.prober.prober import Prober, ProberConfig
@@ -207,7 +208,7 @@ def of_runs(truth: Truth) -> list[Any]:
 
 def _served(prober: Prober) -> Any:
     served = object.__new__(HealthServer)
-    served._probed, served._about = prober, {}
+    served._probed, served._about, served._process = prober, {}, CollectorRegistry()
     return served
 
 

@@ -30,6 +30,7 @@ from tests.test_sink_loop import (
 )
 from topics.apply import apply
 from topics.catalogue import catalogue
+from topics.events import MODELS
 from topics.models import (
     Conclusion,
     Delivery,
@@ -50,6 +51,16 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     with broker(Path(tmp_path_factory.mktemp("broker"))) as made:
         apply({"bootstrap_servers": made.bootstrap}, catalogue(partitions=PARTITIONS))
         yield made
+
+
+#: An event of each family of telemetry.
+TELEMETRY: dict[str, dict[str, Any]] = {
+    "dispatch.request": {},
+    "pool.sample": {"idle": 1},
+    "runner.poll": {"runner": "r"},
+    "run.created": {"run_id": "1"},
+    "reconciler.action": {"reconciler": "c", "type": "x"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +102,11 @@ def config(kafka: Broker, server: EmbeddedClickHouse) -> SinkConfig:
         send(producer, rows.COMMANDS, stuck.command(at, "stuck"))
         send(producer, rows.OUTCOMES, stuck.outcome(at, "stuck"))
         send(producer, rows.FLEET_STATES, stuck.fleet_state(at, "stuck"))
+        for kind, said in TELEMETRY.items():
+            send(producer, rows.TELEMETRY, MODELS[kind](
+                id=kind, kind=kind, source="d", fleet="log", key=kind,
+                occurred_at=at, received_at=at, **said,
+            ))  # fmt: skip
         producer.flush()
         eventually(lambda: count(made, "jobs", "log") == 299)
         eventually(lambda: all(contents(made).values()))
