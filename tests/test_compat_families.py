@@ -1,4 +1,4 @@
-"""From events of all families to the names of other systems: log, fold, exporter, page.
+"""From telemetry to the names of other systems, through fold, exporter and page.
 
 What must stand there is in :mod:`tests.support.compat_truth`, which knows neither fold nor
 declarations.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Final
 
 import pytest
@@ -47,6 +48,8 @@ FLEETS: Final = ("f0", "f1")
 
 #: Labels of a series with their values.
 Where = frozenset[tuple[str, str]]
+#: A name, and those.
+Series = tuple[str, Where]
 
 
 class Shown:
@@ -69,12 +72,12 @@ class Shown:
                 assert where not in samples
                 samples[where] = each.value
 
-    def counts(self) -> dict[tuple[str, Where], float]:
-        """All that only rises: counters, and how many each distribution has."""
+    def counts(self, wanted: Callable[[str], bool]) -> dict[Series, float]:
+        """All that only rises of some metrics: counters, and how many a distribution has."""
         names = [
             f"{name}_count" if kind == "histogram" else name
             for name, kind in self.kinds.items()
-            if kind != "gauge" and name in THERE
+            if kind != "gauge" and wanted(name)
         ]
         return {
             (name, where): value
@@ -184,18 +187,18 @@ def is_distributed(
 # --- one by one -------------------------------------------------------------------------------
 
 
-def its(name: str, n: float = 1, **labels: str) -> dict[tuple[str, Where], float]:
+def its(name: str, n: float = 1, **labels: str) -> dict[Series, float]:
     """A series that rises by ``n``."""
     return {(name, frozenset(labels.items())): n}
 
 
-def both_names(name: str, **labels: str) -> dict[tuple[str, Where], float]:
+def both_names(name: str, **labels: str) -> dict[Series, float]:
     """The same of a runner, under each of its names."""
     return its(f"act_runner_{name}", 1, **labels) | its(f"gitea_runner_{name}", 1, **labels)
 
 
 #: An event, and what rises.
-One = tuple[Any, dict[tuple[str, Where], float]]
+One = tuple[Any, dict[Series, float]]
 
 
 def of_dispatchers() -> Iterator[One]:
@@ -312,6 +315,36 @@ def of_reconcilers() -> Iterator[One]:
     yield event("reconciler.violation_closed", 2, **where), {}
 
 
+def test_what_a_runners_own_page_said_stands_here_again() -> None:
+    """Of a runner that is scraped: what its counters and buckets grew by."""
+    names = {"poll": "poll_fetch", "job": "job", "log": "report_log", "state": "report_state"}
+    bounds = {short: RUNNERS[f"{name}_duration_seconds"].bounds for short, name in names.items()}
+    grown = {short: (each, tuple(range(1, len(each) + 2)), 100.5) for short, each in bounds.items()}
+    scraped = event(
+        "runner.scrape", 0, "p", runner="r", polls={"task": 2, "empty": 7, "error": 1},
+        jobs={"failure": 3}, log_reports={"error": 4}, state_reports={"success": 5},
+        client_errors={"update_log": 4}, histograms=grown,
+    )  # fmt: skip
+    shown = Live().tell(scraped, scraped)
+    for namespace in ("act_runner", "gitea_runner"):
+        for name, labels, n in (
+            ("poll_fetch_total", {"result": "empty"}, 7), ("job_total", {"status": "failure"}, 3),
+            ("report_log_total", {"result": "error"}, 4),
+            ("report_state_total", {"result": "success"}, 5),
+            ("client_errors_total", {"method": "UpdateLog"}, 4),
+        ):  # fmt: skip
+            where = frozenset({"fleet": "f0", **labels}.items())
+            assert shown.samples[f"{namespace}_{name}"][where] == n
+        for short, name in names.items():
+            there = f"{namespace}_{name}_duration_seconds"
+            assert set(shown.samples[f"{there}_sum"].values()) == {100.5}
+            buckets = {
+                float(dict(where)["le"]): n for where, n in shown.samples[f"{there}_bucket"].items()
+            }
+            up_to = accumulate(grown[short][1])
+            assert buckets == dict(zip((*bounds[short], math.inf), up_to, strict=True))
+
+
 #: Of each family an event that makes its series of ``f0``, and none of theirs rises by.
 FIRST: Final = (
     event("claim.attempt", 0, outcome="ok"),
@@ -325,12 +358,12 @@ FIRST: Final = (
 def test_every_series_rises_from_zero_by_an_event_and_no_other_does() -> None:
     """So each counter of failures does, and none was missing before."""
     live = Live()
-    first = before = live.tell(*FIRST).counts()
+    first = before = live.tell(*FIRST).counts(THERE.__contains__)
     assert not any(first.values())
-    risen: set[tuple[str, Where]] = set()
+    risen: set[Series] = set()
     for family in (of_dispatchers, of_runners, of_schedulers, of_reconcilers):
         for number, (each, wanted) in enumerate(family()):
-            after = live.tell(each, each).counts()
+            after = live.tell(each, each).counts(THERE.__contains__)
             assert after.keys() == first.keys(), each
             rose = {key: n - before[key] for key, n in after.items() if n != before[key]}
             assert rose == wanted, (number, each)

@@ -24,7 +24,8 @@ _WEBHOOK_OUTCOMES: Final = {
     ("completed", "accepted"): "completed",
     **{(action, "no_account"): "no_account" for action in metrics.WEBHOOK_ACTIONS},
     **{(action, "no_fleet"): "no_matching_pool" for action in metrics.WEBHOOK_ACTIONS},
-    **{(action, "malformed"): "unknown" for action in metrics.WEBHOOK_ACTIONS},
+    # What cannot be read is about nothing that is known.
+    ("other", "malformed"): "unknown",
 }
 _FOUND_OVER: Final = {"orphan": "orphan_completed", "stale_queue": "queued_completed"}
 _DONE: Final = {
