@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha1, sha256
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pipeline.agents.normalise import record_facts, to_bytes
 from pipeline.gateway import Keyring
 from pipeline.gateway.server import MAX_BODY, SMALL_BODY
+from tests.support import PATIENCE
 from tests.support.brokers import Broker, broker, kind
 from tests.support.gateways import (
     DATA,
@@ -397,6 +399,32 @@ def test_who_breaks_off_is_counted_and_leaves_nothing_behind(gate: Served) -> No
         until(lambda: gate.metric("held_bytes") == 5)
     until(lambda: gate.metric("broken_off_total") == before + 1)
     assert gate.metric("held_bytes") == 0
+
+
+def test_what_has_begun_when_it_ends_is_answered_and_the_connection_closed(running: Broker) -> None:
+    body = queued(padding=99)
+    heard = bytearray()
+
+    def go_on() -> None:
+        until(lambda: served.gateway.status().reason == "it is ending")
+        connection.sendall(body[20:])
+        while piece := connection.recv(1 << 16):
+            heard.extend(piece)
+
+    with serve(running.bootstrap, body_time_s=PATIENCE * 30) as served:
+        ready(served)
+        idle, connection = served.connect(), served.connect()
+        connection.sendall(signed_head(body, f"Content-Length: {len(body)}") + body[:20])
+        until(lambda: served.metric("held_bytes") == 20)
+        going_on = threading.Thread(target=go_on)
+        going_on.start()
+    going_on.join(60)
+    assert heard.startswith(b"HTTP/1.1 202 ")
+    assert b"connection: close" in heard.lower()
+    assert idle.recv(1) == b""
+    assert body in bodies(running.bootstrap)
+    idle.close()
+    connection.close()
 
 
 # -- what it withstands ----------------------------------------------------------------------------
