@@ -40,6 +40,7 @@ from tests.support.compat_truth import (
 )
 from tests.support.telemetry import MINUTE, START, durable, event, muddled, tick
 from tests.test_compat import both, text_of
+from topics.events import KINDS
 
 END: Final = 12 * MINUTE
 FLEETS: Final = ("f0", "f1")
@@ -345,6 +346,32 @@ def test_what_a_runners_own_page_said_stands_here_again() -> None:
             assert buckets == dict(zip((*bounds[short], math.inf), up_to, strict=True))
 
 
+def of_nothing() -> Iterator[One]:
+    """What none of those systems counts."""
+    runner, run = {"runner": "r"}, {"run_id": "n"}
+    task, work = {**runner, "task_id": "n"}, {"reconciler": "c", "work_id": "w"}
+    for kind, said in (
+        ("runner.mint", {"outcome": "failed"}), ("pool.sample", {"idle": 1}),
+        ("queue.sample", {"queued": 1}), ("accounts.sample", {"enabled": 1}),
+        ("runner.info", {**runner, "capacity": 1}), ("runner.status", {**runner, "running": 1}),
+        ("runner.stopped", {**runner, "forced": True}), ("task.assigned", task),
+        ("task.started", task), ("task.finalizing", {**task, "result": "failure"}),
+        ("step.finished", {**task, "result": "failure"}),
+        ("task.output_dropped", {**task, "reason": "key_too_long"}),
+        ("task.flush_failed", {**task, "method": "update_log", "rows_lost": 2}),
+        ("task.reaped", {**task, "sweep": "zombie"}), ("run.created", run),
+        ("segment.leased", {**run, "segment_id": "g", "attempt": 2}),
+        ("run.progress", {**run, "processed": 1, "total": 2}),
+        ("queue.depth", {"queue": "runner", "depth": 3}),
+        ("queue.dead_lettered", {**run, "queue": "runner"}),
+        ("schedule.caught_up", {"schedule_id": "s", "due_at": START}),
+        # A tick says it as well, or it hides it; then it is in a metric of ours.
+        ("reconciler.effect", {"reconciler": "c", "type": "x", "outcome": "failed"}),
+        ("work.moved", {**work, "from_state": "closed", "to_state": "failed"}),
+    ):  # fmt: skip
+        yield event(kind, 3, **said), {}
+
+
 #: Of each family an event that makes its series of ``f0``, and none of theirs rises by.
 FIRST: Final = (
     event("claim.attempt", 0, outcome="ok"),
@@ -361,12 +388,15 @@ def test_every_series_rises_from_zero_by_an_event_and_no_other_does() -> None:
     first = before = live.tell(*FIRST).counts(THERE.__contains__)
     assert not any(first.values())
     risen: set[Series] = set()
-    for family in (of_dispatchers, of_runners, of_schedulers, of_reconcilers):
+    kinds = {each.kind for each in FIRST} | {"runner.scrape"}
+    for family in (of_dispatchers, of_runners, of_schedulers, of_reconcilers, of_nothing):
         for number, (each, wanted) in enumerate(family()):
             after = live.tell(each, each).counts(THERE.__contains__)
             assert after.keys() == first.keys(), each
             rose = {key: n - before[key] for key, n in after.items() if n != before[key]}
             assert rose == wanted, (number, each)
             risen |= rose.keys()
+            kinds.add(each.kind)
             before = after
     assert risen == first.keys()
+    assert kinds == set(KINDS)
