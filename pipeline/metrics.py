@@ -331,7 +331,8 @@ CROWDED_FACTS: Final = Counter[tuple[()]](
 )
 FUTURE_TIMES: Final = Counter[tuple[()]](
     "future_times",
-    "Facts with a time that lies more than a day ahead: not believed, dated by arrival.",
+    "Times that are not believed: of jobs more than a day ahead, which are dated by arrival; of "
+    "telemetry more than an hour, which changes nothing.",
     "facts",
 )
 REFUSED_TICKS: Final = Counter[tuple[str]](
