@@ -1,0 +1,10 @@
+"""All dashboards, in the order in which people need them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dashboards.boards import runners
+from dashboards.model import Dashboard
+
+BOARDS: Final[tuple[Dashboard, ...]] = (runners.BOARD,)
