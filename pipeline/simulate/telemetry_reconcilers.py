@@ -146,10 +146,12 @@ class _Fleet:
             chance = self.rng.random()
             if where not in one.broken and chance < 0.02:
                 self.violation(one, at, "opened", where)
+                self.count("reconciler_violations_opened")
                 one.broken[where] = at
                 one.ever_broken = True
             elif where in one.broken and chance < 0.05:
                 self.violation(one, at, "closed", where)
+                self.count("reconciler_violations_closed")
                 del one.broken[where]
             elif where in one.broken and chance < 0.1:
                 self.violation(one, at, "opened", where)  # said again
@@ -157,7 +159,6 @@ class _Fleet:
     def violation(self, one: _Reconciler, at: int, what: str, where: tuple[str, str]) -> None:
         kind = f"reconciler.violation_{what}"
         self.tell(kind, at, one, invariant=where[0], entity=where[1])
-        self.count(f"reconciler_violations_{what}")
 
     def effects(self, one: _Reconciler, at: int) -> tuple[int, int]:
         """Three effects; how many failed, and of how many nobody knows."""
