@@ -86,6 +86,9 @@ class _Fleet:
         }
         one.ticked = at + 4
         one.computed.append((at + 4, done.total()))
+        if self.told.at - one.ticked < HOUR_MS:
+            for type_, n in done.items():
+                self.told.store(n, "actions_by_type", self.fleet, type_)
         self.tell(
             "reconciler.tick", at + 4, one, tick_id=f"{one.name}-{at}", interval_ms=STEP_MS,
             **one.tick,
@@ -204,6 +207,8 @@ class _Levels:
         if silent <= SILENT_MS or recent:
             often = {entity for (_, entity), times in Counter(recent).items() if times > 10}
             self.add("reconciler_entities_in_loop", len(often))
+        for invariant, _ in one.broken:
+            self.told.store(1, "violations_by_invariant", self.fleet, invariant)
         self.of_work(one)
 
     def of_tick(self, tick: dict[str, Any]) -> None:
