@@ -281,6 +281,7 @@ def turns(words: Sequence[tuple[str, int, bool]]) -> Counter[str]:
     return found
 
 
+@settings(max_examples=settings.default.max_examples // 5)
 @given(words=_WORDS, seed=st.integers(0, 2**32))
 def test_a_violation_counts_when_it_opens_and_closes_and_not_when_that_is_said_again(
     words: list[tuple[str, int, bool]], seed: int
