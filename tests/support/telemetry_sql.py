@@ -210,7 +210,7 @@ SCHEDULERS: Final[Mapping[str, str]] = {
     "scheduler_runs_active": RUNS + number("runs", "mode", where="planned"),
     "scheduler_runs_planning": RUNS + number("runs", where="NOT planned"),
     "scheduler_backlog": RUNS + number("runs", "", "sum(todo)", "planned"),
-    "scheduler_backlog_largest": RUNS + number("runs", "", "max(todo)", "planned"),
+    "scheduler_backlog_largest": RUNS + number("runs", "mode", "max(todo)", "planned"),
     "scheduler_runs_not_draining": RUNS
     + number("runs", where="planned AND todo > 0 AND got_on < now() - INTERVAL 10 MINUTE"),
     "scheduler_run_oldest_seconds": RUNS + number("runs", "state", f"max({age('since')})"),
