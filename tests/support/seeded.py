@@ -80,6 +80,8 @@ TELLING: Final = ("linux-small", "macos")
 #: A fleet that a person pauses for a while, and one with so small a budget that some must wait.
 PAUSED: Final = "linux-large"
 TIGHT: Final = "linux-small"
+#: What a job is closed as whose run is over.
+_CLOSED_AS: Final = ("startup_failure", "stale", "unknown")
 #: Records of a batch of the sink.
 _BATCH: Final = 20_000
 
@@ -185,7 +187,7 @@ class Plant:
                 record = Kept(held.topic, 0, 0, held.send_at_ms, *held[2:5])
                 self._normalised(held.topic, [self._keep(record)])
                 self._fold()
-            self.closed = {key: self._over(key) for key, _ in asked.closings()}
+            self.closed = self._over(asked)
         finally:
             api.close()
             github.close()
@@ -265,13 +267,19 @@ class Plant:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _over(self, key: str) -> tuple[int, str]:
-        """When and as what a job counts as over of which GitHub told that its run is."""
-        states = (each.value for each in self.logs[JOB_STATES] if each.key == key.encode())
-        state = JOB_STATE.validate_json(list(states)[-1] or b"")
-        assert state.completed_at is not None
-        assert state.conclusion is not None
-        return state.completed_at, state.conclusion
+    def _over(self, asked: Asked) -> dict[str, tuple[int, str]]:
+        """When and as what jobs count as over of which GitHub told that their run is.
+
+        Of a run's other jobs that is known once they are asked about themselves.
+        """
+        states = {each.key: each.value for each in self.logs[JOB_STATES]}
+        found = {}
+        for key, told_at in asked.closings():
+            state = JOB_STATE.validate_json(states[key.encode()] or b"")
+            at, how = state.completed_at, state.conclusion
+            if at is not None and at >= told_at and how in _CLOSED_AS:
+                found[key] = (at, how)
+        return found
 
     def _keep(self, record: Kept) -> Kept:
         log = self.logs[record.topic]
