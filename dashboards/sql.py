@@ -188,3 +188,30 @@ def every_job(column: str, others: str, where: str = "1") -> str:
 
 #: Clocks of one job may differ by this much, in seconds, and the first bucket begins before.
 _SKEW_S: Final = 14_400
+
+
+def chosen(column: str, variable: str) -> str:
+    """Whether a row is of what is chosen of a variable."""
+    return f"$__conditionalAll({column} IN (${{{variable}:singlequote}}), ${variable})"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def price() -> str:
+    """What a minute costs, by the column ``fleet``."""
+    if not config.PRICES:
+        return f"{config.PRICE}"
+    names = ", ".join(map(_quoted, config.PRICES))
+    costs = ", ".join(f"toFloat64({cost})" for cost in config.PRICES.values())
+    return f"transform(toString(fleet), [{names}], [{costs}], {config.PRICE})"
+
+
+#: Conclusions that say that something is broken; what was cancelled or skipped says nothing.
+FAILED: Final = "conclusion IN ('failure', 'timed_out', 'startup_failure')"
+#: The share of those among what ended by itself; NULL when nothing did.
+FAILURE_SHARE: Final = f"countIf({FAILED}) / nullIf(countIf({FAILED} OR conclusion = 'success'), 0)"
+#: Minutes that runners worked, and what that cost.
+RUN_MINUTES: Final = "sum(run_ms) / 60000"
+COST: Final = f"sum(run_ms / 60000 * {price()})"
