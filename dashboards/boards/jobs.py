@@ -14,7 +14,7 @@ _NONE: Final = "no job that is chosen ended in the range."
 
 # --- now ----------------------------------------------------------------------------------------
 
-_LIVE: Final = f"""SELECT fleet, repo, workflow, name, status,
+_LIVE: Final = """SELECT fleet, repo, workflow, name, status,
   dateDiff('millisecond', since, $__toTime) / 1000 AS seconds, length(claims) AS claims,
   runner_name AS runner, branch, url, key
 FROM jobs FINAL
@@ -225,7 +225,7 @@ ORDER BY since DESC LIMIT if({_CHOSEN}, 1, 10)""",
         no_data=_NOT_KNOWN,
         width=24,
         height=6,
-        units={each: "ms" for each in ("queue_ms", "run_ms", "total_ms", "abandoned_ms")},
+        units=dict.fromkeys(("queue_ms", "run_ms", "total_ms", "abandoned_ms"), "ms"),
         links={"name": TO_JOB, "fleet": TO_RUNNERS},
     )
 

@@ -1,4 +1,4 @@
-"""Of the dashboard Jobs: tables by repository, workflow, job, branch, runner; the worst; the cost."""
+"""Of the dashboard Jobs: tables by repository, workflow, job, branch, runner; the worst; cost."""
 
 from __future__ import annotations
 
