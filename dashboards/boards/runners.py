@@ -1,6 +1,7 @@
 """Runners: how long jobs wait, what runs, whether there is enough to run it on.
 
-What runners are, and what they have to do, is in :mod:`dashboards.boards.runners_capacity`.
+The rows that follow these are in :mod:`dashboards.boards.runners_load`, `runners_capacity` and
+`runners_dispatch`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from typing import Final
 
 from dashboards import config, sql
 from dashboards.boards import runners_capacity as capacity
+from dashboards.boards import runners_dispatch as dispatch
+from dashboards.boards import runners_load as load
 from dashboards.config import OF_FLEET
 from dashboards.model import Dashboard, Panel, Promql, Row, Sql
 from dashboards.sql import BUCKETS, bucket, depth, per_second, window_quantiles, within
@@ -360,112 +363,6 @@ ORDER BY time, if(edge = 0, 1e18, edge)"""
     )
 
 
-# --- service level ------------------------------------------------------------------------------
-
-_GOAL: Final = f"{config.QUEUE_SLO:.4g} of the jobs start within {config.QUEUE_SLO_S} s"
-_NEAR: Final = round(1 - 3 * (1 - config.QUEUE_SLO), 6)
-_SLO: Final = ((None, "red"), (_NEAR, "yellow"), (config.QUEUE_SLO, "green"))
-_BURNS: Final = ("JobQueueBurnFast", "JobQueueBurn", "JobQueueBurnSlow", "JobQueueBurnCreeping")
-_NEVER: Final = "Who never starts is not in it: Oldest queued job watches those."
-
-
-def slo() -> Panel:
-    """Whether the goal was reached in the range."""
-    return Panel(
-        "Queue-time SLO",
-        "stat",
-        (
-            Sql(
-                f"""{BUCKETS}
-SELECT sum(good) / sum(jobs) AS within FROM {sql.SLO} HAVING sum(jobs) > 0""",
-                "table",
-            ),
-        ),
-        healthy=f"at or above the goal: {_GOAL}. Of the whole range. {_NEVER}",
-        deviation="more people wait for longer than was promised.",
-        todo="Queue-time SLO by fleet says where.",
-        no_data="no job started in the range.",
-        unit="percentunit",
-        thresholds=_SLO,
-        width=6,
-        height=7,
-        alerts=_BURNS,
-    )
-
-
-def budget() -> Panel:
-    """What may still be late."""
-    return Panel(
-        "Error budget left",
-        "bars",
-        (
-            Sql(
-                f"""{BUCKETS}
-SELECT fleet, 1 - (1 - sum(good) / sum(jobs)) / {1 - config.QUEUE_SLO:.6g} AS left
-FROM {sql.SLO} GROUP BY fleet ORDER BY left LIMIT 20""",
-                "table",
-            ),
-        ),
-        healthy=f"positive. The goal is that {_GOAL}; what it leaves is the budget of the range, "
-        "so look at 30 days.",
-        deviation="below zero: more were late than may be.",
-        todo="stop what makes it worse (rollouts, experiments), then add runners.",
-        no_data="no job started in the range.",
-        unit="percentunit",
-        thresholds=((None, "red"), (0, "yellow"), (0.25, "green")),
-        width=9,
-        height=7,
-        alerts=_BURNS,
-    )
-
-
-def burn() -> Panel:
-    """How fast the budget goes."""
-    return Panel(
-        "Error budget burn by fleet",
-        "timeseries",
-        (
-            Sql(
-                f"""{BUCKETS}
-SELECT {bucket("start")} AS time, fleet,
-  (1 - sum(good) / sum(jobs)) / {1 - config.QUEUE_SLO:.6g} AS burn
-FROM {sql.SLO} GROUP BY time, fleet ORDER BY time"""
-            ),
-        ),
-        healthy="below 1 in the mean: at 1 the budget lasts just as long as its period.",
-        deviation="14 for an hour spends 2 % of 30 days' budget: somebody is called.",
-        todo="look at the fleet's Pool utilisation and Queue length.",
-        no_data="no job started in the range.",
-        thresholds=((None, "green"), (1, "yellow"), (14.4, "red")),
-        width=9,
-        height=7,
-        alerts=_BURNS,
-    )
-
-
-def slo_by_fleet() -> Panel:
-    """Where the goal was missed."""
-    return Panel(
-        "Queue-time SLO by fleet",
-        "timeseries",
-        (
-            Sql(
-                f"""{BUCKETS}
-SELECT {bucket("start")} AS time, fleet, sum(good) / sum(jobs) AS within
-FROM {sql.SLO} GROUP BY time, fleet ORDER BY time"""
-            ),
-        ),
-        healthy=f"at or above the goal: {_GOAL}.",
-        deviation="of one fleet: it is short. Of all at once: the provider or the pipeline.",
-        todo="look at that fleet's Capacity.",
-        no_data="no job started in the range.",
-        unit="percentunit",
-        maximum=1,
-        thresholds=_SLO,
-        alerts=_BURNS,
-    )
-
-
 # --- the board ----------------------------------------------------------------------------------
 
 BOARD: Final = Dashboard(
@@ -485,11 +382,11 @@ BOARD: Final = Dashboard(
             "Latency",
             (queue_time(), to_running(), to_start(), run_time(), total_time(), queue_heatmap()),
         ),
-        Row("Service level", (slo(), budget(), burn(), slo_by_fleet(), capacity.shed())),
+        Row("Service level", load.SERVICE_LEVEL),
         Row("Capacity", capacity.CAPACITY),
-        Row("Dispatch endpoint", capacity.DISPATCH),
-        Row("Recovery", capacity.RECOVERY),
-        Row("VM boot time", capacity.BOOT),
+        Row("Dispatch endpoint", dispatch.DISPATCH),
+        Row("Recovery", dispatch.RECOVERY),
+        Row("VM boot time", dispatch.BOOT),
     ),
     variables=(config.FLEET,),
 )  # fmt: skip
