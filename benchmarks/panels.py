@@ -51,20 +51,26 @@ def _measure(server: EmbeddedClickHouse, jobs: int, days: int) -> dict[str, Any]
         rows = fill(client, jobs, days, end_s)
         _settle(client)
     say(f"panels: {sum(rows.values()):,} rows of {jobs:,} jobs in {time.monotonic() - began:.0f} s")
-    found = []
-    with Client.from_url(server.reader_url) as reader:
+    found = list(asked(server.reader_url, server.pid or 0, end_s, days))
+    return {"jobs": jobs, "days": days, "rows": rows, "panels": found}
+
+
+def asked(url: str, pid: int, end_s: int, days: int) -> Iterator[dict[str, Any]]:
+    """What every query costs the server with this process id, over each range."""
+    with Client.from_url(url) as client:
         for name, length in RANGES.items():
             span_ms = int(min(length, days) * DAY_S * 1000)
             step = max(60, span_ms // 1000 // POINTS)
             for board in BOARDS:
                 over = Range(
-                    end_s * 1000 - span_ms, end_s * 1000, step,
+                    end_s * 1000 - span_ms,
+                    end_s * 1000,
+                    step,
                     {variable.name: () for variable in board.variables},
-                )  # fmt: skip
+                )
                 for what, sql in _queries(board):
-                    found.append({"range": name, "board": board.title, "panel": what,
-                                  **_time(reader, server.pid, sql, over)})  # fmt: skip
-    return {"jobs": jobs, "days": days, "rows": rows, "panels": found}
+                    said = {"range": name, "board": board.title, "panel": what}
+                    yield said | _time(client, pid, sql, over)
 
 
 def _settle(client: Client) -> None:

@@ -101,8 +101,17 @@ SLO: Final = f"""(
 
 # --- depth --------------------------------------------------------------------------------------
 
-#: Minutes that are over: the one that runs lacks partitions.
-MINUTES: Final = "$__timeFilter(minute) AND minute < toStartOfMinute($__toTime)"
+#: Depth by fleet, status and ``minute``; of long ranges every five minutes, which is what a
+#: projection holds. Only what is over: the minute that runs lacks partitions.
+DEPTH: Final = f"""(
+  SELECT fleet, status, minute, jobs, oldest_ms FROM depth_1m
+  WHERE $__interval_s <= 150 AND $__timeFilter(minute) AND minute < toStartOfMinute($__toTime)
+    AND {OF_FLEET}
+  UNION ALL
+  SELECT fleet, status, bucket AS minute, jobs, oldest_ms FROM depth_5m
+  WHERE $__interval_s > 150 AND $__timeFilter(bucket)
+    AND bucket < toStartOfFiveMinutes($__toTime) AND {OF_FLEET}
+)"""
 
 
 def depth(condition: str) -> str:
@@ -112,8 +121,8 @@ def depth(condition: str) -> str:
     """
     return f"""SELECT $__timeInterval(minute) AS time, argMax(n, minute) AS jobs
 FROM (
-  SELECT minute, sumIf(jobs, {condition}) AS n FROM depth_1m
-  WHERE {MINUTES} AND (status = 'queued' OR {condition}) AND {OF_FLEET}
+  SELECT minute, sumIf(jobs, {condition}) AS n FROM {DEPTH}
+  WHERE status = 'queued' OR {condition}
   GROUP BY minute
 )
 GROUP BY time ORDER BY time"""
@@ -127,17 +136,20 @@ STALE_S: Final = 300
 
 #: What a pool says of itself, in the order in which it is kept here.
 _LEVELS: Final = ("desired", "observed", "max", "ready", "idle", "booting", "occupied")
-#: The latest sample of each pool in each bucket, with what is NULL in it.
+#: Of buckets that are over only their end: what a level was before says nothing of it then.
+AT_END: Final = f"toUnixTimestamp(occurred_at) % every >= every - {STALE_S}"
+#: The latest sample of each pool at the end of each bucket, with what is NULL in it. The latest is
+#: the latest however often it was written, so this needs no FINAL.
 POOLS: Final = f"""(
   SELECT time, fleet, pool, {", ".join(f"last.{n} AS {of}" for n, of in enumerate(_LEVELS, 1))},
     dateDiff('millisecond', last.8, last.9) / 1000 AS booting_s
   FROM (
     SELECT {bucket("occurred_at")} AS time, fleet, pool,
       argMax(({", ".join(_LEVELS)}, booting_since, occurred_at), occurred_at) AS last
-    FROM pool_events FINAL
-    WHERE kind = 'pool.sample' AND {within("occurred_at")} AND {OF_FLEET}
+    FROM pool_events
+    WHERE kind = 'pool.sample' AND {within("occurred_at")} AND {AT_END} AND {OF_FLEET}
     GROUP BY time, fleet, pool
-    HAVING time <= $__toTime - {STALE_S}
+    HAVING time + every <= $__toTime
   )
 )"""
 
@@ -145,7 +157,8 @@ POOLS: Final = f"""(
 def pool_levels(values: Mapping[str, str], where: str = "1") -> str:
     """Levels of pools by fleet: aggregates over the latest samples of its pools, by name.
 
-    A bucket is told once it has lasted for as long as a sample is believed, so no pool is missing.
+    A bucket is told once it is over, by what was said in its last 5 minutes; so no pool is missing,
+    and none is told of that had said nothing for longer.
     """
     told = ", ".join(f"{value} AS {name}" for name, value in values.items())
     return f"""{BUCKETS}

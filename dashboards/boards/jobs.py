@@ -186,13 +186,14 @@ def spending() -> Panel:
 
 #: True when a job is chosen. Then its whole story is told, whenever it was.
 _CHOSEN: Final = "NOT ($__conditionalAll(1=0, $key))"
-_UNCHOSEN: Final = " While no job is chosen: the latest of all in the range."
+_UNCHOSEN: Final = " While no job is chosen: the latest of all in the last hour of the range."
 _NOT_KNOWN: Final = "of this job nothing of the kind is known; it may be older than is kept."
 
 
 def _of_key(at: str) -> str:
-    """The rows of the chosen job, else those of the range."""
-    return f"{chosen('key', 'key')} AND ({_CHOSEN} OR $__timeFilter({at}))"
+    """The rows of the chosen job, else those of the last hour of the range."""
+    latest = f"{at} > $__toTime - 3600 AND {at} <= $__toTime"
+    return f"{chosen('key', 'key')} AND ({_CHOSEN} OR {latest})"
 
 
 def one() -> Panel:

@@ -41,8 +41,18 @@ def _link(*variables: str) -> Link:
     return Link("Only these jobs", _BOARD, {each: each for each in variables}, kept)
 
 
-def _drill(title: str, columns: str, link: Link, deviation: str, todo: str) -> Panel:
-    """How the jobs did that have something in common: the 100 with the most minutes."""
+def _drill(
+    title: str, columns: str, link: Link, deviation: str, todo: str, many: str = ""
+) -> Panel:
+    """How the jobs did that have something in common: the 100 with the most minutes.
+
+    ``many``: of a column with so many values that they are not all kept in memory; those with the
+    most minutes are found first, nearly.
+    """
+    only = ""
+    if many:
+        found = f"topKWeighted(100)({many}, toUInt64(ifNull(run_ms, 0)))"
+        only = f"\n  AND {many} IN (SELECT arrayJoin({found}) {_ENDED})"
     by = ", ".join(each.rpartition(" AS ")[2] for each in columns.split(", "))
     last = by.rpartition(", ")[2]
     return Panel(
@@ -55,7 +65,7 @@ def _drill(title: str, columns: str, link: Link, deviation: str, todo: str) -> P
   quantileTDigest(0.5)(queue_ms) AS `wait p50`, quantileTDigest(0.95)(queue_ms) AS `wait p95`,
   quantileTDigest(0.5)(run_ms) AS `run p50`, quantileTDigest(0.95)(run_ms) AS `run p95`,
   {sql.RUN_MINUTES} AS minutes, {sql.COST} AS cost
-{_ENDED}
+{_ENDED}{only}
 GROUP BY {by}
 ORDER BY minutes DESC NULLS LAST LIMIT 100""",
                 "table",
@@ -105,6 +115,7 @@ def by_branch() -> Panel:
         "By branch", "repo, branch", _link("repo", "branch"),
         "the main branch fails: everybody waits. A branch that costs as much as main: a loop.",
         "click on it.",
+        "(repo, branch)",
     )  # fmt: skip
 
 
@@ -114,6 +125,7 @@ def by_runner() -> Panel:
         "By runner", "fleet, runner_name AS runner", _link("fleet", "runner"),
         "one runner fails what others do not: it is broken. Runners for one job have one each.",
         "take it out; look at its host.",
+        "runner_name",
     )  # fmt: skip
 
 
@@ -176,6 +188,10 @@ def requeued() -> Panel:
     )  # fmt: skip
 
 
+#: The same job of the same commit, in few bytes.
+_SAME: Final = "cityHash64(repo, workflow, name, sha)"
+
+
 def flaky() -> Panel:
     """Which failed and then succeeded, and nothing had changed."""
     return Panel(
@@ -183,25 +199,33 @@ def flaky() -> Panel:
         "table",
         (
             Sql(
-                f"""SELECT repo, workflow, job, count() AS commits, countIf(turned) AS flaked,
-  flaked / commits AS share, sumIf(lost_ms, turned) / 60000 AS `minutes lost`,
-  argMaxIf(last_key, last, turned) AS key
+                f"""SELECT repo, workflow, job, commits, flaked,
+  least(1, flaked / commits) AS share, `minutes lost`, key
 FROM (
-  SELECT repo, workflow, name AS job, sha,
-    ifNull(minIf(completed_at, {sql.FAILED}) < maxIf(completed_at, conclusion = 'success'), 0)
-      AND countIf({sql.FAILED}) > 0 AS turned,
-    sumIf(ifNull(run_ms, 0), {sql.FAILED}) AS lost_ms,
-    max(completed_at) AS last, argMax(key, completed_at) AS last_key
+  SELECT repo, workflow, name AS job, uniqCombined(sha) AS commits
   {_ENDED} AND sha != '' AND ({sql.FAILED} OR conclusion = 'success')
-  GROUP BY repo, workflow, job, sha
-)
-GROUP BY repo, workflow, job
-HAVING flaked > 0
+  GROUP BY repo, workflow, job
+) AS all
+INNER JOIN (
+  SELECT repo, workflow, job, count() AS flaked, sum(lost_ms) / 60000 AS `minutes lost`,
+    argMax(last_key, last) AS key
+  FROM (
+    SELECT repo, workflow, name AS job, sha,
+      sumIf(ifNull(run_ms, 0), {sql.FAILED}) AS lost_ms,
+      max(completed_at) AS last, argMax(key, completed_at) AS last_key
+    {_ENDED} AND sha != '' AND ({sql.FAILED} OR conclusion = 'success')
+      AND {_SAME} IN (SELECT {_SAME} {_ENDED} AND {sql.FAILED})
+    GROUP BY repo, workflow, job, sha
+    HAVING minIf(completed_at, {sql.FAILED}) < maxIf(completed_at, conclusion = 'success')
+  )
+  GROUP BY repo, workflow, job
+) AS flaky USING (repo, workflow, job)
 ORDER BY flaked DESC, share DESC LIMIT 50""",
                 "table",
             ),
         ),
-        healthy="empty. Jobs that failed and later succeeded with the same commit.",
+        healthy="empty. Jobs that failed and later succeeded with the same commit. How many "
+        "commits there were is an estimate where they are many.",
         deviation="the test or its surroundings are not to be relied upon; people stop reading "
         "failures.",
         todo="click on the job for the latest commit where it was so; mend or quarantine it.",

@@ -54,8 +54,8 @@ def oldest() -> Panel:
             Sql(
                 f"""SELECT $__timeInterval(minute) AS time, argMax(age, minute) AS age
 FROM (
-  SELECT minute, max(oldest_ms) / 1000 AS age FROM depth_1m
-  WHERE {sql.MINUTES} AND status = 'queued' AND {OF_FLEET}
+  SELECT minute, max(oldest_ms) / 1000 AS age FROM {sql.DEPTH}
+  WHERE status = 'queued'
   GROUP BY minute
 )
 GROUP BY time ORDER BY time"""
@@ -116,7 +116,7 @@ def hosts() -> Panel:
             Sql(
                 f"""SELECT uniqExact(host) AS hosts
 FROM (
-  SELECT JSONExtractString(payload, 'runner_host') AS host FROM events_raw FINAL
+  SELECT JSONExtractString(payload, 'runner_host') AS host FROM events_raw
   WHERE topic = 'runners.lifecycle' AND kind != 'host.gone' AND unreadable = ''
     AND received_at > $__toTime - {sql.STALE_S} AND received_at <= $__toTime
     AND $__conditionalAll(JSONExtractString(payload, 'fleet') IN (${{fleet:singlequote}}), $fleet)

@@ -165,8 +165,8 @@ def utilisation() -> Panel:
 
 def _depth_by(condition: str, label: str) -> str:
     return f"""SELECT $__timeInterval(minute) AS time, {label}, max(jobs) AS jobs
-FROM depth_1m
-WHERE {sql.MINUTES} AND {condition} AND {OF_FLEET}
+FROM {sql.DEPTH}
+WHERE {condition}
 GROUP BY time, {label} ORDER BY time"""
 
 
@@ -176,7 +176,8 @@ def queue_length() -> Panel:
         "Queue length by fleet",
         "timeseries",
         (Sql(_depth_by("status = 'queued'", "fleet")),),
-        healthy="short peaks that go as fast as runners boot. The highest minute of each point.",
+        healthy="short peaks that go as fast as runners boot. The highest minute of each point; "
+        "of more than a day the highest fifth minute.",
         deviation="a plateau or a slope: the fleet does not keep up.",
         todo="look at the fleet's rho, and at Oldest queued job age.",
         no_data="no fleet has had a job, or the pipeline's clock does not tick.",
@@ -238,8 +239,8 @@ def ages() -> Panel:
         (
             Sql(
                 f"""SELECT $__timeInterval(minute) AS time, fleet, max(oldest_ms) / 1000 AS all
-FROM depth_1m
-WHERE {sql.MINUTES} AND status = 'queued' AND {OF_FLEET}
+FROM {sql.DEPTH}
+WHERE status = 'queued'
 GROUP BY time, fleet ORDER BY time"""
             ),
             Sql(
@@ -296,9 +297,8 @@ def starved() -> Panel:
                 f"""{BUCKETS}
 SELECT time, fleet, least(waiting.jobs, idle.runners) AS starved
 FROM (
-  SELECT {bucket("minute")} AS time, fleet, argMax(jobs, minute) AS jobs FROM depth_1m
-  WHERE {within("minute")} AND minute < toStartOfMinute($__toTime)
-    AND status = 'queued' AND {OF_FLEET}
+  SELECT {bucket("minute")} AS time, fleet, argMax(jobs, minute) AS jobs FROM {sql.DEPTH}
+  WHERE status = 'queued'
   GROUP BY time, fleet
 ) AS waiting
 INNER JOIN (
