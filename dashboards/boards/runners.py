@@ -220,7 +220,8 @@ def webhooks() -> Panel:
         "timeseries",
         (
             Promql(
-                "sum by (action, outcome) (rate(runnerstream_webhook_jobs_total[5m]))",
+                "sum by (action, outcome) "
+                "(rate(runnerstream_webhook_jobs_total[$__rate_interval]))",
                 "{{action}} {{outcome}}",
             ),
         ),
