@@ -99,7 +99,7 @@ def test_links_lead_to_dashboards_that_know_what_is_chosen() -> None:
 def seeded(server: EmbeddedClickHouse) -> Seeded:
     # A full hour: so the same jobs are in the same buckets whenever this runs.
     end = int(time.time()) // 3_600 * 3_600_000
-    return fill(server.url, end, jobs=450, hours=2.5, telling_h=0.5)
+    return fill(server.url, end, jobs=320, hours=2.0, telling_h=0.35)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_quantiles_of_windows_are_those_of_the_truth(
         truth = [job for job in counted(seeded) if fleet in ("", job.fleet)]
         wanted = by_bucket(truth, at, of_family(family), step)
         late = told_late(client, seeded, family, fleet, step)
-        assert len(wanted) - len(late) >= (1 if step > 1_800 else 15)
+        assert len(wanted) - len(late) >= (1 if step > 1_800 else 10)
         rows = answer(client, RUNNERS, title, whole(seeded, step=step, **values))
         rows = [row for row in rows if ms_of(row["time"]) not in late]
         assert [ms_of(row["time"]) for row in rows] == sorted(wanted.keys() - late)
@@ -243,7 +243,8 @@ def test_rates_add_up_to_what_there_was(client: Client, seeded: Seeded, step: in
         ended[(conclusion,)] += number if size == 300 else 0
     shown_ended = shown("Jobs completed / sec by conclusion", "completed", "conclusion")
     assert not shown_ended - ended
-    assert (ended - shown_ended).total() <= 3  # what came too late for its window
+    # But for what came too late for its window.
+    assert (ended - shown_ended).total() <= 3 + 0.02 * ended.total()
     claimed = sum(job.claimed_at is not None for job in known)
     begun = sum(job.started_at is not None for job in known)
     assert shown("Claim and run rate", "claimed") == {(): claimed}
@@ -477,6 +478,9 @@ def test_pools_are_added_up_and_what_is_not_told_is_not_zero(hand: Client) -> No
         rows = answer(hand, RUNNERS, "Starved warm capacity", over)
         assert {(row["fleet"], row["starved"]) for row in rows} == {("a", 5)}
     assert answer(hand, RUNNERS, "Starved jobs", HAND) == [{"now": 5}]
+    [row] = answer(hand, RUNNERS, "Fleets", HAND)
+    told = ("fleet", "queued", "oldest", "running", "observed", "idle", "booting")
+    assert [row[name] for name in told] == ["a", 7, 90, 0, 16, 5, None]
 
 
 def test_the_offered_load_is_minutes_asked_for_over_minutes_to_be_had(hand: Client) -> None:

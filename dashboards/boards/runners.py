@@ -376,6 +376,7 @@ BOARD: Final = Dashboard(
             (
                 queued(), oldest(), claimed(), running(), capacity.desired(), capacity.accounts(),
                 hosts(), capacity.starved_now(), capacity.withheld_now(), capacity.idle_now(),
+                capacity.fleets(),
             ),
         ),
         Row("Throughput", (enqueued(), completed(), claims(), webhooks())),

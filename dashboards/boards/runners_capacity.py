@@ -7,7 +7,7 @@ from typing import Final
 from dashboards import config, sql
 from dashboards.boards import runners_load as load
 from dashboards.config import OF_FLEET
-from dashboards.model import Panel, Sql
+from dashboards.model import Link, Panel, Sql
 from dashboards.sql import BUCKETS, bucket, pool_levels, within
 
 _NO_POOLS: Final = "nobody tells of pools (pool.sample), or the last word is older than 5 minutes."
@@ -116,6 +116,50 @@ HAVING count() > 0""",
         "of no fleet both are known, how many jobs wait and how many runners are idle.",
         config.ANY_IS_BAD,
         ("RunnerPoolStarved",),
+    )
+
+
+def fleets() -> Panel:
+    """Every fleet in a line, with the way to its jobs."""
+    return Panel(
+        "Fleets",
+        "table",
+        (
+            Sql(
+                f"""SELECT fleet, queued, oldest, claimed, starting, running,
+  desired, observed, idle, booting
+FROM (
+  SELECT fleet, sumIf(jobs, status = 'queued') AS queued,
+    maxIf(age, status = 'queued') / 1000 AS oldest, sumIf(jobs, status = 'claimed') AS claimed,
+    sumIf(jobs, status = 'starting') AS starting, sumIf(jobs, status = 'running') AS running
+  FROM (
+    SELECT fleet, status, argMax(jobs, minute) AS jobs, argMax(oldest_ms, minute) AS age
+    FROM depth_1m
+    WHERE minute >= $__toTime - {sql.STALE_S} AND minute < toStartOfMinute($__toTime)
+      AND {OF_FLEET}
+    GROUP BY fleet, status
+  )
+  GROUP BY fleet
+) AS waiting
+LEFT JOIN (
+  SELECT fleet, sum(desired) AS desired, sum(observed) AS observed, sum(idle) AS idle,
+    sum(booting) AS booting
+  FROM {sql.latest("pool.sample", "fleet, pool")}
+  GROUP BY fleet
+) AS pools USING (fleet)
+ORDER BY oldest DESC, fleet LIMIT 200""",
+                "table",
+            ),
+        ),
+        healthy="oldest is short everywhere. The fleet whose job waits for longest stands on top.",
+        deviation="queued beside idle: starved. queued without idle: saturated. Nothing observed: "
+        "nobody can take it.",
+        todo="click on the fleet: its jobs, those that wait for longest first.",
+        no_data="no fleet has had a job lately, or the pipeline's clock does not tick. What pools "
+        "do not tell is empty.",
+        width=24,
+        units={"oldest": "s"},
+        links={"fleet": Link("Its jobs", "runnerstream-jobs", {"fleet": "fleet"})},
     )
 
 
