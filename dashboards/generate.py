@@ -23,8 +23,9 @@ from grafana_foundation_sdk.builders.common import (
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.variants import Dataquery
-from grafana_foundation_sdk.models import common, heatmap as heatmaps
+from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as grafana
+from grafana_foundation_sdk.models import heatmap as heatmaps
 
 from dashboards import config, rules
 from dashboards.boards import BOARDS
@@ -125,8 +126,8 @@ def _datasource(name: str, label: str, kind: str) -> build.DatasourceVariable:
 
 def _variable(variable: Variable) -> Any:
     if not variable.sql:
-        return build.TextBoxVariable(variable.name).label(variable.label).default_value(
-            variable.text
+        return (
+            build.TextBoxVariable(variable.name).label(variable.label).default_value(variable.text)
         )
     made = (
         build.QueryVariable(variable.name)
@@ -137,8 +138,10 @@ def _variable(variable: Variable) -> Any:
         .sort(grafana.VariableSort.ALPHABETICAL_ASC)
     )
     if variable.multi:
-        made = made.multi(True).include_all(True).current(
-            grafana.VariableOption(selected=True, text="All", value="$__all")
+        made = (
+            made.multi(True)
+            .include_all(True)
+            .current(grafana.VariableOption(selected=True, text="All", value="$__all"))
         )
     return made
 
@@ -230,9 +233,7 @@ def _timeseries(panel: Panel) -> Any:
         .line_width(2)
         .fill_opacity(30 if panel.stacked else 0)
         .span_nulls(False)
-        .show_points(
-            common.VisibilityMode.ALWAYS if panel.points else common.VisibilityMode.AUTO
-        )
+        .show_points(common.VisibilityMode.ALWAYS if panel.points else common.VisibilityMode.AUTO)
         .legend(
             VizLegendOptions()
             .display_mode(common.LegendDisplayMode.TABLE)

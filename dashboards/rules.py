@@ -14,7 +14,9 @@ from dashboards.alerts import GROUPS, SQL_GROUPS
 from dashboards.alerts.model import Alert, Group, SqlAlert, SqlGroup
 from dashboards.boards import BOARDS
 
-_HEAD: Final = "# Written by `python -m dashboards.generate` from dashboards/alerts; change those.\n"
+_HEAD: Final = (
+    "# Written by `python -m dashboards.generate` from dashboards/alerts; change those.\n"
+)
 #: How Grafana calls its own expressions.
 _EXPRESSION: Final = "__expr__"
 

@@ -19,7 +19,7 @@ RPC: Final = Alert(
 > {config.RPC_ERRORS}""",
     "5m",
     "Calls of runners to their server fail",
-    "In fleet {{ $labels.fleet }} {{ $value | humanize }} calls a second of "
+    'In fleet {{ $labels.fleet }} {{ printf "%.2f" $value }} calls a second of '
     "{{ $labels.method }} fail.",
     ACT_RUNNER,
 )
@@ -125,7 +125,7 @@ REAPED: Final = Alert(
     f"""sum {by("sweep")} (increase(runnerstream_runner_tasks_reaped_total[1h])) > 0""",
     "0m",
     "The server took tasks away from their runners",
-    "{{ $value | humanize }} tasks were taken away in the last hour: {{ $labels.sweep }}.",
+    '{{ printf "%.0f" $value }} tasks were taken away in the last hour: {{ $labels.sweep }}.',
     ACT_RUNNER,
 )
 UNKNOWN: Final = Alert(
@@ -134,7 +134,7 @@ UNKNOWN: Final = Alert(
     f"""sum {FLEET} (increase(runnerstream_runner_tasks_total{{result="unknown"}}[1h])) > 0""",
     "0m",
     "Tasks end in a way that nobody knows",
-    "In fleet {{ $labels.fleet }} {{ $value | humanize }} tasks of the last hour ended with an "
+    'In fleet {{ $labels.fleet }} {{ printf "%.0f" $value }} tasks of the last hour ended with an '
     "unknown result.",
     ACT_RUNNER,
 )

@@ -68,8 +68,8 @@ OVERLOAD: Final = SqlAlert(
     "warning",
     f"""SELECT $__toTime() AS time, fleet, asked.jobs * ran.ms / capacity.ms AS rho
 FROM (
-  SELECT fleet, count() AS jobs FROM jobs FINAL
-  WHERE $__timeFilter(queued_at) AND deleted = 0 AND copied = 0
+  SELECT fleet, count() AS jobs FROM job_transitions FINAL
+  WHERE $__timeFilter(at) AND status = 'queued'
   GROUP BY fleet
 ) AS asked
 INNER JOIN (

@@ -35,7 +35,7 @@ CONSUMER_LAG: Final = Alert(
     f"sum {by('topic')} (runnerstream_consumer_lag_records) > {config.LAG_RECORDS}",
     "15m",
     "Workers do not keep up with a topic",
-    "On {{ $labels.topic }} {{ $value }} records wait.",
+    "On {{ $labels.topic }} {{ $value | humanize }} records wait.",
     PIPELINE,
 )
 CLOCK: Final = Alert(
@@ -45,7 +45,7 @@ CLOCK: Final = Alert(
 or sum {ALL} (increase(runnerstream_clocks_healed_total[15m])) > 0""",
     "0m",
     "The clock of a worker is ahead",
-    "{{ $value | humanize }} ticks lay in the future, or clocks of partitions had to be taken "
+    '{{ printf "%.0f" $value }} ticks lay in the future, or clocks of partitions had to be taken '
     "back.",
     PIPELINE,
 )
@@ -55,7 +55,7 @@ SOURCES: Final = Alert(
     f"sum {ALL} (increase(runnerstream_future_times_total[15m])) > 0",
     "0m",
     "Somebody posts times that lie in the future",
-    "{{ $value | humanize }} times of the last 15 minutes are not believed.",
+    '{{ printf "%.0f" $value }} times of the last 15 minutes are not believed.',
     PIPELINE,
 )
 MISSED: Final = Alert(
@@ -64,7 +64,7 @@ MISSED: Final = Alert(
     f"sum {by('topic')} (increase(runnerstream_records_missed_total[1h])) > 0",
     "0m",
     "Records were removed before they were read",
-    "Of {{ $labels.topic }} {{ $value | humanize }} records are lost to the workers.",
+    'Of {{ $labels.topic }} {{ printf "%.0f" $value }} records are lost to the workers.',
     PIPELINE,
 )
 LETTERS: Final = Alert(
@@ -73,7 +73,7 @@ LETTERS: Final = Alert(
     f"sum {by('stage', 'reason')} (increase(runnerstream_dead_letters_total[15m])) > 0",
     "0m",
     "Records are put aside because nobody can read them",
-    "{{ $value | humanize }} records were put aside by {{ $labels.stage }}: "
+    '{{ printf "%.0f" $value }} records were put aside by {{ $labels.stage }}: '
     "{{ $labels.reason }}.",
     PIPELINE,
 )
@@ -121,7 +121,7 @@ PRODUCE: Final = Alert(
     f'sum {ALL} (increase(runnerstream_produce_failures_total{{reason="error"}}[15m])) > 0',
     "0m",
     "Kafka does not take what workers write",
-    "{{ $value | humanize }} writes failed in the last 15 minutes; each ends its worker.",
+    '{{ printf "%.0f" $value }} writes failed in the last 15 minutes; each ends its worker.',
     PIPELINE,
 )
 LATE: Final = Alert(
@@ -139,8 +139,8 @@ LATE: Final = Alert(
 TELEMETRY_LATE: Final = Alert(
     "TelemetryLate",
     "warning",
-    f"""sum {by('family')} (increase(runnerstream_telemetry_late_total[1h]))
-/ (sum {by('family')} (increase(runnerstream_telemetry_events_total[1h])) > {config.FEW})
+    f"""sum {by("family")} (increase(runnerstream_telemetry_late_total[1h]))
+/ (sum {by("family")} (increase(runnerstream_telemetry_events_total[1h])) > {config.FEW})
 > {config.LATE}""",
     "10m",
     "Telemetry arrives so late that it does not count",

@@ -78,9 +78,9 @@ BUDGET: Final = Alert(
     "RecoveryBudgetSpent",
     "warning",
     f'sum {ALL} (increase(runnerstream_recovery_withheld_total{{reason=~"budget_.+"}}[1h])) > 0',
-    "15m",
+    "0m",
     "Commands are withheld because a fleet's budget is spent",
-    "{{ $value | humanize }} commands were withheld for want of budget in the last hour.",
+    '{{ printf "%.0f" $value }} commands were withheld for want of budget in the last hour.',
     RECOVERY,
 )
 COMMANDS: Final = Alert(

@@ -93,7 +93,7 @@ SEGMENTS: Final = Alert(
 ) > 0""",
     "0m",
     "Segments were done and their results are lost",
-    "In fleet {{ $labels.fleet }} {{ $value | humanize }} segments: {{ $labels.status }}.",
+    'In fleet {{ $labels.fleet }} {{ printf "%.0f" $value }} segments: {{ $labels.status }}.',
     SCHEDULER,
 )
 LETTERS: Final = Alert(
@@ -103,7 +103,7 @@ LETTERS: Final = Alert(
 > 0""",
     "0m",
     "The scheduler gave messages up",
-    "In fleet {{ $labels.fleet }} {{ $value | humanize }} messages of the queue "
+    'In fleet {{ $labels.fleet }} {{ printf "%.0f" $value }} messages of the queue '
     "{{ $labels.queue }} were given up.",
     SCHEDULER,
 )

@@ -27,7 +27,7 @@ STALLED: Final = Alert(
 and sum {ALL} (increase(runnerstream_sink_rows_total[10m])) == 0""",
     "5m",
     "Records wait for ClickHouse and no row arrives there",
-    "{{ $value }} records wait, and for ten minutes no row was written.",
+    '{{ printf "%.0f" $value }} records wait, and for ten minutes no row was written.',
     PIPELINE,
 )
 BEHIND: Final = Alert(
@@ -36,13 +36,13 @@ BEHIND: Final = Alert(
     f"sum {by('topic')} {LAG} > {config.LAG_RECORDS}",
     "15m",
     "The sink does not keep up",
-    "Of {{ $labels.topic }} {{ $value }} records are not in ClickHouse yet.",
+    "Of {{ $labels.topic }} {{ $value | humanize }} records are not in ClickHouse yet.",
     PIPELINE,
 )
 UNKNOWN: Final = Alert(
     "SinkLagUnknown",
     "warning",
-    f"""count {by('topic')} (
+    f"""count {by("topic")} (
   runnerstream_sink_lag_records unless runnerstream_sink_lag_records >= 0
 ) > 0""",
     "10m",
@@ -56,7 +56,7 @@ LETTERS: Final = Alert(
     f"sum {by('reason')} (increase(runnerstream_sink_dead_letters_total[15m])) > 0",
     "0m",
     "The sink puts records aside",
-    "{{ $value | humanize }} records could not be made rows: {{ $labels.reason }}.",
+    '{{ printf "%.0f" $value }} records could not be made rows: {{ $labels.reason }}.',
     PIPELINE,
 )
 LOST: Final = Alert(
@@ -65,7 +65,7 @@ LOST: Final = Alert(
     f"sum {by('topic')} (increase(runnerstream_sink_lost_records_total[1h])) > 0",
     "0m",
     "Records were removed before they came to ClickHouse",
-    "Of {{ $labels.topic }} {{ $value | humanize }} records are missing in ClickHouse.",
+    'Of {{ $labels.topic }} {{ printf "%.0f" $value }} records are missing in ClickHouse.',
     PIPELINE,
 )
 

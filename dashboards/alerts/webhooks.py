@@ -77,7 +77,7 @@ GIVEN_UP: Final = Alert(
     f"sum {by('reason')} (increase(runnerstream_missed_given_up_total[1h])) > 0",
     "0m",
     "Webhooks that never came are not asked for any more",
-    "{{ $value | humanize }} deliveries were given up: {{ $labels.reason }}.",
+    '{{ printf "%.0f" $value }} deliveries were given up: {{ $labels.reason }}.',
     PIPELINE,
 )
 PASS: Final = Alert(
