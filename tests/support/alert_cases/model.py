@@ -145,12 +145,12 @@ def _input(cases: Cases, some: Any, last: int, scope: str) -> list[dict[str, str
     number = last // minutes(cases.step) + 1
     found = []
     for each in some:
-        for told, values in each.series.items():
+        for told, shape in each.series.items():
             name, *pairs = told.split()
             labels = dict(pair.split("=") for pair in pairs) | ({scope: each.why} if scope else {})
             full = name if name == "up" or name.startswith("process_") else f"runnerstream_{name}"
-            values = re.sub(r"(\S+)\.\.\.$", rf"\1x{number}", values)
+            whole = re.sub(r"(\S+)\.\.\.$", rf"\1x{number}", shape)
             # What is no number cannot be repeated.
-            values = re.sub(r"NaNx(\d+)", lambda found: "NaN " * (int(found[1]) + 1), values)
+            values = re.sub(r"NaNx(\d+)", lambda found: "NaN " * (int(found[1]) + 1), whole)
             found.append({"series": full + _labels(labels), "values": values.strip()})
     return found

@@ -87,8 +87,8 @@ SCHEDULER: Final = (
     Cases(
         "SchedulerRunsStuck",
         (
-            Fires("it is executed", {"scheduler_run_oldest_seconds fleet=f state=active": "3601..."},
-                  "15m", "1h 0m 1s", {"fleet": "f", "state": "active"}),
+            Fires("it is executed", {"scheduler_run_oldest_seconds fleet=f state=active":
+                  "3601..."}, "15m", "1h 0m 1s", {"fleet": "f", "state": "active"}),
             Fires("it is planned", {"scheduler_run_oldest_seconds fleet=f state=planning":
                   "3601..."}, "15m", "1h 0m 1s", {"fleet": "f", "state": "planning"}),
         ),

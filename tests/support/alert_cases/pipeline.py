@@ -272,7 +272,8 @@ BLIND: Final = (
         ),
     ),
     _absent("SinkAbsent", "sink_clickhouse_up instance=w1", "10m"),
-    _absent("RunnerQueueBlind", "oldest_seconds fleet=f status=queued", "10m", {"status": "queued"}),
+    _absent("RunnerQueueBlind", "oldest_seconds fleet=f status=queued", "10m",
+            {"status": "queued"}),
     _absent("RecoveryHeartbeatAbsent", "recovery_sweeps_total", "10m"),
     Cases(
         "RoleVanished",

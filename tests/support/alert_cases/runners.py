@@ -25,7 +25,7 @@ RUNNERS: Final = (
             Silent("as old as it may be", {OWN: "1800..."}),
             Silent("over just in time", {OWN: "1801x4 0..."}),
             Silent("all of it is withheld", {TOLD: "0...", OWN: "9999..."}),
-            Silent("it waits for an approval", {"oldest_seconds fleet=f status=waiting": "9999..."}),
+            Silent("it waits for approval", {"oldest_seconds fleet=f status=waiting": "9999..."}),
             Silent("blind meanwhile", {OWN: "1801x3 stale"}),
         ),
     ),
@@ -98,8 +98,8 @@ RUNNERS: Final = (
         (
             Silent("nothing to do", {"dispatch_last_request_timestamp_seconds fleet=f": "0...",
                    QUEUED: "0..."}),
-            Silent("now and then", {"dispatch_last_request_timestamp_seconds fleet=f": "0x14 840...",
-                   QUEUED: "1..."}),
+            Silent("now and then", {"dispatch_last_request_timestamp_seconds fleet=f":
+                   "0x14 840...", QUEUED: "1..."}),
             Silent("no dispatcher", {QUEUED: "1..."}),
         ),
     ),
