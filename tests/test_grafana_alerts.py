@@ -97,8 +97,10 @@ class Scenario:
     def sample(self, ago_ms: int) -> list[FakeRecord]:
         """What the clock writes."""
         at = self.now - ago_ms
-        told = Sample(id=f"s|{at}", source="s", key="f|queued|0", occurred_at=at, received_at=at,
-                      fleet="f", partition=0, status=Status.QUEUED, count=0, oldest_ms=0)  # fmt: skip
+        told = Sample(
+            id=f"s|{at}", source="s", key="f|queued|0", occurred_at=at, received_at=at, fleet="f",
+            partition=0, status=Status.QUEUED, count=0, oldest_ms=0,
+        )  # fmt: skip
         return [on(rows.SAMPLES, told)]
 
     def write(self, *some: list[FakeRecord]) -> None:
@@ -137,7 +139,11 @@ def made(server: EmbeddedClickHouse) -> Iterator[Make]:
 
 def test_failures_that_rise(made: Make) -> None:
     there = made()
-    for repo, before, lately in (("acme/same", 10, 10), ("acme/bound", 5, 10), ("acme/worse", 5, 11)):
+    for repo, before, lately in (
+        ("acme/same", 10, 10),
+        ("acme/bound", 5, 10),
+        ("acme/worse", 5, 11),
+    ):
         there.write(
             there.jobs(20 - before, 30 * HOUR, repo=repo),
             there.jobs(before, 30 * HOUR, repo=repo, conclusion=Conclusion.TIMED_OUT),
@@ -204,7 +210,9 @@ def test_jobs_of_a_repository_that_wait(made: Make) -> None:
     assert few.firing("RepositoryQueueTime") == {}
     # What waits now would be in no sample. It is the last scenario: it waits for all others, too.
     still.write(
-        still.jobs(46, HOUR), still.waiting(3, too_long + 1_000), still.waiting(40, too_long - 2_000)
+        still.jobs(46, HOUR),
+        still.waiting(3, too_long + 1_000),
+        still.waiting(40, too_long - 2_000),
     )
     assert still.firing("RepositoryQueueTime") == {("acme/app",): pytest.approx(3 / 49)}
 

@@ -63,8 +63,8 @@ and {late(short)} > {bound}
 and {jobs(long)} >= {config.FEW}""",
             pending,
             f"The budget for queue time is spent {factor:g} times too fast",
-            "In fleet {{ $labels.fleet }} {{ $value | humanizePercentage }} of the jobs of the last "
-            f"{long} waited for more than {config.QUEUE_SLO_S} s.",
+            "In fleet {{ $labels.fleet }} {{ $value | humanizePercentage }} of the jobs of the "
+            f"last {long} waited for more than {config.QUEUE_SLO_S} s.",
             RUNNERS,
         )
 

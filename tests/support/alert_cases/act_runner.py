@@ -7,6 +7,8 @@ from typing import Final
 from tests.support.alert_cases.model import Cases, Fires, Series, Silent
 
 QUEUED: Final = "jobs fleet=f status=queued"
+BUSY: Final = "jobs fleet=f status=running"
+ASSIGNED: Final = "runner_tasks_open fleet=f state=assigned"
 POLLS: Final = "runner_polls_total fleet=f result=empty"
 RUNNING: Final = "runner_tasks_open fleet=f state=running"
 CAPACITY: Final = "runner_capacity fleet=f"
@@ -37,7 +39,7 @@ ACT_RUNNER: Final = (
     Cases(
         "RunnerPollFailing",
         (
-            Fires("six in ten", _polls(error="0+6...", task="0+4..."), "6m", "60%"),
+            Fires("more than half", _polls(error="0+51...", task="0+49..."), "6m", "51%"),
             Fires("unknown to their server, time-outs left out",
                   _polls(unauthenticated="0+3...", empty="0+2...", timeout="0+95..."), "6m", "60%"),
         ),
@@ -52,24 +54,27 @@ ACT_RUNNER: Final = (
         "RunnerNotPolling",
         (
             Fires("a place is free", {POLLS: "5...", QUEUED: "1...", CAPACITY: "2...",
-                  RUNNING: "1..."}, "11m"),
+                  RUNNING: "1...", ASSIGNED: "1..."}, "11m"),
+            Fires("not any more", {POLLS: "0+1x10 10...", QUEUED: "1..."}, "30m"),
             Fires("nothing is heard of them", {POLLS: "5...", QUEUED: "1..."}, "11m"),
         ),
         (
             Silent("they are full", {POLLS: "5...", QUEUED: "1...", CAPACITY: "2...",
                    RUNNING: "2..."}),
-            Silent("nothing to do", {POLLS: "5...", QUEUED: "0...", CAPACITY: "2...",
+            Silent("nothing to do", {POLLS: "5...", QUEUED: "0...", BUSY: "1...", CAPACITY: "2...",
                    RUNNING: "1..."}),
             Silent("they ask", {POLLS: "0+1...", QUEUED: "1..."}),
-            Silent("over just in time", {POLLS: "5x10 6...", QUEUED: "1..."}),
+            Silent("over just in time", {POLLS: "5x10 6+1...", QUEUED: "1..."}),
         ),
     ),
     Cases(
         "RunnerSaturated",
         (Fires("full", {CAPACITY: "2...", RUNNING: "2...", QUEUED: "1..."}, "10m", "100%"),),
         (
-            Silent("a place is free", {CAPACITY: "3...", RUNNING: "2...", QUEUED: "1..."}),
-            Silent("nobody waits", {CAPACITY: "2...", RUNNING: "2...", QUEUED: "0..."}),
+            Silent("a place is free", {CAPACITY: "3...", RUNNING: "2...", ASSIGNED: "1...",
+                   QUEUED: "1..."}),
+            Silent("nobody waits", {CAPACITY: "2...", RUNNING: "2...", QUEUED: "0...",
+                   BUSY: "2..."}),
             Silent("there is no place at all", {CAPACITY: "0...", RUNNING: "0...", QUEUED: "1..."}),
             Silent("over just in time", {CAPACITY: "2...", RUNNING: "2x9 1...", QUEUED: "1..."}),
         ),
@@ -97,15 +102,17 @@ ACT_RUNNER: Final = (
         (
             Silent("as slow as they may be", _reports("log", "0+95...", "0+100...")),
             Silent("no reports", _reports("state", "7...", "7...")),
+            Silent("once", _reports("log", "0...", "0 10...")),
             Silent("over just in time", _reports("log", "0x10 9999+99...", "0+10x10 10099+99...")),
         ),
     ),
     Cases(
         "RunnerLogNotDraining",
-        (Fires("a row too many", {ROWS: "501..."}, "5m", "501"),),
+        (Fires("a row too many", {ROWS: "501..."}, "5m", "501"),
+         Fires("sent once, ten minutes ago", {ROWS: "501x2 0 501..."}, "19m", "501")),
         (
             Silent("as many as may be", {ROWS: "500..."}),
-            Silent("sent once", {ROWS: "501x2 0 501..."}),
+            Silent("sent now and then", {ROWS: "501x4 0 501x4 0 501x4 0 501x4 0 501..."}),
             Silent("over just in time", {ROWS: "501x4 0..."}),
         ),
     ),
@@ -117,12 +124,13 @@ ACT_RUNNER: Final = (
     Cases(
         "RunnerTasksReaped",
         (Fires("one", {"runner_tasks_reaped_total sweep=zombie": "0x3 1..."}, "4m", "1",
-               {"sweep": "zombie"}),),
+               {"sweep": "zombie"}, until="64m"),),
         (Silent("none", {"runner_tasks_reaped_total sweep=zombie": "5..."}),),
     ),
     Cases(
         "RunnerResultUnknown",
-        (Fires("one", {"runner_tasks_total fleet=f result=unknown": "0x3 1..."}, "4m", "1"),),
+        (Fires("one", {"runner_tasks_total fleet=f result=unknown": "0x3 1..."}, "4m", "1",
+               until="64m"),),
         (Silent("none", {"runner_tasks_total fleet=f result=unknown": "5..."}),
          Silent("known ones", {"runner_tasks_total fleet=f result=failure": "0+1..."})),
     ),

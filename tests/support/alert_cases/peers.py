@@ -38,8 +38,10 @@ SCHEDULER: Final = (
     ),
     Cases(
         "SchedulerPlannerFailureRatio",
-        (Fires("one in five", _plans(failed="0+2...", enqueued="0+5...", no_work="0+3..."), "11m",
-               "20%", MODE),),
+        (Fires("more than a tenth", _plans(failed="0+21...", enqueued="0+100...",
+               no_work="0+79..."), "11m", "10.5%", MODE),
+         Fires("soon forgotten", _plans(failed="0 1...", enqueued="0..."), "11m", "100%", MODE,
+               until="16m")),
         (
             Silent("one in eleven", _plans(failed="0+1...", enqueued="0+10...")),
             Silent("nothing is planned", _plans(failed="3...", enqueued="3...")),
@@ -48,10 +50,10 @@ SCHEDULER: Final = (
     ),
     Cases(
         "SchedulerPlannerLatency",
-        (Fires("one in ten", _planned("45.0", "0+9...", "0+10..."), "11m", "10%",
+        (Fires("more than one in twenty", _planned("45.0", "0+948...", "0+1000..."), "11m", "5.2%",
                {"mode": "content_refresh"}),),
         (
-            Silent("four in a hundred", _planned("45.0", "0+96...", "0+100...")),
+            Silent("four in a hundred", _planned("45.0", "0+951...", "0+1000...")),
             Silent("nothing is planned", _planned("45.0", "3...", "9...")),
             Silent("over just in time", _planned("45.0", "0+9x10 900+200...",
                    "0+10x10 910+200...")),
@@ -59,10 +61,10 @@ SCHEDULER: Final = (
     ),
     Cases(
         "SchedulerPlannerLatencyCritical",
-        (Fires("one in ten", _planned("120.0", "0+9...", "0+10..."), "11m", "10%",
+        (Fires("more than one in twenty", _planned("120.0", "0+948...", "0+1000..."), "11m", "5.2%",
                {"mode": "content_refresh"}),),
         (
-            Silent("four in a hundred", _planned("120.0", "0+96...", "0+100...")),
+            Silent("four in a hundred", _planned("120.0", "0+951...", "0+1000...")),
             Silent("slow, but not as slow", {**_planned("120.0", "0+10...", "0+10..."),
                    "scheduler_planner_latency_seconds_bucket mode=content_refresh "
                    "status=enqueued le=45.0": "0..."}),
@@ -71,7 +73,8 @@ SCHEDULER: Final = (
     Cases(
         "SchedulerBacklogGrowing",
         (Fires("it stands still", _backlog("501..."), "16m", "501", MODE),
-         Fires("it grows", _backlog("501+10..."), "16m", "661", MODE)),
+         Fires("it grows", _backlog("501+10..."), "16m", "661", MODE),
+         Fires("it has stopped to shrink", _backlog("900-10x10 800..."), "40m", "800", MODE)),
         (
             Silent("as large as it may be", _backlog("500...")),
             Silent("it shrinks", _backlog("900-10...")),
@@ -100,10 +103,10 @@ SCHEDULER: Final = (
     Cases(
         "SchedulerSegmentFailures",
         (Fires("one", {"scheduler_segments_total fleet=f mode=other status=persist_failed":
-               "0x3 1..."}, "4m", "1", {"fleet": "f", "status": "persist_failed"}),
+               "0x3 1..."}, "4m", "1", {"fleet": "f", "status": "persist_failed"}, until="14m"),
          Fires("its run is missing", {"scheduler_segments_total fleet=f mode=other "
                "status=run_missing": "0x3 1..."}, "4m", "1",
-               {"fleet": "f", "status": "run_missing"})),
+               {"fleet": "f", "status": "run_missing"}, until="14m")),
         (Silent("none", {"scheduler_segments_total fleet=f mode=other status=persist_failed":
                 "4..."}),
          Silent("completed", {"scheduler_segments_total fleet=f mode=other status=completed":
@@ -112,7 +115,7 @@ SCHEDULER: Final = (
     Cases(
         "SchedulerDeadLetters",
         (Fires("one", {"scheduler_dead_lettered_total fleet=f queue=runner": "0x3 1..."}, "4m",
-               "1", {"fleet": "f", "queue": "runner"}),),
+               "1", {"fleet": "f", "queue": "runner"}, until="19m"),),
         (Silent("none", {"scheduler_dead_lettered_total fleet=f queue=runner": "4..."}),),
     ),
     Cases(
@@ -142,6 +145,7 @@ def _ticks(quick: str, slow: str) -> Series:
 
 def _dispatches(failed: str, moved: str) -> Series:
     return {
+        "reconciler_work_moved_total fleet=f to=open": "0+500...",
         "reconciler_dispatch_failures_total fleet=f": failed,
         "reconciler_work_moved_total fleet=f to=in_progress": moved,
     }
@@ -151,7 +155,7 @@ RECONCILER: Final = (
     _level("ReconcilerTickAge", "reconcilers_overdue", "2m"),
     Cases(
         "ReconcilerTickSlow",
-        (Fires("one in ten", _ticks("0+90...", "0+100..."), "11m", "750ms", {}),),
+        (Fires("more than one in twenty", _ticks("0+949...", "0+1000..."), "11m", "509.8ms", {}),),
         (Silent("one in twenty", _ticks("0+95...", "0+100...")),
          Silent("over just in time", _ticks("0+90x9 1700+100...", "0+100x9 1800+100..."))),
     ),
@@ -164,8 +168,10 @@ RECONCILER: Final = (
     ),
     Cases(
         "ReconcilerTicksFail",
-        (Fires("three in ten", {"reconciler_ticks_total fleet=f outcome=failed": "0+3...",
-               "reconciler_ticks_total fleet=f outcome=ok": "0+7..."}, "6m", "30%"),),
+        (Fires("more than a fifth", {"reconciler_ticks_total fleet=f outcome=failed": "0+21...",
+               "reconciler_ticks_total fleet=f outcome=ok": "0+79..."}, "6m", "21%"),
+         Fires("soon forgotten", {"reconciler_ticks_total fleet=f outcome=failed": "0 1...",
+               "reconciler_ticks_total fleet=f outcome=ok": "0..."}, "6m", "100%", until="11m")),
         (
             Silent("two in ten", {"reconciler_ticks_total fleet=f outcome=failed": "0+2...",
                    "reconciler_ticks_total fleet=f outcome=ok": "0+8..."}),
@@ -185,7 +191,9 @@ RECONCILER: Final = (
     Cases(
         "ReconcilerPendingEvents",
         (Fires("one too many", {"reconciler_pending_events_largest fleet=f state=retry": "51..."},
-               "1m", "51", {"fleet": "f", "state": "retry"}),),
+               "1m", "51", {"fleet": "f", "state": "retry"}),
+         Fires("read once, five minutes ago", {"reconciler_pending_events_largest fleet=f "
+               "state=new": "0 51..."}, "7m", "51", {"fleet": "f", "state": "new"})),
         (
             Silent("as many as may be", {"reconciler_pending_events_largest fleet=f state=new":
                    "50..."}),
@@ -201,7 +209,9 @@ RECONCILER: Final = (
     _level("ReconcilerBreakerOpen", "reconciler_breaker_open", "5m"),
     Cases(
         "ReconcilerDispatchFailing",
-        (Fires("six in ten", _dispatches("0+6...", "0+4..."), "6m", "60%"),),
+        (Fires("more than half", _dispatches("0+51...", "0+49..."), "6m", "51%"),
+         Fires("four are enough, and soon forgotten", _dispatches("0 4...", "0..."), "6m", "100%",
+               until="11m")),
         (
             Silent("half", _dispatches("0+5...", "0+5...")),
             Silent("three are too few", _dispatches("0 3...", "0...")),
@@ -210,12 +220,13 @@ RECONCILER: Final = (
     ),
     Cases(
         "ReconcilerNobodyWorks",
-        (Fires("two wait", {"reconciler_work fleet=f state=open": "2...",
-               "reconciler_work fleet=f state=in_progress": "0..."}, "5m", "2"),),
+        (Fires("one waits", {"reconciler_work fleet=f state=open": "1...",
+               "reconciler_work fleet=f state=in_progress": "0..."}, "5m", "1"),),
         (
             Silent("somebody works", {"reconciler_work fleet=f state=open": "2...",
                    "reconciler_work fleet=f state=in_progress": "1..."}),
             Silent("nothing to do", {"reconciler_work fleet=f state=open": "0...",
+                   "reconciler_work fleet=f state=in_review": "3...",
                    "reconciler_work fleet=f state=in_progress": "0..."}),
             Silent("over just in time", {"reconciler_work fleet=f state=open": "2...",
                    "reconciler_work fleet=f state=in_progress": "0x4 1..."}),

@@ -28,26 +28,34 @@ def _above(
     )  # fmt: skip
 
 
-def _rises(alert: str, series: str, labels: Mapping[str, str], *others: Silent) -> Cases:
-    """A counter of which each rise is told at once."""
+def _rises(
+    alert: str, series: str, window: int, labels: Mapping[str, str], *others: Silent
+) -> Cases:
+    """A counter of which each rise is told at once, for so many minutes."""
+    over = f"{4 + window}m"
     return Cases(
         alert,
-        (Fires("one more", {series: "4x3 5..."}, "4m", "1", labels),),
+        (Fires("one more", {series: "4x3 5..."}, "4m", "1", labels, until=over),),
         (Silent("no more", {series: "4..."}), *others),
     )
 
 
-def _share(alert: str, part: str, whole: str, at: str, labels: Mapping[str, str]) -> Cases:
-    """Of events of two kinds, or of a part of a whole: one in ten is too many."""
-    rest = "0+9..." if "=" in whole else "0+10..."
-    less = "0+19..." if "=" in whole else "0+20..."
+def _share(
+    alert: str, part: str, whole: str, at: str, until: str, labels: Mapping[str, str]
+) -> Cases:
+    """Of events of two kinds, or of a part of a whole: more than one in twenty is too many, of 21
+    or more; after the window it is forgotten."""
+    apart = "outcome=" in whole
+    rest, less = ("0+948...", "0+19...") if apart else ("0+1000...", "0+20...")
     return Cases(
         alert,
-        (Fires("one in ten", {part: "0+1...", whole: rest}, at, "10%", labels),),
+        (Fires("more than one in twenty", {part: "0+52...", whole: rest}, at, "5.2%", labels),
+         *([Fires("forgotten", {part: "0 21...", whole: "0..." if apart else "0 21..."}, at,
+                  "100%", labels, until)] if until else [])),
         (
             Silent("one in twenty", {part: "0+1...", whole: less}),
             Silent("twenty are too few", {part: "0 10...",
-                   whole: "0 10..." if "=" in whole else "0 20..."}),
+                   whole: "0 10..." if apart else "0 20..."}),
             Silent("none", {part: "5...", whole: rest}),
         ),
     )  # fmt: skip
@@ -77,20 +85,21 @@ PIPELINE: Final = (
     Cases(
         "PipelineClockWrong",
         (Fires("a tick in the future", {"ticks_refused_total reason=future": "4x3 5..."}, "4m", "1",
-               {}),
-         Fires("a clock was healed", {"clocks_healed_total": "4x3 5..."}, "4m", "1", {})),
+               {}, until="19m"),
+         Fires("a clock was healed", {"clocks_healed_total": "4x3 5..."}, "4m", "1", {},
+               until="19m")),
         (Silent("no more", {"ticks_refused_total reason=future": "4...",
                 "clocks_healed_total": "4..."}),
          Silent("ticks of the past", {"ticks_refused_total reason=past": "0+1..."})),
     ),
-    _rises("SourceClockAhead", "future_times_total", {}),
-    _rises("RecordsMissed", "records_missed_total topic=t", {"topic": "t"}),
-    _rises("DeadLetters", "dead_letters_total stage=fold reason=bad_time",
+    _rises("SourceClockAhead", "future_times_total", 15, {}),
+    _rises("RecordsMissed", "records_missed_total topic=t", 60, {"topic": "t"}),
+    _rises("DeadLetters", "dead_letters_total stage=fold reason=bad_time", 15,
            {"stage": "fold", "reason": "bad_time"}),
     Cases(
         "ProcessRestarts",
         (Fires("three times", {"process_start_time_seconds job=runnerstream-sink instance=w1":
-               "1 2 3 4..."}, "3m", "3", W1),),
+               "1 2 3 4..."}, "3m", "3", W1, until="61m"),),
         (
             Silent("twice", {"process_start_time_seconds job=runnerstream-sink instance=w1":
                    "1 2 3..."}),
@@ -107,14 +116,18 @@ PIPELINE: Final = (
     ),
     _above("SeriesBudget", "fleets_unnamed", 0, "1", "15m", "1", {}),
     _above("EventLoopLag", "loop_lag_worst_seconds instance=w1", 1, "1.5", "10m", "1.5s", W1),
-    _rises("ProduceFailures", "produce_failures_total reason=error", {},
+    _rises("ProduceFailures", "produce_failures_total reason=error", 15, {},
            Silent("taken over", {"produce_failures_total reason=fenced": "0+1..."})),
-    _share("LateSamples", "late_samples_total family=queue", "job_queue_seconds_count", "13m", {}),
+    _share("LateSamples", "late_samples_total family=queue", "job_queue_seconds_count", "11m",
+           "61m", {}),
     Cases(
         "TelemetryLate",
-        (Fires("one in ten", {"telemetry_late_total family=pools": "0+1...",
-               "telemetry_events_total family=pools": "0+10..."}, "13m", "10%",
-               {"family": "pools"}),),
+        (Fires("more than one in twenty", {"telemetry_late_total family=pools": "0+52...",
+               "telemetry_events_total family=pools": "0+1000..."}, "11m", "5.2%",
+               {"family": "pools"}),
+         Fires("21 are enough, and forgotten after an hour", {"telemetry_late_total family=pools":
+               "0 21...", "telemetry_events_total family=pools": "0 21..."}, "11m", "100%",
+               {"family": "pools"}, until="61m")),
         (
             Silent("one in twenty", {"telemetry_late_total family=pools": "0+1...",
                    "telemetry_events_total family=pools": "0+20..."}),
@@ -138,13 +151,14 @@ SINK: Final = (
     ),
     Cases(
         "SinkStalled",
-        (Fires("no row", {LAG: "5...", ROWS: "7..."}, "6m", "5", {}),
+        (Fires("no row", {LAG: "1...", ROWS: "7..."}, "6m", "1", {}),
+         Fires("not any more", {LAG: "5...", ROWS: "0+1x10 10..."}, "25m", "5", {}),
          Fires("one lag is unknown", {LAG: "5...", "sink_lag_records topic=u": "NaN...",
                ROWS: "7..."}, "6m", "5", {})),
         (
             Silent("rows arrive", {LAG: "5...", ROWS: "0+1..."}),
             Silent("nothing waits", {LAG: "0...", ROWS: "7..."}),
-            Silent("over just in time", {LAG: "5...", ROWS: "7x5 8..."}),
+            Silent("over just in time", {LAG: "5...", ROWS: "7x5 8+1..."}),
         ),
     ),
     Cases(
@@ -160,8 +174,9 @@ SINK: Final = (
                {"topic": "t"}),),
         (Silent("known", {LAG: "0..."}), Silent("over just in time", {LAG: "NaNx9 0..."})),
     ),
-    _rises("SinkDeadLetters", "sink_dead_letters_total reason=bad_time", {"reason": "bad_time"}),
-    _rises("SinkRecordsLost", "sink_lost_records_total topic=t", {"topic": "t"}),
+    _rises("SinkDeadLetters", "sink_dead_letters_total reason=bad_time", 15,
+           {"reason": "bad_time"}),
+    _rises("SinkRecordsLost", "sink_lost_records_total topic=t", 60, {"topic": "t"}),
 )  # fmt: skip
 
 
@@ -178,20 +193,21 @@ def _gateway(**values: str) -> Series:
 WEBHOOKS: Final = (
     Cases(
         "WebhookSilence",
-        (Fires("a job runs", {HEARD: "5...", RUNNING: "1..."}, "16m", labels={}),),
+        (Fires("a job runs", {HEARD: "5...", RUNNING: "1..."}, "16m", labels={}),
+         Fires("not any more", {HEARD: "0+1x10 10...", RUNNING: "1..."}, "85m", labels={})),
         (
             Silent("nothing is known to be open", {HEARD: "5...", RUNNING: "0..."}),
             Silent("it waits for an approval", {HEARD: "5...", "jobs fleet=f status=waiting":
                    "1..."}),
             Silent("they come", {HEARD: "0+1...", RUNNING: "1..."}),
-            Silent("over just in time", {HEARD: "5x15 6...", RUNNING: "1..."}),
+            Silent("over just in time", {HEARD: "5x15 6+1...", RUNNING: "1..."}),
         ),
     ),
     # A week ago they came for ten hours; the first hour of that is not a whole one.
     Cases(
         "WebhookSilence",
-        (Fires("a week ago they came", {HEARD: "0+20x20 400..."}, "169h", labels={},
-               until="179h"),),
+        (Fires("a week ago they came", {HEARD: "0+5.5x20 110..."}, "169h30m", labels={},
+               until="178h30m"),),
         (Silent("a week ago there were ten an hour", {HEARD: "0+5x20 100..."}),),
         step="30m",
     ),
@@ -199,14 +215,18 @@ WEBHOOKS: Final = (
         "WebhookLag",
         (Fires("one in ten", _lags("0+90...", "0+100..."), "16m", "2m 59s", {}),),
         (Silent("one in twenty", _lags("0+95...", "0+100...")),
+         Silent("once", _lags("0...", "0 10...")),
          Silent("over just in time", _lags("0+90x14 3000+200...", "0+100x14 3150+200..."))),
     ),
     _share("WebhooksDropped", "webhook_jobs_total action=queued outcome=no_account",
-           "webhook_jobs_total action=queued outcome=accepted", "18m", {"outcome": "no_account"}),
+           "webhook_jobs_total action=queued outcome=accepted", "16m", "",
+           {"outcome": "no_account"}),
     Cases(
         "WebhooksRefused",
-        (Fires("one in ten", _gateway(unauthenticated="0+1...", accepted="0+9..."), "13m", "10%",
-               {"provider": "github"}),
+        (Fires("more than one in twenty", _gateway(unauthenticated="0+52...", accepted="0+948..."),
+               "11m", "5.2%", {"provider": "github"}),
+         Fires("21 are enough, and soon forgotten", _gateway(unauthenticated="0 21..."), "11m",
+               "100%", {"provider": "github"}, until="16m"),
          Fires("of all sorts", _gateway(unavailable="0+1...", timeout="0+1...", malformed="0+1...",
                too_large="0+1...", accepted="0+36..."), "11m", "10%", {"provider": "github"})),
         (
@@ -222,7 +242,7 @@ WEBHOOKS: Final = (
         (Silent("up", {"gateway_kafka_up instance=w1": "1..."}),
          Silent("over just in time", {"gateway_kafka_up instance=w1": "0x1 1..."})),
     ),
-    _rises("MissedWebhooksGivenUp", "missed_given_up_total reason=expired",
+    _rises("MissedWebhooksGivenUp", "missed_given_up_total reason=expired", 60,
            {"reason": "expired"}),
     # Time begins at 0 here.
     Cases(
@@ -295,7 +315,8 @@ BLIND: Final = (
     Cases(
         "TelemetryVanished",
         (
-            Fires("pools", {"pool_runners fleet=f state=idle": "0x30 stale"}, "70m",
+            Fires("pools", {"pool_runners fleet=f state=idle": "0x30 stale",
+                  "pool_runners fleet=g state=idle": "0..."}, "70m",
                   labels={"fleet": "f", "family": "pools"}, until="91m"),
             Fires("reconcilers", {"reconciler_last_tick_seconds fleet=f": "0x30 stale"}, "70m",
                   labels={"fleet": "f", "family": "reconcilers"}, until="91m"),

@@ -13,6 +13,7 @@ LEFT: Final = "api_budget_remaining"
 
 def _orphans(orphans: str, claimed: str, stall: str = "orphan") -> Series:
     return {
+        "job_transitions_total fleet=f status=queued": "0+500...",
         f"stalls_opened_total stall={stall}": orphans,
         "job_transitions_total fleet=f status=claimed": claimed,
     }
@@ -45,6 +46,8 @@ RECOVERY: Final = (
     Cases(
         "OrphanRate",
         (Fires("one in ten", _orphans("0+1...", "0+10..."), "16m", "10%", {}),
+         Fires("six are enough, and forgotten after an hour", _orphans("0 6...", "0 6..."), "11m",
+               "100%", {}, until="61m"),
          Fires("runners are lost", _orphans("0+1...", "0+19...", "runner_lost"), "16m", "5.263%",
                {})),
         (
@@ -66,8 +69,8 @@ RECOVERY: Final = (
     ),
     Cases(
         "JobsQuarantined",
-        (Fires("two", {"stalls_open stall=flapping instance=a": "1...",
-               "stalls_open stall=flapping instance=b": "1..."}, "5m", "2", {}),),
+        (Fires("one", {"stalls_open stall=flapping instance=a": "1...",
+               "stalls_open stall=flapping instance=b": "0..."}, "5m", "1", {}),),
         (
             Silent("none", {"stalls_open stall=flapping": "0..."}),
             Silent("of another kind", {"stalls_open stall=orphan": "3..."}),
@@ -93,9 +96,9 @@ RECOVERY: Final = (
     Cases(
         "RecoveryBudgetSpent",
         (Fires("of the hour", {"recovery_withheld_total reason=budget_hour": "0x3 1..."}, "4m", "1",
-               {}),
+               {}, until="64m"),
          Fires("of the tick", {"recovery_withheld_total reason=budget_tick": "0x3 2..."}, "4m", "2",
-               {})),
+               {}, until="64m")),
         (
             Silent("none", {"recovery_withheld_total reason=budget_hour": "4..."}),
             Silent("for another reason", {"recovery_withheld_total reason=dry_run": "0+1..."}),
@@ -103,8 +106,10 @@ RECOVERY: Final = (
     ),
     Cases(
         "RecoveryCommandsFail",
-        (Fires("most", _outcomes(failed="0+1...", expired="0+1...", done="0+1..."), "12m", "66.67%",
-               {"command": "requeue"}),),
+        (Fires("most", _outcomes(failed="0+26...", expired="0+25...", done="0+49..."), "11m", "51%",
+               {"command": "requeue"}),
+         Fires("four are enough, and forgotten after an hour", _outcomes(failed="0 4...",
+               done="0..."), "11m", "100%", {"command": "requeue"}, until="61m")),
         (
             Silent("half", _outcomes(failed="0+2...", done="0+2...")),
             Silent("three are too few", _outcomes(failed="0 3...", done="0...")),
@@ -120,8 +125,10 @@ RECOVERY: Final = (
     ),
     Cases(
         "ProviderApiErrors",
-        (Fires("three in ten", _requests(server_error="0+1...", timeout="0+1...", limited="0+1...",
-               ok="0+7..."), "11m", "30%", {}),),
+        (Fires("more than a fifth", _requests(server_error="0+7...", timeout="0+7...",
+               limited="0+7...", ok="0+79..."), "11m", "21%", {}),
+         Fires("six are enough, and soon forgotten", _requests(unreachable="0 6...", ok="0..."),
+               "11m", "100%", {}, until="16m")),
         (
             Silent("two in ten", _requests(server_error="0+2...", ok="0+8...")),
             Silent("five are too few", _requests(unreachable="0 5...", ok="0...")),

@@ -9,6 +9,7 @@ from tests.support.alert_cases.model import Cases, Fires, Series, Silent
 OWN: Final = "oldest_seconds fleet=f status=queued"
 TOLD: Final = "queue_oldest_dispatchable_seconds fleet=f"
 QUEUED: Final = "jobs fleet=f status=queued"
+RUNNING: Final = "jobs fleet=f status=running"
 OBSERVED: Final = "pool_runners fleet=f state=observed"
 FAILED: Final = "jobs_completed_total fleet=f conclusion=failure"
 FINE: Final = "jobs_completed_total fleet=f conclusion=success"
@@ -32,16 +33,17 @@ RUNNERS: Final = (
     Cases(
         "RunnerPoolStarved",
         (Fires("one", {"pool_starved_jobs fleet=f instance=a": "1...",
-               "pool_starved_jobs fleet=f instance=b": "2..."}, "10m", "3"),),
+               "pool_starved_jobs fleet=f instance=b": "0..."}, "10m", "1"),),
         (Silent("none", {"pool_starved_jobs fleet=f": "0..."}),
          Silent("over just in time", {"pool_starved_jobs fleet=f": "1x9 0..."})),
     ),
     Cases(
         "RunnerPoolEmpty",
         (
-            Fires("nothing is said of accounts", {QUEUED: "2...", OBSERVED: "0..."}, "10m", "2"),
+            Fires("nothing is said of accounts", {QUEUED: "2...", OBSERVED: "0...", RUNNING: "5...",
+                  "pool_runners fleet=f state=desired": "3..."}, "10m", "2"),
             Fires("some are withheld", {QUEUED: "2...", "queue_withheld fleet=f": "1...",
-                  OBSERVED: "0..."}, "10m", "1"),
+                  OBSERVED: "0...", RUNNING: "5..."}, "10m", "1"),
         ),
         (
             Silent("all are withheld", {QUEUED: "2...", "queue_withheld fleet=f": "2...",
@@ -78,9 +80,11 @@ RUNNERS: Final = (
     ),
     Cases(
         "RunnerMintFailures",
-        (Fires("more than half", {"runner_mints_total fleet=f outcome=failed": "0+3...",
-               "runner_mints_total fleet=f outcome=limited": "0+3...",
-               "runner_mints_total fleet=f outcome=ok": "0+4..."}, "11m", "60%"),),
+        (Fires("more than half", {"runner_mints_total fleet=f outcome=failed": "0+26...",
+               "runner_mints_total fleet=f outcome=limited": "0+25...",
+               "runner_mints_total fleet=f outcome=ok": "0+49..."}, "11m", "51%"),
+         Fires("soon forgotten", {"runner_mints_total fleet=f outcome=failed": "0 1...",
+               "runner_mints_total fleet=f outcome=ok": "0..."}, "11m", "100%", until="16m")),
         (
             Silent("half", {"runner_mints_total fleet=f outcome=failed": "0+5...",
                    "runner_mints_total fleet=f outcome=ok": "0+5..."}),
@@ -97,7 +101,7 @@ RUNNERS: Final = (
                QUEUED: "1..."}, "21m", "21m 0s"),),
         (
             Silent("nothing to do", {"dispatch_last_request_timestamp_seconds fleet=f": "0...",
-                   QUEUED: "0..."}),
+                   QUEUED: "0...", RUNNING: "5..."}),
             Silent("now and then", {"dispatch_last_request_timestamp_seconds fleet=f":
                    "0x14 840...", QUEUED: "1..."}),
             Silent("no dispatcher", {QUEUED: "1..."}),
@@ -115,7 +119,10 @@ RUNNERS: Final = (
     ),
     Cases(
         "FleetFailureRatio",
-        (Fires("most", {FAILED: "0+3...", FINE: "0+2..."}, "20m", "60%"),),
+        (Fires("most", {FAILED: "0+51...", FINE: "0+49...",
+               "jobs_completed_total fleet=f conclusion=cancelled": "0+500..."}, "16m", "51%"),
+         Fires("21 are enough, and forgotten after an hour", {FAILED: "0 21...", FINE: "0..."},
+               "16m", "100%", until="61m")),
         (
             Silent("half", {FAILED: "0+5...", FINE: "0+5..."}),
             Silent("twenty are too few", {FAILED: "0+1x20 20...", FINE: "0..."}),
@@ -143,6 +150,7 @@ QUEUE_TIME: Final = (
             Fires("one in seven", _jobs("0+855...", "0+1000..."), "3m", "14.5%"),
             # The hour is still bad; that it does not go on is seen in five minutes.
             Fires("over at once", _jobs("0+8x20 170+10...", "0+10..."), "4m", "20%", until="22m"),
+            Fires("twenty are enough", _jobs("0...", "0 20..."), "3m", "100%", until="6m"),
         ),
         (
             Silent("a little less", _jobs("0+857...", "0+1000...")),
@@ -156,7 +164,8 @@ QUEUE_TIME: Final = (
         "JobQueueBurn",
         (Fires("one in sixteen", _jobs("0+939...", "0+1000..."), "20m", "6.1%"),
          Fires("over at once", _jobs("0+900x5 5500+1000...", "0+1000..."), "20m", "10%",
-               until="40m")),
+               until="40m"),
+         Fires("twenty are enough", _jobs("0...", "0 20..."), "20m", "100%", until="35m")),
         (Silent("a little less", _jobs("0+941...", "0+1000...")),
          Silent("nineteen are too few", _jobs("0...", "0+1x19 19...")),
          Silent("only lately", _jobs("0+1000x66 66800+800...", "0+1000..."))),
@@ -167,7 +176,8 @@ QUEUE_TIME: Final = (
         "JobQueueBurnSlow",
         (Fires("one in thirty", _jobs("0+969...", "0+1000..."), "1h30m", "3.1%"),
          Fires("over soon", _jobs("0+900x4 4600+1000...", "0+1000..."), "1h30m", "10%",
-               until="3h30m")),
+               until="3h30m"),
+         Fires("twenty are enough", _jobs("0...", "0 20..."), "1h30m", "100%", until="2h30m")),
         (Silent("a little less", _jobs("0+971...", "0+1000...")),
          Silent("nineteen are too few", _jobs("0...", "0+1x19 19...")),
          Silent("only lately", _jobs("0+1000x44 44950+950...", "0+1000..."))),
@@ -177,7 +187,8 @@ QUEUE_TIME: Final = (
     Cases(
         "JobQueueBurnCreeping",
         (Fires("one in ninety", _jobs("0+989...", "0+1000..."), "4h", "1.1%"),
-         Fires("over soon", _jobs("0+900x4 4600+1000...", "0+1000..."), "4h", "10%", until="10h")),
+         Fires("over soon", _jobs("0+900x4 4600+1000...", "0+1000..."), "4h", "10%", until="10h"),
+         Fires("twenty are enough", _jobs("0...", "0 20..."), "4h", "100%", until="7h")),
         (Silent("a little less", _jobs("0+991...", "0+1000...")),
          Silent("nineteen are too few", _jobs("0...", "0+1x19 19...")),
          Silent("only lately", _jobs("0+1000x66 66980+980...", "0+1000..."))),
