@@ -21,7 +21,7 @@ _HEAD: Final = (
 _EXPRESSION: Final = "__expr__"
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc] # the package has no types
     """Texts of several lines as such, and lists indented."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> Any:
@@ -38,9 +38,8 @@ _Dumper.add_representer(str, _text)
 
 
 def _yaml(told: object) -> str:
-    return _HEAD + yaml.dump(
-        told, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True
-    )
+    text: str = yaml.dump(told, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
+    return _HEAD + text
 
 
 def files() -> dict[str, str]:
@@ -51,7 +50,7 @@ def files() -> dict[str, str]:
     }
 
 
-def annotations(alert: Alert | SqlAlert) -> dict[str, str]:
+def notes(alert: Alert | SqlAlert) -> dict[str, str]:
     """What is told to whom it concerns."""
     told = {
         "summary": alert.summary,
@@ -74,7 +73,7 @@ def prometheus(group: Group) -> str:
         if alert.pending != "0m":
             rule["for"] = alert.pending
         rule["labels"] = {"severity": alert.severity}
-        rule["annotations"] = annotations(alert)
+        rule["annotations"] = notes(alert)
         rules.append(rule)
     return _yaml({"groups": [{"name": f"runnerstream_{group.name}", "rules": rules}]})
 
@@ -122,7 +121,7 @@ def _rule(alert: SqlAlert) -> dict[str, Any]:
         "execErrState": "Error",
         "isPaused": False,
         "labels": {"severity": alert.severity},
-        "annotations": annotations(alert),
+        "annotations": notes(alert),
         "data": [
             _step("A", config.CLICKHOUSE_UID, alert.over_s, asked),
             _step("B", _EXPRESSION, alert.over_s, last),

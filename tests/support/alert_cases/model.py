@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from dashboards.alerts import Alert
-from dashboards.rules import annotations
+from dashboards.rules import notes
 
 Series = Mapping[str, str]
 _FLEET: Final = {"fleet": "f"}
@@ -113,7 +113,7 @@ def _said(cases: Cases, alert: Alert, case: Fires) -> dict[str, Any]:
                     {
                         "exp_labels": {"severity": alert.severity, **case.labels},
                         "exp_annotations": {
-                            name: _filled(text, case) for name, text in annotations(alert).items()
+                            name: _filled(text, case) for name, text in notes(alert).items()
                         },
                     }
                 ],
