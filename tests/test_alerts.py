@@ -14,10 +14,11 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from dashboards import config
-from dashboards.alerts import ALERTS, GROUPS, SQL_ALERTS, slo
+from dashboards.alerts import ALERTS, GROUPS, SQL_ALERTS, model, slo
 from dashboards.alerts.model import Alert, Group
 from dashboards.boards import BOARDS
 from dashboards.generate import HERE, files
+from dashboards.rules import notes
 from docs.generate import ROLE_METRICS, metric_rows
 from pipeline.exporter import EVERYTHING
 from pipeline.metrics import QUEUE_SECONDS, Gauge
@@ -66,6 +67,22 @@ def test_panels_name_alerts_that_exist() -> None:
     named = {name for board in BOARDS for panel in board.panels for name in panel.alerts}
     assert named
     assert named <= set(EVERY)
+
+
+def test_alerts_lead_to_their_page_and_their_dashboard() -> None:
+    boards = {board.uid for board in BOARDS}
+    planned = {getattr(model, name) for name in (
+        "RUNNERS", "JOBS", "ACT_RUNNER", "SCHEDULER", "RECONCILER", "RECOVERY", "PIPELINE",
+    )}  # fmt: skip
+    assert boards <= planned
+    assert {alert.board for alert in EVERY.values()} == planned
+    for alert in EVERY.values():
+        told = notes(alert)
+        assert told["runbook_url"] == f"{config.RUNBOOKS}/{alert.name}.md"
+        assert ("dashboard_url" in told) == (alert.board in boards), alert.name
+        if "dashboard_url" in told:
+            of_fleet = told["dashboard_url"].endswith("?var-fleet={{ $labels.fleet }}")
+            assert of_fleet == ("$labels.fleet" in alert.description)
 
 
 def expressions() -> Iterator[tuple[str, str]]:
