@@ -142,8 +142,9 @@ ORDER BY time""",
     pending="5m",
     no_data="Alerting",
     summary="Nothing new comes to ClickHouse",
-    description="The newest sample in ClickHouse is {{ humanizeDuration $values.B.Value }} old; "
-    "without a value there is none of the last hour.",
+    # Without rows there is no B.
+    description="In ClickHouse {{ with $values.B }}the newest sample is "
+    "{{ humanizeDuration .Value }} old{{ else }}there is no sample of the last hour{{ end }}.",
     board=PIPELINE,
 )
 

@@ -41,7 +41,13 @@ def _rises(
 
 
 def _share(
-    alert: str, part: str, whole: str, at: str, until: str, labels: Mapping[str, str]
+    alert: str,
+    part: str,
+    whole: str,
+    at: str,
+    until: str,
+    labels: Mapping[str, str],
+    *others: Silent,
 ) -> Cases:
     """Of events of two kinds, or of a part of a whole: more than one in twenty is too many, of 21
     or more; after the window it is forgotten."""
@@ -57,6 +63,7 @@ def _share(
             Silent("twenty are too few", {part: "0 10...",
                    whole: "0 10..." if apart else "0 20..."}),
             Silent("none", {part: "5...", whole: rest}),
+            *others,
         ),
     )  # fmt: skip
 
@@ -119,7 +126,8 @@ PIPELINE: Final = (
     _rises("ProduceFailures", "produce_failures_total reason=error", 15, {},
            Silent("taken over", {"produce_failures_total reason=fenced": "0+1..."})),
     _share("LateSamples", "late_samples_total family=queue", "job_queue_seconds_count", "11m",
-           "61m", {}),
+           "61m", {}, Silent("of other families", {"late_samples_total family=queue": "0...",
+           "late_samples_total family=run": "0+9...", "job_queue_seconds_count": "0+10..."})),
     Cases(
         "TelemetryLate",
         (Fires("more than one in twenty", {"telemetry_late_total family=pools": "0+52...",
@@ -318,7 +326,8 @@ BLIND: Final = (
             Fires("pools", {"pool_runners fleet=f state=idle": "0x30 stale",
                   "pool_runners fleet=g state=idle": "0..."}, "70m",
                   labels={"fleet": "f", "family": "pools"}, until="91m"),
-            Fires("reconcilers", {"reconciler_last_tick_seconds fleet=f": "0x30 stale"}, "70m",
+            Fires("reconcilers", {"reconciler_last_tick_seconds fleet=f": "0x30 stale",
+                  "reconciler_last_tick_seconds fleet=g": "0..."}, "70m",
                   labels={"fleet": "f", "family": "reconcilers"}, until="91m"),
         ),
         (
