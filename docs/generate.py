@@ -148,6 +148,8 @@ WHY: Final = {
     "rocksdict": "RocksDB for `store=rocksdb`. Exact, because Faust's store is overridden.",
     "pytest": "Runs the tests.",
     "trustme": "Certificates for tests of TLS.",
+    "pyyaml": "Reads what `compose/` holds.",
+    "check-jsonschema": "Carries the published schema of Compose files, and checks ours with it.",
     "schemathesis": "Makes requests from the gateway's OpenAPI document and checks the answers.",
     "pytest-cov": "Tells what they cover.",
     "pytest-xdist": "Runs two files of tests at a time.",

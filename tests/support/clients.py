@@ -65,21 +65,24 @@ def _unpack_kcat(work: Path) -> Path:
 
 
 def prometheus(name: str) -> str:
-    """``prometheus`` or ``promtool``. Fetched and unpacked as kcat is; raises as that."""
+    """``prometheus``, ``promtool`` or ``amtool``. Fetched and unpacked as kcat is; raises as that.
+
+    They need no library; what their packages depend on is their pages.
+    """
     found = shutil.which(name)
     if found:
         return found
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
         raise ClientUnavailable(f"{name} is not on the PATH, and there is no apt to fetch it")
-    system = Path("/etc/os-release").read_bytes()
-    # It needs no library; what it depends on is its pages.
-    return str(cached("prometheus", system, _unpack_prometheus) / "usr/bin" / name)
+    package = "prometheus-alertmanager" if name == "amtool" else "prometheus"
+    told = Path("/etc/os-release").read_bytes()
+    return str(cached(package, told, lambda work: _unpack(work, package)) / "usr/bin" / name)
 
 
-def _unpack_prometheus(work: Path) -> Path:
-    _run("apt-get", "download", "-qq", "prometheus", cwd=work)
-    for package in work.glob("*.deb"):
-        _run("dpkg", "-x", package, work / "root")
+def _unpack(work: Path, package: str) -> Path:
+    _run("apt-get", "download", "-qq", package, cwd=work)
+    for file in work.glob("*.deb"):
+        _run("dpkg", "-x", file, work / "root")
     return work / "root"
 
 
