@@ -22,6 +22,7 @@ class Told:
         counts: by fleet, how often what happened: by metric and labels as in
             :mod:`pipeline.telemetry.panes`.
         levels: gauges at the end, by name and labels, the fleet first.
+        stored: what only ClickHouse tells at the end, in the same way: no metric has such labels.
         at: the end, in ms.
     """
 
@@ -29,6 +30,7 @@ class Told:
     events: list[Event] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     levels: dict[tuple[str, ...], float] = field(default_factory=dict)
+    stored: dict[tuple[str, ...], float] = field(default_factory=dict)
     _numbers: Counter[str] = field(default_factory=Counter)
 
     def tell(self, kind: str, fleet: str, at: int, **said: Any) -> None:
@@ -52,9 +54,14 @@ class Told:
         """Say that something happened."""
         self.counts.setdefault(fleet, Counter())["|".join(what)] += value
 
+    def store(self, value: float, *where: str) -> None:
+        """Add to what only ClickHouse tells."""
+        self.stored[where] = self.stored.get(where, 0) + value
+
     def add(self, other: Told) -> None:
         """Take in what another part of the world says."""
         self.events += other.events
         for fleet, counts in other.counts.items():
             self.counts.setdefault(fleet, Counter()).update(counts)
         self.levels |= other.levels
+        self.stored |= other.stored

@@ -252,5 +252,7 @@ def play(fleets: Sequence[str], start: int, end: int, seed: int = 0, schedules: 
             if (at - start) // STEP_MS % 6 == 0:
                 scheduler.sample(at + STEP_MS - 1)
         scheduler.sample(at + STEP_MS)
+        for run in scheduler.active:
+            told.store(sum(run.left.values()), "schedule_backlog", fleet, run.schedule)
     told.events.sort(key=lambda event: (event.occurred_at, event.id))
     return told
