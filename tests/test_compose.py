@@ -84,6 +84,7 @@ def test_a_service_is_bounded_pinned_and_not_root(name: str) -> None:
     if name in deployment.ours():
         assert service["read_only"]
         assert service["tmpfs"] == ["/tmp"]
+        assert service["init"]
 
 
 def test_what_services_name_exists_and_nothing_more() -> None:
