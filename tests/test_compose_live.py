@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -27,14 +28,17 @@ import pytest
 import yaml
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ServerException
+from jsonschema import Draft202012Validator
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
 
 from pipeline.local import EmbeddedClickHouse, unavailable
 from pipeline.local.process import LOOPBACK, free_port
 from sinks import schema
 from tests.support import PATIENCE, deployment
 from tests.support import kafka as apache
-from tests.support.clients import ClientUnavailable, prometheus
+from tests.support.clients import ClientUnavailable, kubernetes_schemas, prometheus
 from tests.support.deployment import COMPOSE, KUBERNETES, ROOT, services
 from tests.support.prometheus import promtool
 
@@ -124,6 +128,25 @@ def test_kustomize_builds_the_manifests(tmp_path: Path) -> None:
         if "secret" in volume
     }
     assert mounted == names
+
+
+def test_manifests_are_objects_as_kubernetes_has_them() -> None:
+    try:
+        wheel = kubernetes_schemas()
+    except ClientUnavailable as error:
+        pytest.skip(str(error))
+    folder = "kubernetes_validate/kubernetes-json-schema/v1.37.0-local-strict"
+    with zipfile.ZipFile(wheel) as packed:
+        known = json.loads(packed.read(f"{folder}/_definitions.json"))
+        resource = Resource.from_contents(known, default_specification=DRAFT202012)
+        registry = resource @ Registry().with_resource("/api/_definitions.json", resource)
+        for each in deployment.manifests():
+            group, _, version = each["apiVersion"].rpartition("/")
+            parts = filter(None, (each["kind"].lower(), group.partition(".")[0], version))
+            told = json.loads(packed.read(f"{folder}/{'-'.join(parts)}.json"))
+            found = Draft202012Validator(told, registry=registry).iter_errors(each)
+            wrong = [f"{error.json_path}: {error.message}" for error in found]
+            assert not wrong, f"{each['kind']} {each['metadata']['name']}"
 
 
 def test_promtool_takes_the_configuration_with_all_rules(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.support.cache import cached
 
 _KAFKAJS = Path(__file__).with_name("kafkajs")
 _FETCH_SECONDS = 300.0
+#: Schemas of Kubernetes' own OpenAPI document (Apache-2.0).
+_SCHEMAS = "kubernetes-validate==1.37.0"
 
 #: A webhook: HTTP headers and body.
 Webhook = tuple[dict[str, str], bytes]
@@ -84,6 +87,20 @@ def _unpack(work: Path, package: str) -> Path:
     for file in work.glob("*.deb"):
         _run("dpkg", "-x", file, work / "root")
     return work / "root"
+
+
+def kubernetes_schemas() -> Path:
+    """A wheel, which is a zip, with the JSON schemas of Kubernetes' objects, in
+    ``kubernetes_validate/kubernetes-json-schema/v1.37.0-local-strict``. Fetched and not installed:
+    unpacked it has 140 MB. Raises ClientUnavailable."""
+    (wheel,) = cached("kubernetes-schemas", _SCHEMAS.encode(), _download_schemas).glob("*.whl")
+    return wheel
+
+
+def _download_schemas(work: Path) -> Path:
+    _run(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+         "--no-deps", "--dest", work / "wheel", _SCHEMAS)  # fmt: skip
+    return work / "wheel"
 
 
 def post_with_kcat(bootstrap: str, topic: str, work: Path, webhooks: Sequence[Webhook]) -> None:
