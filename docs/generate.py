@@ -149,8 +149,8 @@ WHY: Final = {
     "pytest": "Runs the tests.",
     "trustme": "Certificates for tests of TLS.",
     "pyyaml": "Reads what `compose/` holds.",
-    "check-jsonschema": "Carries the published schema of Compose files, and checks ours with it. It "
-    "brings jsonschema, which checks the manifests for Kubernetes.",
+    "check-jsonschema": "Carries the published schema of Compose files, and checks ours with it. "
+    "It brings jsonschema, which checks the manifests for Kubernetes.",
     "schemathesis": "Makes requests from the gateway's OpenAPI document and checks the answers.",
     "pytest-cov": "Tells what they cover.",
     "pytest-xdist": "Runs two files of tests at a time.",
