@@ -150,9 +150,11 @@ WHY: Final = {
     "local` runs in memory. Only for one machine: production runs Apache Kafka. Exact, because we "
     "start it by hand.",
     "rocksdict": "RocksDB for `store=rocksdb`. Exact, because Faust's store is overridden.",
-    "pyyaml": "Alerts as files for Prometheus and Grafana, which read YAML.",
+    "pyyaml": "Alerts as files for Prometheus and Grafana, which read YAML; and reads `compose/`.",
     "pytest": "Runs the tests.",
     "trustme": "Certificates for tests of TLS.",
+    "check-jsonschema": "Carries the published schema of Compose files, and checks ours with it. "
+    "It brings jsonschema, which checks the manifests for Kubernetes.",
     "schemathesis": "Makes requests from the gateway's OpenAPI document and checks the answers.",
     "pytest-cov": "Tells what they cover.",
     "pytest-xdist": "Runs two files of tests at a time.",
