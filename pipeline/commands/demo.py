@@ -380,6 +380,9 @@ class Demo:
             snapshot.ready = ask(self.url, "/readyz", timeout=3.0)
             snapshot.pools = demo_telemetry.pools(self.url)
             snapshot.runners = demo_telemetry.runners(self.url)
+            shown = demo_telemetry.scrape(self.url)
+            snapshot.schedulers = demo_telemetry.schedulers(shown)
+            snapshot.reconcilers = demo_telemetry.reconcilers(shown)
         if self._gateway is not None and self._feed is not None:
             with contextlib.suppress(OSError):
                 outcomes = self._gateway.outcomes()
