@@ -15,12 +15,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar
 
-from topics.catalogue import EVENTS as EVENTS_TOPIC
-from topics.catalogue import FLEETS as FLEETS_TOPIC
-from topics.catalogue import JOBS as JOBS_TOPIC
-from topics.catalogue import LIFECYCLE as LIFECYCLE_TOPIC
-from topics.catalogue import TELEMETRY as TELEMETRY_TOPIC
-from topics.catalogue import WEBHOOKS as WEBHOOKS_TOPIC
+from topics.catalogue import LOGS, POSTED
 from topics.models import Conclusion, Family, LifecycleKind, Reason, Status
 from topics.recovery import CommandKind, Mode, Result, StallKind, Why
 
@@ -195,10 +190,7 @@ ASKED_STALLS: Final = tuple(kind for kind in OPENED_STALLS if kind != StallKind.
 _OPENED = Label("stall", OPENED_STALLS)
 _ASKED = Label("stall", ASKED_STALLS)
 _COMMAND = Label("command", tuple(kind.value for kind in CommandKind))
-_TOPIC = Label(
-    "topic",
-    (WEBHOOKS_TOPIC, LIFECYCLE_TOPIC, EVENTS_TOPIC, JOBS_TOPIC, FLEETS_TOPIC, TELEMETRY_TOPIC),
-)
+_TOPIC = Label("topic", POSTED + LOGS)
 _MODE = Label("mode", tuple(mode.value for mode in Mode))
 
 WEBHOOKS: Final = Counter[tuple[str]](
@@ -339,7 +331,8 @@ CROWDED_FACTS: Final = Counter[tuple[()]](
 )
 FUTURE_TIMES: Final = Counter[tuple[()]](
     "future_times",
-    "Facts with a time that lies more than a day ahead: not believed, dated by arrival.",
+    "Times that are not believed: of jobs more than a day ahead, which are dated by arrival; of "
+    "telemetry more than an hour, which changes nothing.",
     "facts",
 )
 REFUSED_TICKS: Final = Counter[tuple[str]](

@@ -48,7 +48,7 @@ from pipeline.telemetry import TelemetryLedger
 from pipeline.text import version
 from pipeline.web import mount
 from pipeline.web.ports import Alone, Beside
-from topics.catalogue import EVENTS, JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
+from topics.catalogue import JOBS, POSTED, catalogue
 from topics.models import Tick
 from topics.recovery import BreakerState, StallKind
 from topics.tables import JOBS_TABLE
@@ -127,7 +127,7 @@ class Worker:
             self.metrics.note, secrets, settings.trust_envelopes, folds.pool_names(settings),
             self.unrouted,
         )  # fmt: skip
-        self._agent((WEBHOOKS, LIFECYCLE, OUTCOMES, EVENTS), normalise)
+        self._agent(POSTED, normalise)
         for fold in self.folds:
             self._agent(
                 (fold.spec.log,),

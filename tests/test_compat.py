@@ -113,7 +113,11 @@ def told_values(source: From) -> list[tuple[str, tuple[str, ...]]]:
 #: value of ours is left out as well, and seen here.
 LEFT_OUT = {
     ("tuist_runners_claims_count", "status"): {"waiting", "queued"},  # nobody holds them
-    ("tuist_runners_webhook_count", "action, outcome"): {"in_progress accepted", "other accepted"},
+    ("tuist_runners_webhook_count", "action, outcome"): {
+        "in_progress accepted", "other accepted",
+        # They are counted as other.
+        *(f"{action} malformed" for action in ("queued", "waiting", "in_progress", "completed")),
+    },
     ("tuist_runners_recovery_count", "stall, command"): {
         "orphan release_claim",  # the job is over: that was the recovery
         # No rule proposes the others.
@@ -299,7 +303,7 @@ def test_every_gauge_can_be_looked_up() -> None:
 
 def test_a_simulated_fleet_is_counted_as_it_was() -> None:
     page, exporter = both("tuist")
-    world = World(exporter, seed=11, jobs=250, minutes=45)
+    world = World(exporter, seed=21, jobs=250, minutes=40)
     exporter.watch_levels(world.live_jobs)
     world.run()
     text = text_of(page, exporter)
@@ -311,8 +315,9 @@ def test_a_simulated_fleet_is_counted_as_it_was() -> None:
     completed = world.by_fleet(lambda job: job.completed_at is not None)
     queued = world.by_fleet(lambda job: job.status == "queued")
     held = world.by_fleet(lambda job: job.status in ("starting", "running"))
+    before_mint = world.by_fleet(lambda job: job.status == "claimed")
     requeues, waits = world.requeues(), world.waits()
-    for each in (enqueued, claimed, running, completed, held, requeues):
+    for each in (enqueued, claimed, running, completed, queued, held, before_mint, requeues):
         assert sum(each.values()), "the world must have some of each"
     for fleet in fleets:
         told = {
@@ -322,14 +327,21 @@ def test_a_simulated_fleet_is_counted_as_it_was() -> None:
             "completed": total(text, "tuist_runners_job_completed_count", fleet=fleet),
             "requeued": total(text, "tuist_runners_job_requeued_count", fleet=fleet),
             "queue": total(text, "tuist_runners_queue_length", fleet=fleet),
+            "oldest": total(text, "tuist_runners_queue_oldest_age_seconds", fleet=fleet),
+            "before_mint": total(
+                text, "tuist_runners_claims_count", fleet=fleet, lifecycle_state="claimed"
+            ),
             "held": total(
                 text, "tuist_runners_claims_count", fleet=fleet, lifecycle_state="running"
             ),
         }
+        since = [job.queued_at for job in world.jobs if job.fleet == fleet
+                 and job.status == "queued" and job.queued_at is not None]  # fmt: skip
         assert told == {
             "enqueued": enqueued[fleet], "claimed": claimed[fleet], "running": running[fleet],
             "completed": completed[fleet], "requeued": requeues[fleet], "queue": queued[fleet],
-            "held": held[fleet],
+            "held": held[fleet], "before_mint": before_mint[fleet],
+            "oldest": (world.until - min(since, default=world.until)) / 1000,
         }, fleet  # fmt: skip
         timed = {
             "queue_time": waits.get(fleet, []),

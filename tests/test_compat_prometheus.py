@@ -106,7 +106,7 @@ def test_what_is_to_be_said_of_the_other_names_is_known() -> None:
         assert re.search(rf"^{each.name}(_count)?[{{ ]", text, re.MULTILINE), each.name
     known = (DATA / "compat_warnings.txt").read_text(encoding="utf-8").splitlines()
     code, said = checked(text.encode())
-    assert said == known
+    assert list(dict.fromkeys(said)) == known, "of some it is said once a series"
     assert code == (3 if known else 0)
 
 

@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 from tests.support import fleet_world, telemetry, toy_fold
 from tests.support.chaos import Durable, chaos, steady
 from tests.test_ledger import BASE, WIDE, Tables, fact, filled, recomputed, times
-from topics.catalogue import FLEET_STATES, JOB_STATES, catalogue
+from topics.catalogue import FLEET_STATES, JOB_STATES, LOGS, catalogue
 from topics.reading import read
 from topics.recovery import FLEET_STATE, Mode, RunnerState
 from topics.tables import TABLES, Stage, TableSpec, in_order
@@ -118,6 +118,7 @@ CASES = {
 
 def test_every_fold_of_the_worker_has_a_case() -> None:
     declared = [declare(Settings()) for declare in (folds.jobs, *folds.OTHERS)]
+    assert {each.log for each in declared} == set(LOGS), "how far a worker is behind tells of all"
     cases = {case.spec.log: case.spec for case in CASES.values()}
     for spec in declared:
         assert cases[spec.log].steps == spec.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from pipeline.local.process import LOOPBACK, free_port
 from tests.support import PATIENCE
 from tests.support.brokers import Broker, broker
-from tests.support.gateways import SECRET, Senders, bodies
+from tests.support.gateways import SECRET, Senders, bodies, headers_of, queued, ready, serve, until
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
 from topics.catalogue import catalogue
@@ -113,3 +114,31 @@ def test_a_gateway_without_secrets_or_with_a_taken_port_says_so(
     assert ended(third) == 1
     assert "no secret is set" in third.tail()
     assert gateway.stop() == 0
+
+
+def test_what_has_begun_when_it_ends_is_answered_and_the_connection_closed(running: Broker) -> None:
+    body = queued(padding=99)
+    heard = bytearray()
+
+    def go_on() -> None:
+        until(lambda: served.gateway.status().reason == "it is ending")
+        connection.sendall(body[20:])
+        while piece := connection.recv(1 << 16):
+            heard.extend(piece)
+
+    with serve(running.bootstrap, body_time_s=PATIENCE * 30) as served:
+        ready(served)
+        idle, connection = served.connect(), served.connect()
+        told = {"Host": "here", "Content-Length": str(len(body)), **headers_of(body)}
+        head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+        connection.sendall(f"POST /webhooks/github HTTP/1.1\r\n{head}\r\n".encode() + body[:20])
+        until(lambda: served.metric("held_bytes") == 20)
+        going_on = threading.Thread(target=go_on)
+        going_on.start()
+    going_on.join(60)
+    assert heard.startswith(b"HTTP/1.1 202 ")
+    assert b"connection: close" in heard.lower()
+    assert idle.recv(1) == b""
+    assert body in bodies(running.bootstrap)
+    idle.close()
+    connection.close()

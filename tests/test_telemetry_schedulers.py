@@ -203,7 +203,7 @@ def test_backlogs_add_up_and_the_largest_is_told() -> None:
     ]
     levels = Seen([*log, tick(MINUTE)]).levels
     assert levels["scheduler_backlog", "f0"] == 6 + 26
-    assert levels["scheduler_backlog_largest", "f0"] == 26
+    assert levels["scheduler_backlog_largest", "f0", "analysis_only"] == 26
     # Of a run of which nobody said how much it has to do, nothing is known.
     leased = Seen([of_run("segment.leased", 0, segment_id="g"), tick(MINUTE)]).levels
     assert ("scheduler_backlog", "f0") not in leased

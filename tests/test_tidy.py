@@ -69,6 +69,7 @@ HEAVY = (
 LIGHT = (
     "tests.support.both_folds",
     "tests.support.chaos",
+    "tests.support.compat_truth",
     "tests.support.compat_world",
     "tests.support.fleet_world",
     "tests.support.probes",

@@ -44,6 +44,9 @@ EVENTS: Final = "runners.events"
 TELEMETRY: Final = "runners.telemetry"
 MISSED: Final = "runners.missed"
 DEAD_LETTERS: Final = "runners.dead-letters"
+#: What is posted to workers, and the logs that they write themselves and fold.
+POSTED: Final = (WEBHOOKS, LIFECYCLE, OUTCOMES, EVENTS)
+LOGS: Final = (JOBS, FLEETS, TELEMETRY)
 
 Cleanup = Literal["delete", "compact", "compact,delete"]
 

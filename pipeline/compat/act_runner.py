@@ -40,6 +40,10 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], follows: From,
 _RUNNING: Final = From(ours.OPEN, (_FLEET,), only={"state": frozenset({"running"})})
 _CAPACITY: Final = From(ours.CAPACITY, (_FLEET,))
 _REPORTS: Final = (_FLEET, Take("result"))
+_BY_RESULT: Final = (
+    "Over all fleets; success and error alike, as there. By either: `SELECT fleet, result, "
+    "avg(duration_ms) FROM runner_events FINAL WHERE kind = 'report.{}' GROUP BY fleet, result`."
+)
 #: By their names without that of the program.
 METRICS: Final = (
     _gauge(
@@ -56,7 +60,8 @@ METRICS: Final = (
     _counter(
         "poll_fetch_total", "Times that a task was asked for.", "result",
         From(ours.POLLS, (_FLEET, Turn("result", _POLLS))),
-        "A runner's own timeout is `empty`, as there.",
+        "A runner's own timeout is `empty`, as there. That a runner is not known any more counts "
+        "nowhere, as there: `runnerstream_runners_unregistered`.",
     ),
     _histogram(
         "poll_fetch_duration_seconds", "How long that took.", _POLL_BUCKETS,
@@ -75,6 +80,7 @@ METRICS: Final = (
     _histogram(
         "job_duration_seconds", "How long they took, the last reports as well.", _JOB_BUCKETS,
         From(ours.TASK_SECONDS, (_FLEET,)), ("fleet",),
+        "By result, which there is none of there: `runnerstream_runner_task_result_seconds`.",
     ),
     _gauge(
         "job_running", "Jobs that run.", _RUNNING,
@@ -90,7 +96,7 @@ METRICS: Final = (
     ),
     _histogram(
         "report_log_duration_seconds", "How long they took.", _REPORT_BUCKETS,
-        From(ours.LOG_SECONDS), said="Over all fleets.",
+        From(ours.LOG_SECONDS), said=_BY_RESULT.format("log"),
     ),
     _counter(
         "report_state_total", "Reports of a task's state.", "result",
@@ -98,7 +104,7 @@ METRICS: Final = (
     ),
     _histogram(
         "report_state_duration_seconds", "How long they took.", _REPORT_BUCKETS,
-        From(ours.STATE_SECONDS), said="Over all fleets.",
+        From(ours.STATE_SECONDS), said=_BY_RESULT.format("state"),
     ),
     _gauge(
         "report_log_buffer_rows", "Log rows that wait.", From(ours.BUFFER_ROWS, (_FLEET,)),

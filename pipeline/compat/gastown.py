@@ -30,16 +30,26 @@ METRICS: Final = (
         (From(ours.TICK_SECONDS),),
         TICK_BUCKETS,
     ),
-    _counter("events_drained_total", "Events that were read.", From(ours.DRAINED)),
-    _counter("events_failed_total", "Events that could not be applied.", From(ours.NOT_APPLIED)),
-    _counter("actions_emitted_total", "Actions that were computed.", From(ours.ACTIONS)),
+    _counter(
+        "events_drained_total", "Events that were read.", From(ours.DRAINED),
+        said="Of which type they were no tick says.",
+    ),
+    _counter(
+        "events_failed_total", "Events that could not be applied.", From(ours.NOT_APPLIED),
+        said="As those that were read.",
+    ),
+    _counter(
+        "actions_emitted_total", "Actions that were computed.", From(ours.ACTIONS),
+        said="By type: `SELECT actions_by_type FROM reconciler_events`.",
+    ),
     _counter(
         "actions_total",
         "Actions by what became of them.",
         From(ours.RESULTS, (Take("outcome"),)),
         labels=("outcome",),
-        said="As each action was told by itself. By type: `SELECT actions_by_type FROM "
-        "reconciler_events`.",
+        said="As each action was told by itself; `unknown` when its outcome was not. By type: "
+        "`SELECT type, outcome, count() FROM reconciler_events FINAL WHERE kind = "
+        "'reconciler.action' GROUP BY type, outcome`.",
     ),
     _counter(
         "side_effects_total",
@@ -48,23 +58,32 @@ METRICS: Final = (
         From(ours.EFFECTS, (Turn("outcome", same(("succeeded", "failed"))),)),
         labels=("outcome",),
         said="What a tick catches itself and does not tell is in "
-        '`runnerstream_reconciler_effect_results_total{outcome="failed"}`.',
+        '`runnerstream_reconciler_effect_results_total{outcome="failed"}`. By type: `SELECT type, '
+        "outcome, count() FROM reconciler_events FINAL WHERE kind = 'reconciler.effect' GROUP BY "
+        "type, outcome`.",
     ),
     _gauge(
         "invariant_violations",
         "Invariants that are broken now.",
         From(ours.VIOLATIONS),
-        "Each once for each entity, however many ticks say so.",
+        "Each once for each entity, however many ticks say so. Which: `/telemetry`, and `SELECT "
+        "invariant, entity FROM reconciler_events`.",
     ),
     _counter(
-        "invariant_violations_opened_total", "Violations that were opened.", From(ours.OPENED)
+        "invariant_violations_opened_total", "Violations that were opened.", From(ours.OPENED),
+        said="As often as one is told. By invariant: `SELECT invariant, count() FROM "
+        "reconciler_events FINAL WHERE kind = 'reconciler.violation_opened' GROUP BY invariant`.",
     ),
     _gauge(
         "invariant_oldest_age_seconds",
         "For how long the oldest violation is open.",
         From(ours.VIOLATION_OLDEST, fold="max"),
     ),
-    _gauge("pending_events", "Events that wait.", From(ours.PENDING)),
+    _gauge(
+        "pending_events", "Events that wait.", From(ours.PENDING),
+        "Of all reconcilers; of the one with most: "
+        "`runnerstream_reconciler_pending_events_largest`.",
+    ),
     _gauge(
         "pending_oldest_age_seconds",
         "How long the oldest of them waits.",
@@ -77,8 +96,11 @@ METRICS: Final = (
         "Of all reconcilers the last; of the one that is silent for longest: "
         "`runnerstream_reconciler_silent_seconds`.",
     ),
-    _gauge("circuit_breaker_open", "Whether dispatches are held back.", From(ours.BREAKER)),
-)
+    _gauge(
+        "circuit_breaker_open", "Reconcilers that hold dispatches back.", From(ours.BREAKER),
+        "How many do.",
+    ),
+)  # fmt: skip
 
 SYSTEM: Final = System(
     "gastown",

@@ -35,7 +35,8 @@ METRICS: Final = (
         "Runs that were planned.",
         ("mode", "status"),
         (From(ours.PLANS, (_MODE, _PLANNED)),),
-        said="Over all fleets. Runs of which nobody said what planning came to are left out.",
+        said="Over all fleets. A mode that is neither of theirs is `other`. Runs of which nobody "
+        "said what planning came to are left out.",
     ),
     Theirs(
         "scheduler_planner_latency_seconds",
@@ -88,10 +89,11 @@ METRICS: Final = (
         "scheduler_runner_backlog",
         "gauge",
         "Images that are still to do.",
-        ("fleet", "scheduleId"),
-        (From(ours.LARGEST, (Take("fleet"), Always("largest")), fold="max"),),
-        said="Of the active run that has most, of each fleet: schedules are no labels here. In "
-        "all: `runnerstream_scheduler_backlog`; of each schedule: table `scheduler_events`.",
+        ("fleet", "mode", "scheduleId"),
+        (From(ours.LARGEST, (Take("fleet"), _MODE, Always("largest")), fold="max"),),
+        said="Of the active run that has most, of each fleet and mode: schedules are no labels "
+        "here. In all: `runnerstream_scheduler_backlog`; of each schedule: table "
+        "`scheduler_events`.",
     ),
 )
 

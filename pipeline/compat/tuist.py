@@ -24,7 +24,8 @@ _WEBHOOK_OUTCOMES: Final = {
     ("completed", "accepted"): "completed",
     **{(action, "no_account"): "no_account" for action in metrics.WEBHOOK_ACTIONS},
     **{(action, "no_fleet"): "no_matching_pool" for action in metrics.WEBHOOK_ACTIONS},
-    **{(action, "malformed"): "unknown" for action in metrics.WEBHOOK_ACTIONS},
+    # What cannot be read is about nothing that is known.
+    ("other", "malformed"): "unknown",
 }
 _FOUND_OVER: Final = {"orphan": "orphan_completed", "stale_queue": "queued_completed"}
 _DONE: Final = {
@@ -149,7 +150,8 @@ INGEST: Final = (
         ),
         said="Accepted `in_progress` is left out: whether it is `matched` nobody knows when it "
         "comes. `no_fleet` is `no_matching_pool`, `malformed` is `unknown`. Other actions and "
-        "events, of which there is no series there, are `other`.",
+        "events, of which there is no series there, are `other`. `runners_disabled`, `no_pools` "
+        "and `ambiguous_pool` do not happen: a route names an account and a fleet, or it does not.",
     ),
 )
 RECOVERY: Final = (
@@ -217,15 +219,18 @@ LEVELS: Final = (
         "gauge",
         "Sessions open for more than six hours.",
         ("fleet",),
-        said="Not served: here no session is billed. `runnerstream jobs --state running --age 6h`.",
+        said="Not served: there a session is what is billed, for six hours at most, and here none "
+        "is. What runs for as long: `runnerstream jobs --state running --age 6h`, and whether "
+        'there is any `runnerstream_oldest_seconds{status="running"} > 21600`.',
     ),
     Theirs(
         "tuist_runners_replica_divergence_count",
         "gauge",
         "Jobs over in one store and not in the other.",
         ("fleet",),
-        said="Not served: there is one store, and what ClickHouse lacks is "
-        "`runnerstream_sink_lag_records`; `runnerstream verify` compares.",
+        said="Not served: here a job's state has one store, its log, and ClickHouse is a copy. "
+        "How far that is behind: `runnerstream_sink_lag_records`; which jobs differ: "
+        "`runnerstream verify`.",
     ),
 )
 

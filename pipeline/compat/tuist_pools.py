@@ -41,7 +41,9 @@ DISPATCH: Final = (
         "Requests for work.",
         ("fleet", "outcome"),
         (From(dispatch.REQUESTS, (_FLEET, _OUTCOME)),),
-        said="From events of the dispatcher, each once.",
+        said="From events of the dispatcher, each once. Nothing to do is `no_work_yet`, which the "
+        "dashboard asks for; later it was called `empty`, and told apart from the two others as "
+        "here.",
     ),
     Theirs(
         "tuist_runners_dispatch_request_duration_milliseconds",
@@ -57,8 +59,10 @@ DISPATCH: Final = (
         "counter",
         "Where the cache of a job's volume was.",
         ("fleet", "outcome"),
-        said="Not served: whose volume is where is that scheduler's own; "
-        "what it gave out is `runnerstream_dispatch_requests_total`.",
+        said="Not served: no event says where the cache of a job is, which that dispatcher alone "
+        "knows. One that says it in the `reason` of its requests is answered by `SELECT reason, "
+        "count() FROM dispatch_events FINAL WHERE kind = 'dispatch.request' GROUP BY reason`; what "
+        "was given out is `runnerstream_dispatch_requests_total`.",
     ),
 )
 POOLS: Final = (

@@ -149,6 +149,8 @@ class Gateway:
             await told.wait()
             self._draining = True
             log.info("taking no more webhooks; %d wait for Kafka", writer.in_flight)
+            await site.stop()
+            await server.finish(config.body_time_s + config.deadline_s)
         finally:
             self._draining = True
             await runner.cleanup()

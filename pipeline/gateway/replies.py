@@ -62,11 +62,13 @@ def response(
     answer: Answer,
     more: Mapping[str, Any] | None = None,
     request: web.BaseRequest | None = None,
+    last: bool = False,
     **headers: str,
 ) -> web.StreamResponse:
-    """The answer, with what is told beside it, to this request."""
+    """The answer, with what is told beside it, to this request; ``last``: the connection ends."""
     if (
         not more
+        and not last
         and request is not None
         and request.method == "POST"
         and request.version == HttpVersion11
@@ -82,7 +84,7 @@ def response(
         body=_body(answer, **told),
         headers=HEADERS | _more_headers(answer) | headers,
     )
-    if answer.closes:
+    if last or answer.closes:
         made.force_close()
     return made
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -52,6 +53,8 @@ _FORM: Final = "application/x-www-form-urlencoded"
 _NAMES: Final[dict[str, dict[bytes, tuple[str, bool]]]] = {}
 _NAMES_KNOWN: Final = 100
 _LONGEST_NAME: Final = 60
+#: How often connections are looked at in the end. Seconds.
+_LOOK_S: Final = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +108,11 @@ class Protocol(web.RequestHandler):
     #: Counts an answer that no handler gave; set by who makes it.
     refused: Callable[[], None]
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered, or waits for it."""
+        return self._current_request is not None or bool(self._messages)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -145,6 +153,8 @@ class Receiver:
         self._body_time_s = body_time_s
         self._pages = pages
         self._access = access
+        #: Whether each answer is the last one on its connection.
+        self.ending = False
         #: Provider, id and digest: in two halves, of which the older is forgotten at once.
         self._seen: set[tuple[str, str, int]] = set()
         self._seen_before: set[tuple[str, str, int]] = set()
@@ -169,7 +179,7 @@ class Receiver:
         finally:
             self._door.answered(request.protocol)
         self._count(request.remote, about, answer, time.monotonic() - began)
-        return response(answer, about.more, request)
+        return response(answer, about.more, request, last=self.ending)
 
     def refused(self) -> None:
         """Count a request that could not even be parsed."""
@@ -406,6 +416,20 @@ class HookServer(web.Server):
         made = Protocol(self, loop=self._loop, **self._kwargs)
         made.refused = self._receiver.refused
         return made
+
+    async def finish(self, patience_s: float) -> None:
+        """Answer what has begun, and close each connection once it asks nothing.
+
+        aiohttp's own end drops what comes of a body that is still under way, and waits for it.
+        """
+        self._receiver.ending = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while connections := self.connections:
+                    for each in connections:
+                        if isinstance(each, Protocol) and not each.busy:
+                            each.force_close()
+                    await asyncio.sleep(_LOOK_S)
 
 
 __all__ = ["Held", "HookServer", "Outcome", "Receiver"]

@@ -11,7 +11,7 @@ from pipeline.roles.role import Role
 from pipeline.roles.supervisor import Supervisor
 from pipeline.settings import Settings
 from pipeline.text import version
-from topics.catalogue import JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS
+from topics.catalogue import LOGS, POSTED
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ FOLD: Final = Role(
     "fold",
     "events to states, tables and views",
     run,
-    reads=(WEBHOOKS, LIFECYCLE, OUTCOMES, JOBS),
+    reads=POSTED + LOGS,
     port="web_port",
     needs_topics=True,
     own_signals=True,

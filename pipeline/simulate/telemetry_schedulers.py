@@ -232,9 +232,11 @@ class _Scheduler:
         for mode, number in self.modes.items():
             levels["scheduler_runs_active", fleet, mode] = number
         levels["scheduler_runs_planning", fleet] = len(self.planning)
-        left = {run.name: sum(run.left.values()) for run in self.active}
-        levels["scheduler_backlog", fleet] = sum(left.values())
-        levels["scheduler_backlog_largest", fleet] = max(left.values(), default=0)
+        left = [(run.mode, sum(run.left.values())) for run in self.active]
+        levels["scheduler_backlog", fleet] = sum(images for _, images in left)
+        for mode in self.modes:
+            most = max((images for of, images in left if of == mode), default=0)
+            levels["scheduler_backlog_largest", fleet, mode] = most
         levels["scheduler_runs_not_draining", fleet] = sum(
             self.told.at - run.moved > STUCK_MS for run in self.active
         )

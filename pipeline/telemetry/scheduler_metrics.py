@@ -168,11 +168,11 @@ BACKLOG: Final = Gauge[tuple[str]](
     (_FLEET,),
     group=_GROUP,
 )
-LARGEST: Final = Gauge[tuple[str]](
+LARGEST: Final = Gauge[tuple[str, str]](
     "scheduler_backlog_largest",
-    "Images that the active run has still to do that has most.",
+    "Images that the active run of a mode has still to do that has most.",
     "images",
-    (_FLEET,),
+    (_FLEET, _MODE),
     group=_GROUP,
     over="max",
 )

@@ -398,7 +398,7 @@ def _run_levels(
     yield OLDEST, (fleet, "planning"), age if state == "planning" else 0
     yield OLDEST, (fleet, "active"), age if state == "active" else 0
     yield BACKLOG, (fleet,), left
-    yield LARGEST, (fleet,), left
+    yield LARGEST, (fleet, run.mode.value), left
     stuck = None if left is None else left > 0 and not drains(subject, clock)
     yield NOT_DRAINING, (fleet,), stuck
 

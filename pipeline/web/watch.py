@@ -31,13 +31,13 @@ from kafka.admin import KafkaAdminClient, OffsetSpec
 
 from pipeline.web.ports import Readiness
 from sinks.rows import TOPICS as SINK_TOPICS
-from topics.catalogue import JOBS, LIFECYCLE, OUTCOMES, WEBHOOKS, catalogue
+from topics.catalogue import LIFECYCLE, LOGS, OUTCOMES, POSTED, WEBHOOKS, catalogue
 
 log = logging.getLogger(__name__)
 
-SOURCES: Final = (WEBHOOKS, LIFECYCLE, JOBS)
-#: What producers post: all of it becomes facts on :data:`topics.catalogue.JOBS`.
-POSTED: Final = (WEBHOOKS, LIFECYCLE, OUTCOMES)
+SOURCES: Final = POSTED + LOGS
+#: What becomes facts about jobs.
+_OF_JOBS: Final = (WEBHOOKS, LIFECYCLE, OUTCOMES)
 
 #: Between two rounds of checks, and how long one question may take. Seconds.
 EVERY_S: Final = 3.0
@@ -277,7 +277,7 @@ class Watch:
         """Up to when the whole group, all its workers, has done what producers posted."""
         wanted = [
             TopicPartition(topic, partition)
-            for topic in POSTED
+            for topic in _OF_JOBS
             for partition in range(self._settings.partitions)
         ]
         at = int(time.time() * 1000)
