@@ -28,6 +28,7 @@ class Told:
         counts: by fleet, how often what happened: by metric and labels as in
             :mod:`pipeline.telemetry.panes`.
         levels: gauges at ``at``, by name and labels, the fleet first.
+        stored: what only ClickHouse tells at ``at``, in the same way: no metric has such labels.
         at: the moment of which the truth is told: the end, or later, in ms.
     """
 
@@ -35,6 +36,7 @@ class Told:
     events: list[Event] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     levels: dict[tuple[str, ...], float] = field(default_factory=dict)
+    stored: dict[tuple[str, ...], float] = field(default_factory=dict)
     _numbers: Counter[str] = field(default_factory=Counter)
 
     def tell(self, kind: str, fleet: str, at: int, **said: Any) -> None:
@@ -58,9 +60,14 @@ class Told:
         """Say that something happened."""
         self.counts.setdefault(fleet, Counter())["|".join(what)] += value
 
+    def store(self, value: float, *where: str) -> None:
+        """Add to what only ClickHouse tells."""
+        self.stored[where] = self.stored.get(where, 0) + value
+
     def add(self, other: Told) -> None:
         """Take in what another part of the world says."""
         self.events += other.events
         for fleet, counts in other.counts.items():
             self.counts.setdefault(fleet, Counter()).update(counts)
         self.levels |= other.levels
+        self.stored |= other.stored

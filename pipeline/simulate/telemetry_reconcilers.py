@@ -97,6 +97,9 @@ class _Fleet:
         }
         one.ticked = at + 4
         one.computed.append((at + 4, done.total()))
+        if self.told.at - one.ticked < HOUR_MS:
+            for type_, n in done.items():
+                self.told.store(n, "actions_by_type", self.fleet, type_)
         self.tell(
             "reconciler.tick", at + 4, one, tick_id=f"{one.name}-{at}", interval_ms=STEP_MS,
             **one.tick,
@@ -158,10 +161,12 @@ class _Fleet:
             chance = self.chance()
             if where not in one.broken and chance < 0.02:
                 self.violation(one, at, "opened", where)
+                self.count("reconciler_violations_opened")
                 one.broken[where] = at
                 one.ever_broken = True
             elif where in one.broken and chance < 0.05:
                 self.violation(one, at, "closed", where)
+                self.count("reconciler_violations_closed")
                 del one.broken[where]
             elif where in one.broken and chance < 0.1:
                 self.violation(one, at, "opened", where)  # said again
@@ -169,7 +174,6 @@ class _Fleet:
     def violation(self, one: _Reconciler, at: int, what: str, where: tuple[str, str]) -> None:
         kind = f"reconciler.violation_{what}"
         self.tell(kind, at, one, invariant=where[0], entity=where[1])
-        self.count(f"reconciler_violations_{what}")
 
     def effects(self, one: _Reconciler, at: int) -> tuple[int, int]:
         """Three effects; how many failed, and of how many nobody knows."""
@@ -215,6 +219,8 @@ class _Levels:
         if silent <= SILENT_MS or recent:
             often = {entity for (_, entity), times in Counter(recent).items() if times > 10}
             self.add("reconciler_entities_in_loop", len(often))
+        for invariant, _ in one.broken:
+            self.told.store(1, "violations_by_invariant", self.fleet, invariant)
         self.of_work(one)
 
     def of_tick(self, tick: dict[str, Any]) -> None:

@@ -357,6 +357,8 @@ class _Fleet:
                 runner.reap(at + STEP_MS - 1)
         for runner in self.runners:
             runner.levels(self._add, self.told.at)
+            for task in runner.tasks.values():
+                self.told.store(1, "runner_tasks", self.name, runner.name, task.state)
 
     def _add(self, name: str, value: float, *labels: str, most: bool = False) -> None:
         where = (name, self.name, *labels)

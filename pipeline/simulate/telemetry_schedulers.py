@@ -276,5 +276,7 @@ def play(
             if step % _SAMPLED == 0:
                 scheduler.sample(begins + STEP_MS - 1)
         scheduler.levels()
+        for run in scheduler.active:
+            told.store(sum(run.left.values()), "schedule_backlog", fleet, run.schedule)
     told.events.sort(key=lambda event: (event.occurred_at, event.id))
     return told
