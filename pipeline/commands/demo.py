@@ -66,7 +66,7 @@ TICK_S: Final = 2.0
 #: demo that somebody forgot must not take the machine's memory. Seconds.
 USUAL_S: Final = 1800.0
 #: At how many MiB of memory of the broker it ends, however long it was to run. Half an hour at the
-#: usual rate takes about 1,000.
+#: usual rate takes about 1,400.
 MEMORY_MIB: Final = 1536
 #: How often the broker's memory is looked at. Seconds.
 _WEIGH_S: Final = 5.0
