@@ -136,7 +136,8 @@ def test_it_is_right_and_stops_and_starts_again(directory: Path) -> None:
     assert found, again.output
     told = queued()
     for secret, status in ((secrets[-1].read_bytes(), 202), (b"guessed", 403)):
-        with closing(HTTPConnection("127.0.0.1", int(found[1]), timeout=PATIENCE * 30)) as connection:
+        listens = HTTPConnection("127.0.0.1", int(found[1]), timeout=PATIENCE * 30)
+        with closing(listens) as connection:
             connection.request("POST", PATH, told, headers_of(told, secret))
             assert connection.getresponse().status == status
     time.sleep(3)
