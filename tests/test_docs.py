@@ -39,7 +39,7 @@ from pipeline.commands.connections import ask
 from pipeline.local import EmbeddedClickHouse, unavailable
 from pipeline.settings import Settings
 from sinks import schema
-from tests.support import brokers
+from tests.support import PATIENCE, brokers
 from tests.support.worker import WorkerProcess
 from topics import models
 from topics.apply import apply
@@ -348,8 +348,8 @@ def test_python_blocks_run(broker: brokers.Broker) -> None:
         assert "localhost:9092" in block.text
         code = block.text.replace("localhost:9092", broker.bootstrap)
         result = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
-            check=False,
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+            timeout=PATIENCE * 60, check=False,
         )  # fmt: skip
         assert result.returncode == 0, f"{block}\n{result.stderr}"
     events = [read(models.LIFECYCLE, each.value) for each in _records(broker.bootstrap, LIFECYCLE)]
@@ -387,8 +387,8 @@ def _run_chapter(broker: brokers.Broker, programs: list[str]) -> None:
     """Run the programs at once, and each line of shell; each tells one event of its family."""
     code = "\n".join(programs).replace("localhost:9092", broker.bootstrap)
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
-        check=False,
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        timeout=PATIENCE * 60, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     told = [telemetry_record(each.value) for each in _records(broker.bootstrap, EVENTS)]
@@ -442,7 +442,7 @@ def shell(broker: brokers.Broker, tmp_path: Path) -> Callable[[Block], str]:
     def run(block: Block) -> str:
         result = subprocess.run(
             ["sh", "-eu", "-c", block.text], cwd=ROOT, env=env, capture_output=True, text=True,
-            timeout=60, check=False,
+            timeout=PATIENCE * 60, check=False,
         )  # fmt: skip
         assert result.returncode == 0, f"{block}\n{result.stderr}"
         return result.stdout
