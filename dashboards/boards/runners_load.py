@@ -85,7 +85,7 @@ FROM {sql.SLO} GROUP BY time, fleet ORDER BY time"""
         deviation="14 for an hour spends 2 % of 30 days' budget: somebody is called.",
         todo="look at the fleet's Pool utilisation and Queue length.",
         no_data="no job started in the range.",
-        thresholds=((None, "green"), (1, "yellow"), (14.4, "red")),
+        thresholds=((None, "green"), (1, "yellow"), (config.BURNS[0][0], "red")),
         width=9,
         height=7,
         alerts=_BURNS,
@@ -140,7 +140,7 @@ GROUP BY time, fleet ORDER BY time"""
         no_data="no job ended in the range.",
         unit="percentunit",
         maximum=1,
-        thresholds=((None, "green"), (0.1, "yellow"), (0.2, "red")),
+        thresholds=((None, "green"), (config.CANCELLED / 2, "yellow"), (config.CANCELLED, "red")),
         alerts=("JobsCancelledWhileWaiting",),
     )
 
@@ -188,7 +188,7 @@ SELECT time, fleet, asked / had AS rho FROM {LOAD} WHERE had > 0 ORDER BY time""
         "cannot all have their most: choose them all and add up.",
         no_data="nobody tells of pools, or no job of the fleet has run in the range.",
         unit="percentunit",
-        thresholds=((None, "green"), (0.8, "yellow"), (1, "red")),
+        thresholds=((None, "green"), (0.8, "yellow"), (config.OVERLOAD, "red")),
         soft_max=1,
         alerts=("FleetOverloaded",),
     )
