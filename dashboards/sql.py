@@ -101,16 +101,21 @@ SLO: Final = f"""(
 
 # --- depth --------------------------------------------------------------------------------------
 
-#: Depth by fleet, status and ``minute``; of long ranges every five minutes, which is what a
-#: projection holds. Only what is over: the minute that runs lacks partitions.
+
+def _depth(view: str, bucket_: str, over: str, when: str) -> str:
+    # What is false of the resolution costs nothing: it is a constant.
+    return f"""  SELECT fleet, status, {bucket_} AS minute, jobs, oldest_ms FROM {view}
+  WHERE {when} AND $__timeFilter({bucket_}) AND {bucket_} < {over}($__toTime) AND {OF_FLEET}"""
+
+
+#: Depth by fleet, status and ``minute``; of long ranges every five minutes, or every hour, which is
+#: what projections hold. Only what is over: the minute that runs lacks partitions.
 DEPTH: Final = f"""(
-  SELECT fleet, status, minute, jobs, oldest_ms FROM depth_1m
-  WHERE $__interval_s <= 150 AND $__timeFilter(minute) AND minute < toStartOfMinute($__toTime)
-    AND {OF_FLEET}
+{_depth("depth_1m", "minute", "toStartOfMinute", "$__interval_s <= 150")}
   UNION ALL
-  SELECT fleet, status, bucket AS minute, jobs, oldest_ms FROM depth_5m
-  WHERE $__interval_s > 150 AND $__timeFilter(bucket)
-    AND bucket < toStartOfFiveMinutes($__toTime) AND {OF_FLEET}
+{_depth("depth_5m", "bucket", "toStartOfFiveMinutes", "$__interval_s BETWEEN 151 AND 1800")}
+  UNION ALL
+{_depth("depth_1h", "bucket", "toStartOfHour", "$__interval_s > 1800")}
 )"""
 
 

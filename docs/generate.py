@@ -430,6 +430,7 @@ VIEWS_SAID: Final = {
     "window_conclusions_merged": "Completed jobs per window and conclusion.",
     "depth_1m": "Depth and oldest age per fleet, status and minute.",
     "depth_5m": "The same per 5 minutes, from a projection: for ranges of days.",
+    "depth_1h": "The same per hour, from a projection: for ranges of weeks.",
     "timings_5m": "Exact quantiles per 5 minutes of completion, fleet, repository, conclusion.",
 }
 

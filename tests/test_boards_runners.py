@@ -378,6 +378,7 @@ def test_the_story_of_one_job_is_told_whenever_it_was(client: Client, seeded: Se
 T0 = int(time.time()) // 3_600 * 3_600 - 3 * 3_600
 HAND = Range(T0 * 1000, (T0 + 3_600) * 1000, 60, chosen(RUNNERS))
 WIDE = Range(T0 * 1000, (T0 + 3_600) * 1000, 1_800, chosen(RUNNERS))
+WIDEST = Range(T0 * 1000, (T0 + 3_600) * 1000, 3_600, chosen(RUNNERS))
 
 
 @pytest.fixture(scope="module")
@@ -454,7 +455,7 @@ def _jobs(client: Client) -> None:
 
 
 def test_depth_is_never_added_up_over_minutes(hand: Client) -> None:
-    for over in (HAND, WIDE):
+    for over in (HAND, WIDE, WIDEST):
         rows = answer(hand, RUNNERS, "Queued jobs", over)
         assert {row["jobs"] for row in rows} == {7}
         assert {row["age"] for row in answer(hand, RUNNERS, "Oldest queued job", over)} == {90}
@@ -466,7 +467,7 @@ def test_depth_is_never_added_up_over_minutes(hand: Client) -> None:
 
 
 def test_pools_are_added_up_and_what_is_not_told_is_not_zero(hand: Client) -> None:
-    for over in (HAND, WIDE):
+    for over in (HAND, WIDE, WIDEST):
         rows = answer(hand, RUNNERS, "RunnerPool replicas (desired vs observed)", over)
         a = {(row["desired"], row["observed"]) for row in rows if row["fleet"] == "a"}
         assert a == {(20, 16)}

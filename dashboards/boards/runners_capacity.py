@@ -221,7 +221,7 @@ def queue_length() -> Panel:
         "timeseries",
         (Sql(_depth_by("status = 'queued'", "fleet")),),
         healthy="short peaks that go as fast as runners boot. The highest minute of each point; "
-        "of more than a day the highest fifth minute.",
+        "over days what was told every fifth minute, over weeks every hour.",
         deviation="a plateau or a slope: the fleet does not keep up.",
         todo="look at the fleet's rho, and at Oldest queued job age.",
         no_data="no fleet has had a job, or the pipeline's clock does not tick.",
