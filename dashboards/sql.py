@@ -40,6 +40,15 @@ def within(column: str) -> str:
 PASSED: Final = "greatest(60, least(every, dateDiff('second', time, $__toTime)))"
 
 
+def exact(column: str) -> str:
+    """p50, p95 and p99 as columns. The three are one function, so the values are sorted once."""
+    levels = ", ".join(map(str, P.values()))
+    return ", ".join(
+        f"quantilesExact({levels})({column})[{number}] AS {name}"
+        for number, name in enumerate(P, 1)
+    )
+
+
 def per_second(number: str) -> str:
     """So many of a bucket, as a rate."""
     return f"{number} / {PASSED}"

@@ -117,16 +117,12 @@ def failures() -> Panel:
     )
 
 
-def _quantiles(column: str) -> str:
-    return ", ".join(f"quantileExact({q})({column}) AS {name}" for name, q in sql.P.items())
-
-
 def waits() -> Panel:
     """How long these jobs waited."""
     return Panel(
         "Wait trend",
         "timeseries",
-        (_trend(_quantiles("queue_ms"), where="queue_ms IS NOT NULL"),),
+        (_trend(sql.exact("queue_ms"), where="queue_ms IS NOT NULL"),),
         healthy="as in Runners, of the jobs that are chosen; by when they ended. Exact.",
         deviation="worse than its fleet: its labels fit few runners, or a limit holds it back.",
         todo="compare with Enqueue → running of the fleet.",
@@ -141,7 +137,7 @@ def runs() -> Panel:
     return Panel(
         "Run time trend",
         "timeseries",
-        (_trend(_quantiles("run_ms"), where="run_ms IS NOT NULL"),),
+        (_trend(sql.exact("run_ms"), where="run_ms IS NOT NULL"),),
         healthy="level. Exact.",
         deviation="a step at a time: look at what was merged then. A slope: tests or caches grow.",
         todo="By job, then one job's steps.",

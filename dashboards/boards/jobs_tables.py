@@ -41,6 +41,11 @@ def _link(*variables: str) -> Link:
     return Link("Only these jobs", _BOARD, {each: each for each in variables}, kept)
 
 
+def _both(column: str, which: int) -> str:
+    # Both are one function, so the digest is made once. Of nothing it would be 0.
+    return f"if(count({column}) = 0, NULL, quantilesTDigest(0.5, 0.95)({column})[{which}])"
+
+
 def _drill(
     title: str, columns: str, link: Link, deviation: str, todo: str, many: str = ""
 ) -> Panel:
@@ -62,8 +67,8 @@ def _drill(
             Sql(
                 f"""SELECT {columns}, count() AS jobs, {sql.FAILURE_SHARE} AS failed,
   countIf(run_attempt > 1) / count() AS `run again`,
-  quantileTDigest(0.5)(queue_ms) AS `wait p50`, quantileTDigest(0.95)(queue_ms) AS `wait p95`,
-  quantileTDigest(0.5)(run_ms) AS `run p50`, quantileTDigest(0.95)(run_ms) AS `run p95`,
+  {_both("queue_ms", 1)} AS `wait p50`, {_both("queue_ms", 2)} AS `wait p95`,
+  {_both("run_ms", 1)} AS `run p50`, {_both("run_ms", 2)} AS `run p95`,
   {sql.RUN_MINUTES} AS minutes, {sql.COST} AS cost
 {_ENDED}{only}
 GROUP BY {by}

@@ -261,8 +261,7 @@ def queue_time() -> Panel:
         (
             Sql(
                 f"""{BUCKETS}
-SELECT {bucket("claimed_at")} AS time, quantileExact(0.5)(ms) AS p50,
-  quantileExact(0.95)(ms) AS p95, quantileExact(0.99)(ms) AS p99
+SELECT {bucket("claimed_at")} AS time, {sql.exact("ms")}
 FROM (
   SELECT claimed_at, dateDiff('millisecond', queued_at, claimed_at) AS raw,
     greatest(0, raw) AS ms

@@ -51,8 +51,7 @@ def request_time() -> Panel:
         (
             Sql(
                 f"""{BUCKETS}
-SELECT {bucket("occurred_at")} AS time, quantileExact(0.5)(duration_ms) AS p50,
-  quantileExact(0.95)(duration_ms) AS p95, quantileExact(0.99)(duration_ms) AS p99
+SELECT {bucket("occurred_at")} AS time, {sql.exact("duration_ms")}
 FROM dispatch_events FINAL
 WHERE kind = 'dispatch.request' AND duration_ms IS NOT NULL AND {within("occurred_at")}
   AND {OF_FLEET}
@@ -125,16 +124,13 @@ _NO_BOOTS: Final = "no machine booted in the range, or nobody tells (machine.boo
 
 def boot_time() -> Panel:
     """How long a machine takes."""
-    quantiles = ", ".join(
-        f"quantileExact({level})(duration_ms) / 1000 AS {name}" for name, level in sql.P.items()
-    )
     return Panel(
         "Boot time (p50 / p95 / p99)",
         "timeseries",
         (
             Sql(
                 f"""{BUCKETS}
-SELECT {bucket("occurred_at")} AS time, {quantiles}
+SELECT {bucket("occurred_at")} AS time, {sql.exact("duration_ms / 1000")}
 FROM pool_events FINAL
 WHERE {_BOOTS} AND outcome = 'ready' AND duration_ms IS NOT NULL
 GROUP BY time ORDER BY time"""
