@@ -18,7 +18,6 @@ from clickhouse_driver import Client
 from dashboards.ask import ask
 from dashboards.boards import pipeline, recovery
 from dashboards.model import Dashboard, Promql, Sql
-from pipeline.executor.metrics import ExecutorMetrics
 from pipeline.local import EmbeddedClickHouse
 from pipeline.simulate import Cause
 from tests.support.clients import ClientUnavailable
@@ -219,12 +218,9 @@ _NAME: Final = re.compile(r"\b(?:runnerstream|process|python)_\w+|\bup\b|\bscrap
 
 @pytest.fixture(scope="module")
 def known() -> Mapping[str, frozenset[str]]:
-    """The labels of each metric: what docs/ tell of, which tests/test_docs.py compares with the
-    code, and those of an executor."""
+    """The labels of each metric that the docs tell of; tests/test_docs.py compares them with the
+    code."""
     found: dict[str, frozenset[str]] = dict(OF_PROMETHEUS)
-    for family in ExecutorMetrics().registry.collect():
-        for sample in family.samples:
-            found[sample.name] = found.get(sample.name, frozenset()) | sample.labels.keys()
     for page in DOCS.glob("*.md"):
         for line in page.read_text().splitlines():
             cells = [cell.strip() for cell in line.strip("|").split("|")]

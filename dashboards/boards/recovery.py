@@ -16,7 +16,7 @@ def heartbeat() -> Panel:
     return Panel(
         "Sweeps a minute",
         "stat",
-        (Promql("sum(rate(runnerstream_recovery_sweeps_total[5m])) * 60", "sweeps"),),
+        (Promql("sum(rate(runnerstream_recovery_sweeps_total[$__rate_interval])) * 60", "sweeps"),),
         healthy="partitions times ticks a minute: with 8 partitions and a tick each 5 s, 96.",
         deviation="the rules are not run, so nothing is recovered: the fold is behind, or "
         "partitions have no owner.",

@@ -29,7 +29,7 @@ NOTHING_STUCK: Final = "nothing was stuck; or nothing comes to ClickHouse: see P
 
 #: From a row to what is known of its job.
 LINKS: Final = {
-    "job": Link("The job", "runnerstream-jobs", {"job": "job"}),
+    "job": Link("The job", "runnerstream-jobs", {"key": "job"}),
     "kind": Link("Its page at a worker", config.CONSOLE + "/jobs/${__data.fields.job}", {}),
 }
 
