@@ -23,6 +23,10 @@ RUNBOOKS: Final = "https://example.com/runnerstream/runbooks"
 #: Where your workers' pages are.
 CONSOLE: Final = "https://example.com/runnerstream"
 
+#: Jobs that have not ended are forgotten after so many days without news:
+#: RUNNERSTREAM_UNFINISHED_RETENTION.
+FORGOTTEN_D: Final = 70
+
 #: Jobs should be claimed within so long, this share of them; per fleet. Seconds.
 QUEUE_SLO_S: Final = 60
 QUEUE_SLO: Final = 0.99

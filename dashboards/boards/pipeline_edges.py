@@ -276,8 +276,8 @@ def missed_deliveries() -> Panel:
         "timeseries",
         (
             Promql("sum(runnerstream_missed_open)", "open"),
-            series.times("runnerstream_missed_found_total"),
-            series.times("runnerstream_missed_filled_total"),
+            Promql("sum(increase(runnerstream_missed_found_total[$__rate_interval]))", "found"),
+            Promql("sum(increase(runnerstream_missed_filled_total[$__rate_interval]))", "filled"),
             Promql(
                 "sum by (reason) (increase(runnerstream_missed_given_up_total[$__rate_interval]))",
                 "given up: {{reason}}",

@@ -17,22 +17,33 @@ WHERE {OF_FLEET} AND opened_at <= $__toTime AND $__timeFilter(c.ended_at)
 UNION ALL
 SELECT at, command, result FROM outcomes FINAL
 WHERE job_key = '' AND result != '' AND $__timeFilter(at) AND {OF_FLEET}"""
-#: Commands that were done, when they were begun, and what is known of their jobs. A second is the
-#: grain of the provider's clock.
-DONE: Final = f"""SELECT o.begun AS begun, o.job AS key, o.command_id AS command_id,
-  j.started_at <= o.begun - INTERVAL 1 SECOND
-    AND (j.completed_at IS NULL OR j.completed_at > o.begun) AS lived
-FROM (
-  SELECT command_id, any(job_key) AS job, min(at) AS begun
-  FROM outcomes FINAL
-  WHERE job_key != '' AND $__timeFilter(at) AND {OF_FLEET}
-  GROUP BY command_id
-  HAVING countIf(result = 'done') > 0
-) AS o
+
+
+def _hits(done: str, keys: str) -> str:
+    """SQL: those of the commands whose job was running when somebody began to do it.
+
+    A second is the grain of the provider's clock.
+
+    Args:
+        done: SQL of commands that were done: ``key``, ``command_id``, and when they were ``begun``.
+        keys: SQL of at least the keys of their jobs.
+    """
+    return f"""SELECT d.command_id AS command_id
+FROM ({done}) AS d
 INNER JOIN (
-  SELECT key, started_at, completed_at FROM jobs FINAL
-  WHERE key IN (SELECT job_key FROM outcomes WHERE job_key != '' AND $__timeFilter(at))
-) AS j ON j.key = o.job"""
+  SELECT key, started_at, completed_at FROM jobs FINAL WHERE key IN ({keys})
+) AS j ON j.key = d.key
+WHERE j.started_at <= d.begun - INTERVAL 1 SECOND
+  AND (j.completed_at IS NULL OR j.completed_at > d.begun)"""
+
+
+#: Commands about jobs that were done, and when they were begun.
+DONE: Final = f"""SELECT key, command_id, minIf(at, kind = 'command.started') AS begun
+FROM outcomes
+WHERE job_key != '' AND $__timeFilter(at) AND {OF_FLEET}
+GROUP BY key, command_id
+HAVING countIf(result = 'done') > 0 AND countIf(kind = 'command.started') > 0"""
+KEYS: Final = "SELECT key FROM outcomes WHERE result = 'done' AND $__timeFilter(at)"
 
 RESULTS: Final = {
     "done": "green", "refused": "blue", "cannot": "purple", "failed": "red", "expired": "orange",
@@ -44,7 +55,13 @@ def living() -> Panel:
     return Panel(
         "Commands against living jobs",
         "stat",
-        (Sql(f"SELECT sum(lived) AS hits FROM ({DONE}) HAVING count() > 0", "table"),),
+        (
+            Sql(
+                f"""SELECT count() AS hits FROM ({_hits(DONE, KEYS)})
+HAVING (SELECT count() FROM outcomes WHERE result = 'done' AND $__timeFilter(at)) > 0""",
+                "table",
+            ),
+        ),
         healthy="0, always: of the commands that were done in this time none hit a running job.",
         deviation="a job was running when somebody began to release, requeue or close it.",
         todo="pause recovery (`runnerstream recovery pause`), find the command in Latest commands, "
@@ -344,19 +361,25 @@ def latest_commands() -> Panel:
         "table",
         (
             Sql(
-                f"""SELECT c.issued_at AS issued, c.fleet AS fleet, c.command AS command,
+                f"""WITH latest AS (
+  SELECT * FROM commands FINAL
+  WHERE $__timeFilter(issued_at) AND {OF_FLEET} ORDER BY issued_at DESC LIMIT 200
+),
+told AS (
+  SELECT key, command_id, any(via) AS via, argMaxIf(result, at, result != '') AS how,
+    argMaxIf(reason, at, result != '') AS why,
+    minIfOrNull(at, kind = 'command.started') AS begun, maxOrNull(at) AS last
+  FROM outcomes FINAL
+  WHERE key IN (SELECT key FROM latest) GROUP BY key, command_id
+)
+SELECT c.issued_at AS issued, c.fleet AS fleet, c.command AS command,
   c.reason AS kind, c.job_key AS job, c.attempt AS attempt,
   if(c.dry_run = 1, 'yes', '') AS dry_run, o.via AS via,
   o.how AS result, o.why AS why, dateDiff('millisecond', c.issued_at, o.last) AS took,
-  if(c.id IN (SELECT command_id FROM ({DONE}) WHERE lived), 'yes', '') AS job_lived
-FROM (SELECT * FROM commands FINAL WHERE $__timeFilter(issued_at) AND {OF_FLEET}
-  ORDER BY issued_at DESC LIMIT 200) AS c
-LEFT JOIN (
-  SELECT command_id, any(via) AS via, argMaxIf(result, at, result != '') AS how,
-    argMaxIf(reason, at, result != '') AS why,
-    maxOrNull(at) AS last
-  FROM outcomes FINAL WHERE $__timeFilter(at) AND {OF_FLEET} GROUP BY command_id
-) AS o ON o.command_id = c.id
+  if(c.id IN (
+{_hits("SELECT key, command_id, begun FROM told WHERE how = 'done'", "SELECT key FROM latest")}
+  ), 'yes', '') AS job_lived
+FROM latest AS c LEFT JOIN told AS o ON o.command_id = c.id
 ORDER BY issued DESC""",
                 "table",
             ),

@@ -9,12 +9,11 @@ from dashboards.config import OF_FLEET
 from dashboards.model import Link, Panel, Sql
 from dashboards.series import FRESH
 
-#: Stalls of the range, without those of jobs that the pipeline has forgotten: nobody will hear of
+#: Stalls of the range. Without those of jobs that the pipeline has forgotten: nobody will hear of
 #: their end.
 STALLS: Final = f"""SELECT * FROM stalls FINAL
-WHERE {OF_FLEET} AND opened_at <= $__toTime AND (left_at IS NULL OR left_at >= $__fromTime)
-  AND NOT (left_at IS NULL AND key NOT IN (
-    SELECT key FROM jobs FINAL WHERE key IN (SELECT key FROM stalls WHERE left_at IS NULL)))"""
+WHERE {OF_FLEET} AND opened_at <= $__toTime AND (left_at >= $__fromTime OR (
+  left_at IS NULL AND opened_at > $__toTime - INTERVAL {config.FORGOTTEN_D} DAY))"""
 #: Of these, those that are in it at the end of the range.
 OPEN: Final = "(left_at IS NULL OR left_at > $__toTime)"
 AGE: Final = "greatest(0, dateDiff('millisecond', since, $__toTime_ms))"
