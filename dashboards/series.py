@@ -13,6 +13,8 @@ from dashboards.model import Promql
 #: True where somebody has written to ClickHouse lately: else a count of 0 says nothing.
 FRESH: Final = """(SELECT count() FROM gauges
   WHERE occurred_at > $__toTime - INTERVAL 5 MINUTE AND occurred_at <= $__toTime) > 0"""
+#: What is rare is counted in intervals of so many seconds at least.
+RARE_S: Final = 300
 #: Processes of ours among all that Prometheus knows.
 OURS: Final = "and on (job, instance) runnerstream_build_info"
 
@@ -26,18 +28,22 @@ def interval(at: str, least_s: int = 1) -> str:
         least_s: an interval has at least so many seconds. For quantiles of what is rare, where a
             minute has one or two values.
     """
-    size = "$__interval_s" if least_s <= 1 else f"greatest({least_s}, $__interval_s)"
+    size = _size(least_s)
     return f"toDateTime(intDiv(toUnixTimestamp({at}), {size}) * {size})"
 
 
-_GRID: Final = (
-    f"toDateTime(arrayJoin(range(toUnixTimestamp({interval('$__fromTime')}),"
-    " toUnixTimestamp($__toTime) + 1, $__interval_s)))"
-)
+def _size(least_s: int) -> str:
+    return "$__interval_s" if least_s <= 1 else f"greatest({least_s}, $__interval_s)"
+
+
+def _grid(least_s: int = 1) -> str:
+    size = _size(least_s)
+    begun = f"toUnixTimestamp({interval('$__fromTime', least_s)})"
+    return f"toDateTime(arrayJoin(range({begun}, toUnixTimestamp($__toTime) + 1, {size})))"
 
 
 def counted(events: str, at: str, label: str, name: str) -> str:
-    """SQL: how many events each interval has, by label.
+    """SQL: how many events each interval has, by label; of 5 minutes at least, for what is rare.
 
     Args:
         events: SQL whose rows have the columns ``at`` (within the range) and ``label``.
@@ -48,10 +54,11 @@ def counted(events: str, at: str, label: str, name: str) -> str:
 )
 SELECT time, {label}, sum(number) AS {name}
 FROM (
-  SELECT {interval(f"assumeNotNull({at})")} AS time, {label}, count() AS number
+  SELECT {interval(f"assumeNotNull({at})", RARE_S)} AS time, {label}, count() AS number
   FROM events GROUP BY ALL
   UNION ALL
-  SELECT {_GRID}, {label}, 0 FROM (SELECT DISTINCT {label} FROM events)
+  SELECT {_grid(RARE_S)}, {label}, 0
+  FROM (SELECT DISTINCT {label} FROM events)
 )
 GROUP BY time, {label}
 ORDER BY time, {label}"""
@@ -79,7 +86,7 @@ FROM (
       [({interval(f"assumeNotNull({ended})")}, -1)], [])) AS step
   WHERE {ended} IS NULL OR {ended} > {begun}
   UNION ALL
-  SELECT {_GRID}, {label}, 0 FROM (SELECT DISTINCT {label} FROM spells)
+  SELECT {_grid()}, {label}, 0 FROM (SELECT DISTINCT {label} FROM spells)
 )
 GROUP BY time, {label}
 ORDER BY time, {label}"""

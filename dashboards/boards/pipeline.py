@@ -197,7 +197,6 @@ def failures() -> Panel:
         deviation="error: Kafka refused a write, and the worker ended to begin anew.",
         todo="look at the worker's log and at Kafka: min.insync.replicas, rights, disk.",
         no_data=NO_WORKER,
-        points=True,
         alerts=("ProduceFailures",),
     )
 
@@ -222,7 +221,7 @@ BOARD: Final = Dashboard(
         Row(
             "ClickHouse",
             (
-                sink.rows(), sink.lag(), sink.insert_time(), sink.flushes(), sink.oldest(),
+                sink.rows(), sink.lag(), sink.insert_time(), sink.oldest(), sink.flushes(),
                 sink.trouble(),
             ),
         ),

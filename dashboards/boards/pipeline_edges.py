@@ -43,7 +43,6 @@ def late() -> Panel:
         deviation="webhooks come later than `lateness` allows: windows have too few samples.",
         todo="see From an event at the provider to its arrival; raise RUNNERSTREAM_LATENESS.",
         no_data=NO_WORKER,
-        points=True,
         alerts=("LateSamples",),
     )
 
@@ -103,7 +102,6 @@ def missed() -> Panel:
         deviation="retention removed records before workers read them: what they told is lost.",
         todo="docs/operators.md, Records missed. Post them again if producers kept them.",
         no_data=NO_WORKER,
-        points=True,
         alerts=("RecordsMissed",),
     )
 
@@ -125,7 +123,6 @@ def odd() -> Panel:
         deviation="a producer or a provider has changed a format.",
         todo="find an example in events_raw and compare with docs/producers.md.",
         no_data=NO_WORKER,
-        points=True,
     )
 
 
@@ -146,7 +143,6 @@ def clocks() -> Panel:
         deviation="of facts: a producer's clock is ahead. ticks: future, healed: a worker's is.",
         todo="look at the time synchronisation of the machines.",
         no_data=NO_WORKER,
-        points=True,
         alerts=("PipelineClockWrong", "SourceClockAhead"),
     )
 
@@ -168,7 +164,6 @@ def missing() -> Panel:
         deviation="no_queued, no_started: webhooks are lost. negative: clocks are apart.",
         todo="see Missed deliveries; have `runnerstream redeliver` run.",
         no_data=NO_WORKER,
-        points=True,
         width=24,
         height=6,
     )
@@ -287,8 +282,6 @@ def missed_deliveries() -> Panel:
         deviation="given up: nobody asks any more; what it told is lost unless a probe finds it.",
         todo="docs/gateway.md, Missed deliveries.",
         no_data=NO_REDELIVER,
-        points=True,
-        width=8,
         alerts=("MissedWebhooksGivenUp",),
     )
 
@@ -304,8 +297,6 @@ def redelivered() -> Panel:
         "permission.",
         todo="`runnerstream doctor` says as whom deliveries are asked for.",
         no_data=NO_REDELIVER,
-        points=True,
-        width=8,
     )
 
 
@@ -327,7 +318,6 @@ def passes() -> Panel:
         no_data=NO_REDELIVER,
         unit="s",
         thresholds=((None, "green"), (1_800, "yellow"), (3_600, "red")),
-        width=8,
         alerts=("RedeliverPassOld",),
     )
 

@@ -95,7 +95,6 @@ def rebalances() -> Panel:
         todo="see Event loop late; raise RUNNERSTREAM_SESSION_TIMEOUT.",
         no_data="no worker is scraped.",
         units={"seconds each": "s"},
-        points=True,
     )  # fmt: skip
 
 
@@ -117,7 +116,6 @@ def recovering() -> Panel:
         no_data="no worker is scraped; p95 is there only after a rebalance.",
         unit="s",
         units={"records a second": "ops"},
-        points=True,
     )
 
 
@@ -137,7 +135,6 @@ def restarts() -> Panel:
         deviation="a process ends again and again.",
         todo="look at its log: the last line says why it ended.",
         no_data=NO_PROCESS,
-        points=True,
         alerts=("ProcessRestarts",),
     )
 
@@ -207,5 +204,7 @@ def versions() -> Panel:
         todo="docs/operators.md, Upgrade.",
         no_data=NO_PROCESS,
         steps=True,
+        width=24,
+        height=6,
         alerts=("TargetDown",),
     )

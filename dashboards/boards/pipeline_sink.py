@@ -154,7 +154,6 @@ def flushes() -> Panel:
         todo="see Records not in ClickHouse.",
         no_data=NO_SINK,
         unit="ops",
-        width=8,
     )
 
 
@@ -170,7 +169,6 @@ def oldest() -> Panel:
         no_data=NO_SINK,
         unit="s",
         thresholds=((None, "green"), (5, "yellow"), (60, "red")),
-        width=8,
         alerts=("SinkStalled",),
     )
 
@@ -202,8 +200,6 @@ def trouble() -> Panel:
         "records lost: they were removed before the sink read them.",
         todo="the sink's /readyz names the reason; docs/operators.md, The sink is down.",
         no_data=NO_SINK,
-        width=8,
-        points=True,
         alerts=("SinkDown", "SinkRecordsLost"),
     )
 
@@ -230,7 +226,7 @@ WHERE $__timeFilter(received_at)""",
         todo="docs/producers.md, Dead letters, says what each reason means.",
         no_data=NO_LETTERS,
         stacked=True,
-        points=True,
+        steps=True,
         alerts=("DeadLetters",),
     )
 
@@ -283,7 +279,6 @@ def counted_letters() -> Panel:
         deviation="it counts what ClickHouse may not have yet.",
         todo="as for Dead letters by reason.",
         no_data="no worker is scraped.",
-        points=True,
         width=24,
         height=6,
         alerts=("DeadLetters", "SinkDeadLetters"),

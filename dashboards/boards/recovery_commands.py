@@ -123,7 +123,8 @@ WHERE $__timeFilter(asked_at) AND {OF_FLEET}""",
         todo="look at Answers, and at Requests to providers.",
         no_data="nobody was asked about in this time.",
         colours=KINDS,
-        points=True,
+        stacked=True,
+        steps=True,
     )
 
 
@@ -153,7 +154,8 @@ WHERE $__timeFilter(answered_at) AND answer != '' AND {OF_FLEET}""",
             "queued": "yellow", "in_progress": "blue", "completed": "green", "ghost": "purple",
             "gone": "orange", "unknown": "red",
         },
-        points=True,
+        stacked=True,
+        steps=True,
         alerts=("ProviderApiErrors",),
     )  # fmt: skip
 
@@ -232,7 +234,8 @@ WHERE $__timeFilter(issued_at) AND {OF_FLEET}""",
         "runners of a fleet do not ask for work.",
         todo="look at Commands ended, by result.",
         no_data="nothing was commanded in this time.",
-        points=True,
+        stacked=True,
+        steps=True,
     )
 
 
@@ -249,7 +252,8 @@ def ended() -> Panel:
         "breaker of the fleet opens.",
         no_data="no command ended in this time.",
         colours=RESULTS,
-        points=True,
+        stacked=True,
+        steps=True,
         alerts=("RecoveryCommandsFail",),
     )
 
@@ -306,7 +310,8 @@ WHERE $__timeFilter(withheld_at) AND withheld != '' AND {OF_FLEET}""",
         "failed.",
         todo="see Fleets. A budget that is spent is a sign of an outage, not of a small budget.",
         no_data="nothing was withheld in this time.",
-        points=True,
+        stacked=True,
+        steps=True,
         colours={"paused": "purple", "dry_run": "blue", "breaker": "red", "cooling": "text"},
         alerts=("RecoveryBudgetSpent", "RecoveryBreakerOpen"),
     )
@@ -331,7 +336,6 @@ def proposals() -> Panel:
         "fleets.",
         todo="see whether executors run, and the lag of runners.fleets in Pipeline.",
         no_data="no worker is scraped.",
-        points=True,
     )
 
 

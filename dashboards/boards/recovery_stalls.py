@@ -140,7 +140,8 @@ WHERE $__timeFilter(opened_at) AND {OF_FLEET}""",
         no_data="nothing was found stuck in this time; or nothing comes to ClickHouse: see "
         "Pipeline.",
         colours=KINDS,
-        points=True,
+        stacked=True,
+        steps=True,
     )
 
 
@@ -166,7 +167,8 @@ WHERE $__timeFilter(left_at) AND opened_at <= $__toTime AND {OF_FLEET}""",
         no_data="nothing left a wrong state in this time; if something is stuck, recovery does not "
         "work.",
         colours=KINDS,
-        points=True,
+        stacked=True,
+        steps=True,
     )
 
 
