@@ -312,7 +312,14 @@ WHERE $__timeFilter(withheld_at) AND withheld != '' AND {OF_FLEET}""",
         no_data="nothing was withheld in this time.",
         stacked=True,
         steps=True,
-        colours={"paused": "purple", "dry_run": "blue", "breaker": "red", "cooling": "text"},
+        colours={
+            "paused": "purple",
+            "dry_run": "blue",
+            "breaker": "red",
+            "cooling": "text",
+            "budget_hour": "orange",
+            "budget_tick": "yellow",
+        },
         alerts=("RecoveryBudgetSpent", "RecoveryBreakerOpen"),
     )
 
