@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards import series
+from dashboards import config, series
 from dashboards.boards import pipeline_edges as edges
 from dashboards.boards import pipeline_self as processes
 from dashboards.boards import pipeline_sink as sink
 from dashboards.model import Dashboard, Panel, Promql, Row
 
-LATE_S: Final = ((None, "green"), (15, "yellow"), (60, "red"))
-BEHIND: Final = ((None, "green"), (1_000, "yellow"), (10_000, "red"))
+LATE_S: Final = ((None, "green"), (15, "yellow"), (config.TICK_LAG_S, "red"))
+BEHIND: Final = ((None, "green"), (1_000, "yellow"), (config.LAG_RECORDS, "red"))
 NO_WORKER: Final = "no worker is scraped: nothing is known of it."
 
 

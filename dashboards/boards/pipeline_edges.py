@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards import series
+from dashboards import config, series
 from dashboards.model import Panel, Promql
 
 NO_WORKER: Final = "no worker is scraped."
@@ -28,7 +28,7 @@ def arrival() -> Panel:
         todo="see the provider's status page and its list of deliveries.",
         no_data="no worker is scraped, or no webhook came.",
         unit="s",
-        thresholds=((None, "green"), (15, "yellow"), (60, "red")),
+        thresholds=((None, "green"), (15, "yellow"), (config.WEBHOOK_LAG_S, "red")),
         alerts=("WebhookLag",),
     )
 
@@ -317,7 +317,7 @@ def passes() -> Panel:
         todo="see Requests to providers, by outcome, in Recovery.",
         no_data=NO_REDELIVER,
         unit="s",
-        thresholds=((None, "green"), (1_800, "yellow"), (3_600, "red")),
+        thresholds=((None, "green"), (1_800, "yellow"), (config.PASS_S, "red")),
         alerts=("RedeliverPassOld",),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards import series
+from dashboards import config, series
 from dashboards.model import Panel, Promql
 from dashboards.series import OURS
 
@@ -56,7 +56,7 @@ def loop() -> Panel:
         todo="Garbage collection, Time of the fold and CPU say why.",
         no_data="no worker is scraped.",
         unit="s",
-        thresholds=((None, "green"), (0.25, "yellow"), (1, "red")),
+        thresholds=((None, "green"), (0.25, "yellow"), (config.LOOP_LAG_S, "red")),
         alerts=("EventLoopLag",),
     )
 
@@ -197,7 +197,9 @@ def versions() -> Panel:
         "timeseries",
         (
             Promql("count by (job, version) (runnerstream_build_info)", "{{job}} {{version}}"),
-            Promql('max by (instance) (up{job=~"runnerstream.*"})', "answers: {{instance}}"),
+            Promql(
+                f'max by (instance) (up{{job=~"{config.SCRAPE_JOBS}"}})', "answers: {{instance}}"
+            ),
         ),
         healthy="one version; two during an upgrade. Every process answers (1).",
         deviation="a process was forgotten in an upgrade, or does not answer (0).",

@@ -48,7 +48,7 @@ HAVING count() > 0""",
         "sink.",
         no_data="nothing came for an hour: no panel over ClickHouse tells how things are now.",
         unit="ms",
-        thresholds=((None, "green"), (120_000, "yellow"), (300_000, "red")),
+        thresholds=((None, "green"), (120_000, "yellow"), (config.FRESH_S * 1000, "red")),
         width=4,
         height=4,
         alerts=("HistoryNotFresh",),
@@ -123,7 +123,7 @@ def lag() -> Panel:
         "known.",
         todo="more sinks help if ClickHouse has room; a slow ClickHouse is not helped by them.",
         no_data="no sink is scraped, or none knows its lag.",
-        thresholds=((None, "green"), (1_000, "yellow"), (10_000, "red")),
+        thresholds=((None, "green"), (1_000, "yellow"), (config.LAG_RECORDS, "red")),
         alerts=("SinkLag", "SinkLagUnknown"),
     )
 

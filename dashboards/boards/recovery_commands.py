@@ -206,7 +206,7 @@ def allowed() -> Panel:
         deviation="other programs use up the same account, or the prober asks too much.",
         todo="give the prober an App of its own; lower RUNNERSTREAM_PROBES_PER_MINUTE.",
         no_data="the provider has not said it yet, or says no such thing.",
-        thresholds=((None, "red"), (200, "yellow"), (1_000, "green")),
+        thresholds=((None, "red"), (config.API_BUDGET, "yellow"), (1_000, "green")),
         width=8,
         alerts=("ProviderApiBudgetLow",),
     )

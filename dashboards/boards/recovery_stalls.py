@@ -69,7 +69,7 @@ WHERE {OPEN} AND {STRANDED} HAVING {FRESH}""",
         todo="find it in What is stuck: its last column says what holds it up.",
         no_data="nothing came to ClickHouse for five minutes: see Pipeline.",
         unit="ms",
-        thresholds=((None, "green"), (600_000, "yellow"), (1_800_000, "red")),
+        thresholds=((None, "green"), (600_000, "yellow"), (config.FREED_S * 1000, "red")),
         width=4,
         height=4,
         alerts=("RecoveryOverdue",),
@@ -218,7 +218,7 @@ GROUP BY time ORDER BY time"""
         todo="compare with Time to detect: is the finding slow, or the freeing? Then see by kind.",
         no_data="nothing left a wrong state in this time.",
         unit="ms",
-        thresholds=((None, "green"), (360_000, "yellow"), (1_800_000, "red")),
+        thresholds=((None, "green"), (360_000, "yellow"), (config.FREED_S * 1000, "red")),
         points=True,
     )
 
