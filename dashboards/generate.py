@@ -23,16 +23,17 @@ from grafana_foundation_sdk.builders.common import (
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.variants import Dataquery
-from grafana_foundation_sdk.models import common, heatmap as heatmaps
+from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as grafana
+from grafana_foundation_sdk.models import heatmap as heatmaps
 
 from dashboards import config
 from dashboards.boards import BOARDS
 from dashboards.model import WIDTH, Annotation, Dashboard, Panel, Promql, Query, Sql, Variable
 
 OUT: Final = Path(__file__).parent / "grafana"
-CLICKHOUSE: Final = grafana.DataSourceRef(config.CLICKHOUSE, "${%s}" % config.CLICKHOUSE_VARIABLE)
-PROMETHEUS: Final = grafana.DataSourceRef(config.PROMETHEUS, "${%s}" % config.PROMETHEUS_VARIABLE)
+CLICKHOUSE: Final = grafana.DataSourceRef(config.CLICKHOUSE, f"${{{config.CLICKHOUSE_VARIABLE}}}")
+PROMETHEUS: Final = grafana.DataSourceRef(config.PROMETHEUS, f"${{{config.PROMETHEUS_VARIABLE}}}")
 
 
 @dataclass
@@ -123,8 +124,8 @@ def _datasource(name: str, label: str, kind: str) -> build.DatasourceVariable:
 
 def _variable(variable: Variable) -> Any:
     if not variable.sql:
-        return build.TextBoxVariable(variable.name).label(variable.label).default_value(
-            variable.text
+        return (
+            build.TextBoxVariable(variable.name).label(variable.label).default_value(variable.text)
         )
     made = (
         build.QueryVariable(variable.name)
@@ -135,8 +136,10 @@ def _variable(variable: Variable) -> Any:
         .sort(grafana.VariableSort.ALPHABETICAL_ASC)
     )
     if variable.multi:
-        made = made.multi(True).include_all(True).current(
-            grafana.VariableOption(selected=True, text="All", value="$__all")
+        made = (
+            made.multi(True)
+            .include_all(True)
+            .current(grafana.VariableOption(selected=True, text="All", value="$__all"))
         )
     return made
 
@@ -193,7 +196,7 @@ def _panel(panel: Panel) -> Any:
     )
     if panel.maximum is not None:
         made = made.max(panel.maximum)
-    for name, colour in (config.COLOURS | dict(panel.colours)).items():
+    for name, colour in {**config.COLOURS, **panel.colours}.items():
         if panel.kind in ("timeseries", "bars"):
             fixed = {"mode": "fixed", "fixedColor": colour}
             made = made.override_by_name(name, [grafana.DynamicConfigValue("color", fixed)])
@@ -228,9 +231,7 @@ def _timeseries(panel: Panel) -> Any:
         .line_width(2)
         .fill_opacity(30 if panel.stacked else 0)
         .span_nulls(False)
-        .show_points(
-            common.VisibilityMode.ALWAYS if panel.points else common.VisibilityMode.AUTO
-        )
+        .show_points(common.VisibilityMode.ALWAYS if panel.points else common.VisibilityMode.AUTO)
         .legend(
             VizLegendOptions()
             .display_mode(common.LegendDisplayMode.TABLE)
@@ -292,7 +293,8 @@ def main() -> int:
     )
     if "--check" in sys.argv[1:]:
         for path in differ:
-            print(f"{path.relative_to(OUT.parent)} is not what its declaration says", file=sys.stderr)
+            name = path.relative_to(OUT.parent)
+            print(f"{name} is not what its declaration says", file=sys.stderr)
         if differ:
             print("run `python -m dashboards.generate`", file=sys.stderr)
         return 1 if differ else 0

@@ -130,7 +130,7 @@ class Plant:
         self.simulation = Simulation(
             seed, jobs, [*default_fleets(jobs, span, Tempo(), load=0.7), ROOMY], start_ms=start,
             duration_s=span, faults=Faults(duplicates=0.05, reordered=0.1, malformed=0.01),
-            stalls=Stalls(every_s=100.0, queues=frozenset({ROOMY.name})),
+            stalls=Stalls(every_s=120.0, queues=frozenset({ROOMY.name})),
         )  # fmt: skip
         policies = Policies(
             RecoveryPolicy(), {ROOMY.name: replace(RecoveryPolicy(), stale_queue_ms=10 * MINUTE)}
@@ -295,8 +295,8 @@ class Plant:
 
 
 def fill(
-    url: str, end_ms: int, *, seed: int = 7, jobs: int = 1_000, hours: float = 4.0,
-    telling_h: float = 0.75,
+    url: str, end_ms: int, *, seed: int = 7, jobs: int = 800, hours: float = 3.0,
+    telling_h: float = 0.5,
 ) -> Seeded:  # fmt: skip
     """Make the tables and fill them with what happened in so many hours up to ``end_ms``.
 
@@ -354,9 +354,9 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description="A ClickHouse with a seeded world in it.")
     parser.add_argument("--keep", type=Path, help="directory of the server that is left running")
-    parser.add_argument("--jobs", type=int, default=1_000)
-    parser.add_argument("--hours", type=float, default=4.0)
-    parser.add_argument("--telling", type=float, default=0.75, help="hours of telemetry")
+    parser.add_argument("--jobs", type=int, default=800)
+    parser.add_argument("--hours", type=float, default=3.0)
+    parser.add_argument("--telling", type=float, default=0.5, help="hours of telemetry")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--url", default="", help="of a server that was kept")
     parser.add_argument("--ask", default="", help="a query with macros")
