@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from click.testing import CliRunner, Result
 from clickhouse_driver import Client
 from prometheus_client import CollectorRegistry
 
@@ -20,6 +26,7 @@ from dashboards.boards import BOARDS
 from dashboards.macros import Range
 from dashboards.model import Dashboard, Panel, Promql, Sql
 from docs import generate as docs
+from pipeline.cli import main
 from pipeline.local import EmbeddedClickHouse
 from tests.support import boards
 from tests.support.clients import ClientUnavailable
@@ -355,3 +362,122 @@ def test_prometheus_can_read_every_query(tmp_path: Path) -> None:
 
 def _value(variable: re.Match[str]) -> str:
     return "5m" if variable[1].startswith("__") else "x"
+
+
+# --- drawn by hand --------------------------------------------------------------------------------
+
+
+def plot(server: EmbeddedClickHouse | str, *arguments: str) -> Result:
+    """Run ``plot`` with a database and no other setting."""
+    env: dict[str, str | None] = {n: None for n in os.environ if n.startswith("RUNNERSTREAM_")}
+    env["RUNNERSTREAM_CLICKHOUSE"] = server if isinstance(server, str) else server.reader_url
+    return CliRunner().invoke(main, ["plot", *arguments], env=env)
+
+
+@BY_TITLE
+def test_plot_draws_every_panel(
+    board: Dashboard, server: EmbeddedClickHouse, seeded: Seeded
+) -> None:
+    done = plot(server, board.title, "--width", "240")
+    assert done.exit_code == 0, done.output
+    for panel in board.panels:
+        # A long title is cut to the box.
+        assert panel.title[:14] in done.output, panel.title
+
+
+def test_plot_shows_the_number_of_its_query(
+    server: EmbeddedClickHouse, client: Client, seeded: Seeded
+) -> None:
+    titles = [panel.title for panel in BOARDS[0].panels]
+    assert "Queued jobs" in titles
+    waiting = [job for job in seeded.jobs.jobs.values() if job.status == "queued"]
+    (minute,) = client.execute(
+        "SELECT sum(jobs) FROM depth_1m WHERE status = 'queued' GROUP BY minute"
+        " ORDER BY minute DESC LIMIT 1"
+    )
+    done = plot(server, "runners", "Queued jobs")
+    assert done.exit_code == 0
+    assert re.search(rf"\b{minute[0]}\b", done.output), done.output
+    assert waiting
+
+
+def test_plot_writes_a_picture(server: EmbeddedClickHouse, seeded: Seeded, tmp_path: Path) -> None:
+    file = tmp_path / "runners.png"
+    done = plot(server, "runners", "--from", "3h", "--out", str(file))
+    assert done.exit_code == 0, done.output
+    width, height = struct.unpack(">II", file.read_bytes()[16:24])
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert width > 200
+    assert height > 200
+    gone = plot(server, "runners", "--out", str(tmp_path / "no" / "x.png"))
+    assert gone.exit_code == 1
+    assert "cannot be written" in gone.output
+
+
+def test_plot_says_what_is_wrong(
+    server: EmbeddedClickHouse, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = plot("clickhouse://127.0.0.1:1/x")
+    assert listed.exit_code == 0
+    assert all(board.title in listed.output for board in BOARDS)
+    for arguments, code, said in (
+        (["nothing"], 2, BOARDS[0].title),
+        (["runners", "nothing"], 2, "Queued jobs"),
+        (["runners", "--set", "colour=red"], 2, "fleet"),
+        (["runners", "--from", "1s"], 2, "a minute"),
+    ):
+        done = plot(server, *arguments)
+        assert (done.exit_code, said in done.output) == (code, True), done.output
+    away = plot("clickhouse://127.0.0.1:1/x", "runners")
+    assert away.exit_code == 3
+    monkeypatch.setattr("pipeline.commands.plot.find_spec", lambda name: None)
+    missing = plot(server, "runners", "--out", "x.png")
+    assert missing.exit_code == 2
+    assert "runnerstream[plot]" in missing.output
+
+
+class _Prometheus(BaseHTTPRequestHandler):
+    """Answers as Prometheus does; remembers what it was asked."""
+
+    asked: Final[list[dict[str, list[str]]]] = []
+
+    def do_GET(self) -> None:
+        place = urlsplit(self.path)
+        self.asked.append(parse_qs(place.query))
+        now = time.time()
+        series = {"metric": {"topic": "jobs", "__name__": "m"}}
+        if place.path.endswith("query_range"):
+            series["values"] = [[now - 60 * n, str(7 * n)] for n in range(9)]
+        else:
+            series["value"] = [now, "42"]
+        body = json.dumps({"status": "success", "data": {"result": [series]}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nobody reads it."""
+
+
+def test_plot_asks_prometheus_what_it_knows(
+    server: EmbeddedClickHouse, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("h", "d", "t", "n")
+    asking = Panel("Lag", "timeseries", (Promql('lag{f=~"$fleet"}', "{{topic}}"),), *words)
+    now = Panel("Up", "stat", (Promql("up", instant=True),), *words)
+    row = type(BOARDS[0].rows[0])("Row", (asking, now))
+    board = Dashboard("runnerstream-x", "X", "", (row,), BOARDS[0].variables)
+    monkeypatch.setattr("pipeline.commands.plot.BOARDS", (board,))
+    assert plot(server, "x").output.count("--prometheus") == 2
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Prometheus) as prometheus:
+        threading.Thread(target=prometheus.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{prometheus.server_address[1]}"
+        done = plot(server, "x", "--fleet", "linux-small", "--prometheus", url)
+        prometheus.shutdown()
+    assert done.exit_code == 0, done.output
+    assert "jobs  last 0  max 56" in done.output
+    assert "42" in done.output
+    assert _Prometheus.asked[0]["query"] == ['lag{f=~"linux\\\\-small"}']
+    gone = plot(server, "x", "--prometheus", url)
+    assert (gone.exit_code, "Prometheus does not answer" in gone.output) == (3, True)

@@ -96,7 +96,7 @@ def answered(panel: Panel, over: Range, ask: Ask) -> Answer:
             _to_table(found, columns, rows)
         elif panel.kind == "heatmap":
             found.heat = _heat(columns, rows)
-        elif timed:
+        elif timed and columns and columns[0][0] == "time":
             found.series += _series(panel, columns, rows, len(found.series))
         else:
             found.series += _values(panel, columns, rows, len(found.series))
@@ -122,10 +122,11 @@ _STEPS: Final[Mapping[str, tuple[tuple[float, str], ...]]] = {
     "s": ((1e-3, "ms"), (1, "s"), (60, "min"), (3_600, "h"), (86_400, "d")),
     "m": ((1, "min"), (60, "h"), (1_440, "d")),
     "short": ((1, ""), (1e3, "K"), (1e6, "Mil"), (1e9, "Bil")),
+    "ops": ((1, "/s"),),
     "bytes": ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB")),
     "decbytes": ((1, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB")),
 }
-_AFTER: Final = {"reqps": "req/s", "ops": "ops/s", "cps": "c/s", "wps": "writes/s", "eps": "/s",
+_AFTER: Final = {"reqps": "req/s", "cps": "/s", "wps": "writes/s", "eps": "/s",
                  "percent": "%", "h": "h", "d": "d"}  # fmt: skip
 
 
@@ -142,6 +143,7 @@ def shown(value: Any, unit: str = "short") -> str:
     number = float(value)
     if not math.isfinite(number):
         return "–"
+    number = 0.0 if abs(number) < 1e-9 else number
     if unit == "percentunit":
         return f"{_digits(number * 100)}%"
     if unit.startswith("currency"):
@@ -154,6 +156,27 @@ def shown(value: Any, unit: str = "short") -> str:
     factor, name = next((each for each in reversed(steps) if abs(number) >= each[0]), steps[0])
     gap = "" if unit in ("short", "none") and name in ("", "K") else " "
     return f"{_digits(number / factor)}{gap}{name}".strip()
+
+
+def marks(high: float, unit: str, most: int = 5) -> list[float]:
+    """Where an axis from 0 is marked: at whole seconds, minutes or hours, if it is of time."""
+    scale = {"ms": 1.0, "s": 1e-3, "dtdurationms": 1.0, "dtdurations": 1e-3}.get(unit)
+    steps: list[float] = []
+    if scale is not None and high >= scale:
+        steps = [each * scale for each in _TIMES]
+    if not any(high / step <= most for step in steps):
+        power = 10.0 ** math.floor(math.log10(max(high, 1e-12)) - 1)
+        steps = [power * each for each in (1, 2, 5, 10, 20, 50, 100)]
+    step = next(each for each in steps if high / each <= most)
+    return [n * step for n in range(int(high / step) + 1)]
+
+
+#: Steps of an axis of time, in ms.
+_TIMES: Final = (
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
+    *(each * 1e3 for each in (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800)),
+    *(each * 3.6e6 for each in (1, 2, 3, 6, 12, 24, 48, 120, 240)),
+)
 
 
 def _digits(number: float) -> str:

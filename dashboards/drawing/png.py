@@ -16,7 +16,7 @@ from matplotlib import dates, pyplot
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dashboards.drawing.answers import Answer, bound_shown, by_threshold, lines, shown
+from dashboards.drawing.answers import Answer, bound_shown, by_threshold, lines, marks, shown
 from dashboards.drawing.text import stacked
 from dashboards.model import WIDTH, Dashboard, Panel
 
@@ -102,6 +102,7 @@ class _Canvas:
             FancyBboxPatch(
                 (x / w, 1 - (y + height) / h), width / w, height / h, boxstyle="square,pad=0",
                 facecolor=CARD, edgecolor=EDGE, linewidth=0.8, transform=self.figure.transFigure,
+                zorder=-1,
             )
         )  # fmt: skip
 
@@ -227,13 +228,17 @@ def _frame(axes: Any, answer: Answer, values: list[float]) -> None:
                     for each in (answer.over.start_ms, answer.over.end_ms)))  # fmt: skip
     axes.grid(True, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 3, 5, 6, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, of.unit)))
+    if min(0.0, *values) < 0:
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, of.unit)))
+    else:
+        places = marks(high, of.unit)
+        axes.set_yticks(places, [shown(each, of.unit) for each in places])
     _times(axes)
 
 
 def _times(axes: Any) -> None:
-    place = dates.AutoDateLocator(minticks=3, maxticks=6)
+    place = dates.AutoDateLocator(minticks=4, maxticks=8)
     axes.xaxis.set_major_locator(place)
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(place, show_offset=False))
 
@@ -250,7 +255,9 @@ def _heatmap(canvas: _Canvas, answer: Answer, x: float, y: float, w: float, h: f
         for at, count in zip(heat.times, row, strict=True):
             if count:
                 cells[n][min(len(edges) - 2, round((at - heat.times[0]) / step))] = count
-    colours = pyplot.get_cmap(of.palette if of.palette in matplotlib.colormaps else "Blues")
+    # From the other end: on a dark ground what is seldom is dark.
+    name = f"{of.palette}_r"
+    colours = pyplot.get_cmap(name if name in matplotlib.colormaps else "Blues_r")
     axes.pcolormesh([datetime.fromtimestamp(each) for each in edges],
                     range(len(heat.bounds) + 1), cells, cmap=colours, vmin=0)  # fmt: skip
     axes.set_xlim(*(datetime.fromtimestamp(each / 1000)

@@ -28,7 +28,8 @@ Cell = tuple[str, str]
 
 _DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
-_SHADES: Final = ("#181b1f", "#0b2e59", "#1f60c4", "#5794f2", "#8ab8ff", "#c0d8ff")
+#: Seldom to often: also where there are no colours.
+_SHADES: Final = ((" ", ""), ("░", "#1f60c4"), ("▒", "#3274d9"), ("▓", "#5794f2"), ("█", "#8ab8ff"))
 #: Series that a legend names.
 _LEGEND: Final = 8
 #: Rows that a table has on a whole dashboard.
@@ -85,7 +86,7 @@ def box(answer: Answer, width: int, most_rows: int | None = None) -> Box:
     elif of.kind == "table":
         drawn = _table(answer, most_rows)
     else:
-        drawn = _timeseries(answer, inside, max(5, of.height))
+        drawn = _timeseries(answer, inside, max(5, of.height) | 1)
     return Box(drawn, title=f"[bold]{of.title}", title_align="left", border_style="dim",
                width=width)  # fmt: skip
 
@@ -269,7 +270,8 @@ def _heatmap(answer: Answer, width: int) -> RenderableType:
         line = Text(f"{label:>{margin - 1}} ", "dim")
         for count in sums:
             shade = 0 if not count else 1 + round((len(_SHADES) - 2) * math.sqrt(count / most))
-            line.append(" " * wide, Style(bgcolor=_SHADES[min(shade, len(_SHADES) - 1)]))
+            character, own = _SHADES[min(shade, len(_SHADES) - 1)]
+            line.append(character * wide, own)
         drawn.append(line)
     first, last = clock(start, end)
     gap = max(1, columns * wide - len(first) - len(last))

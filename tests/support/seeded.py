@@ -128,7 +128,7 @@ class Plant:
         self.logs: dict[str, list[Kept]] = {topic: [] for topic in rows.TOPICS}
         span = (end - start) / SECOND
         self.simulation = Simulation(
-            seed, jobs, [*default_fleets(jobs, span, Tempo(), load=0.7), ROOMY], start_ms=start,
+            seed, jobs, [*default_fleets(jobs, span, Tempo(), load=0.5), ROOMY], start_ms=start,
             duration_s=span, faults=Faults(duplicates=0.05, reordered=0.1, malformed=0.01),
             stalls=Stalls(every_s=120.0, queues=frozenset({ROOMY.name})),
         )  # fmt: skip
