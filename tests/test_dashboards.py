@@ -47,7 +47,7 @@ QUANTILES: Final = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 @pytest.fixture(scope="module")
 def seeded(server: EmbeddedClickHouse) -> Seeded:
-    return fill(server.url, int(time.time() * 1000))
+    return fill(server.url, int(time.time() * 1000), jobs=800, hours=3.0, telling_h=0.5)
 
 
 @pytest.fixture(scope="module")
