@@ -301,7 +301,9 @@ def fill(
     """Make the tables and fill them with what happened in so many hours up to ``end_ms``.
 
     ``telling_h``: for so long the programs around the jobs have told how they are. ``load``: so
-    busy are the fleets on average. The same arguments give the same rows. Raises clickhouse-driver's errors.
+    busy are the fleets on average. The same arguments give the same rows.
+
+    Raises clickhouse-driver's errors.
     """
     end = end_ms // STEP_MS * STEP_MS
     start = end - int(hours * HOUR) // STEP_MS * STEP_MS
