@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -24,7 +24,7 @@ from dashboards import generate, lint
 from dashboards.ask import ask
 from dashboards.boards import BOARDS
 from dashboards.macros import Range
-from dashboards.model import Dashboard, Panel, Promql, Sql
+from dashboards.model import Dashboard, Kind, Panel, Promql, Sql
 from docs import generate as docs
 from pipeline.cli import main
 from pipeline.local import EmbeddedClickHouse
@@ -42,6 +42,8 @@ EMPTY: Final[dict[tuple[str, str], str]] = {}
 TIMINGS: Final[dict[tuple[str, str], str]] = {}
 #: Panels with quantiles of something that the truth about jobs does not say, and of what.
 OTHER_QUANTILES: Final[dict[tuple[str, str], str]] = {}
+#: What Prometheus itself says of each target.
+OF_PROMETHEUS: Final = {"up", "scrape_samples_scraped", "scrape_duration_seconds"}
 QUANTILES: Final = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -65,15 +67,16 @@ def test_the_files_are_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None
     assert generate.main() == 0
 
 
-def test_a_file_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for path, text in generate.files().items():
-        (tmp_path / path.name).write_text(text)
-    changed = tmp_path / f"{BOARDS[0].uid}.json"
-    changed.write_text(changed.read_text().replace("  ", " "))
-    monkeypatch.setattr(generate, "OUT", tmp_path / "grafana")
-    tmp_path.joinpath("grafana").mkdir()
+def test_a_file_that_differs_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = generate.files()
+    path = generate.OUT / f"{BOARDS[0].uid}.json"
+    wanted[path] = wanted[path].replace("  ", " ", 1)
+    monkeypatch.setattr(generate, "files", lambda: wanted)
     monkeypatch.setattr("sys.argv", ["generate", "--check"])
     assert generate.main() == 1
+    assert path.name in capsys.readouterr().err
 
 
 def written() -> list[dict[str, Any]]:
@@ -198,7 +201,11 @@ def test_everything_it_asks_is_answered(
     seeded: Seeded,
     record_property: Callable[[str, object], None],
 ) -> None:
-    tried = boards.Trial(client, seeded.end_ms, EMPTY).board(board)
+    # A job about which everything is known, for panels that tell of one.
+    [(key,)] = client.execute(
+        "SELECT key FROM stalls WHERE key IN (SELECT key FROM job_steps) ORDER BY key LIMIT 1"
+    )
+    tried = boards.Trial(client, seeded.end_ms, EMPTY, {"key": key}).board(board)
     record_property(
         "tried: dashboards",
         {
@@ -331,7 +338,7 @@ def shown() -> set[str]:
     registry = CollectorRegistry()
     docs.tell_process(registry, "")
     told = {name.strip("`") for name, *_ in docs.metric_rows(registry)}
-    return {*known_names(), *told, "up"}
+    return {*known_names(), *told, *OF_PROMETHEUS}
 
 
 def test_every_metric_exists() -> None:
@@ -401,17 +408,50 @@ def test_plot_shows_the_number_of_its_query(
     assert waiting
 
 
-def test_plot_writes_a_picture(server: EmbeddedClickHouse, seeded: Seeded, tmp_path: Path) -> None:
-    file = tmp_path / "runners.png"
-    done = plot(server, "runners", "--from", "3h", "--out", str(file))
+def test_plot_writes_a_picture(
+    server: EmbeddedClickHouse,
+    seeded: Seeded,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a panel of each kind, one with nothing in it, and one that Prometheus is asked."""
+    depth = "FROM depth_1m WHERE $__timeFilter(minute) GROUP BY time"
+    series = f"SELECT minute AS time, fleet, sum(jobs) AS jobs {depth}, fleet ORDER BY time"
+    heat = (
+        f"SELECT $__timeInterval(minute) AS time, toString(oldest_ms) AS le, sum(jobs) {depth}, le"
+    )
+    panels = (
+        _drawn("stat", f"SELECT minute AS time, sum(jobs) AS jobs {depth} ORDER BY time"),
+        _drawn("timeseries", series),
+        _drawn("timeseries", series, stacked=True, unit="ms"),
+        _drawn("heatmap", f"{heat} ORDER BY time"),
+        _drawn("bars", "SELECT fleet, count() AS jobs FROM jobs GROUP BY fleet", "table"),
+        _drawn("table", "SELECT key, fleet, queued_at, claims, queue_ms FROM jobs", "table"),
+        _drawn("table", "SELECT key FROM jobs WHERE key = ''", "table"),
+        Panel("Of Prometheus", "stat", (Promql("up"),), "h", "d", "t", "n"),
+    )
+    rows = (type(BOARDS[0].rows[0])("First", panels[:4]), type(BOARDS[0].rows[0])("2", panels[4:]))
+    board = Dashboard("runnerstream-x", "All $ kinds", "", rows)
+    monkeypatch.setattr("pipeline.commands.plot.BOARDS", (board,))
+    file = tmp_path / "x.png"
+    done = plot(server, "x", "--from", "3h", "--out", str(file))
     assert done.exit_code == 0, done.output
-    width, height = struct.unpack(">II", file.read_bytes()[16:24])
     assert file.read_bytes().startswith(b"\x89PNG")
-    assert width > 200
-    assert height > 200
-    gone = plot(server, "runners", "--out", str(tmp_path / "no" / "x.png"))
+    whole = struct.unpack(">II", file.read_bytes()[16:24])
+    assert plot(server, "x", "stat", "--from", "3h", "--out", str(file)).exit_code == 0
+    one = struct.unpack(">II", file.read_bytes()[16:24])
+    assert whole[0] > one[0]
+    assert whole[1] > 2 * one[1]
+    gone = plot(server, "x", "stat", "--out", str(tmp_path / "no" / "x.png"))
     assert gone.exit_code == 1
     assert "cannot be written" in gone.output
+
+
+def _drawn(
+    kind: Kind, sql: str, shape: Literal["timeseries", "table"] = "timeseries", **more: Any
+) -> Panel:
+    title = f"{kind} {sorted(more)}"
+    return Panel(title, kind, (Sql(sql, shape),), "h", "d", "t", "n", height=6, **more)
 
 
 def test_plot_says_what_is_wrong(

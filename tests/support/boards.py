@@ -28,6 +28,7 @@ ODD: Final = 'it\'s \\ "odd" (1, 2) %'
 
 Choice = Mapping[str, Sequence[str]]
 _NUMBER: Final = re.compile(r"^(U?Int|Float|Decimal)")
+_TEXTS: Final = re.compile(r"^Array\((LowCardinality\()?String")
 _TEXT: Final = re.compile(r"^(String|FixedString|Enum)")
 _TIME: Final = re.compile(r"^(DateTime|Date)")
 
@@ -44,10 +45,10 @@ class Tried:
 
 
 def kind(type_: str) -> str:
-    """``time``, ``number``, ``text``, or the type of a column, if it is none of these."""
+    """``time``, ``number``, ``text``, ``texts``, or the type, if it is none of these."""
     while found := re.fullmatch(r"(?:Nullable|LowCardinality)\((.*)\)", type_):
         type_ = found[1]
-    for name, pattern in (("time", _TIME), ("number", _NUMBER), ("text", _TEXT)):
+    for name, pattern in (("time", _TIME), ("number", _NUMBER), ("text", _TEXT), ("texts", _TEXTS)):
         if pattern.match(type_):
             return name
     return type_ if type_ != "Bool" else "number"
@@ -56,9 +57,17 @@ def kind(type_: str) -> str:
 class Trial:
     """One dashboard at a time, as its reader, up to a time."""
 
-    def __init__(self, client: Client, end_ms: int, empty: Mapping[tuple[str, str], str]) -> None:
-        """``empty``: panels that may have no rows, by dashboard and title, and why."""
+    def __init__(
+        self,
+        client: Client,
+        end_ms: int,
+        empty: Mapping[tuple[str, str], str],
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """``empty``: panels that may have no rows, by dashboard and title, and why. ``texts``: what
+        is written into variables of text."""
         self._client, self._end, self._empty = client, end_ms, empty
+        self._texts = texts or {}
 
     def range(self, name: str, chosen: Choice) -> Range:
         """One of :data:`RANGES`."""
@@ -77,9 +86,7 @@ class Trial:
             for name in RANGES:
                 self._panel(tried, where, panel, query, name, "all", choices["all"])
             for choice in choices.keys() - {"all"}:
-                name = choice.partition("=")[0]
-                if re.search(rf"\$\{{?{name}\b", query.text) or name == "each":
-                    self._panel(tried, where, panel, query, LONG, choice, choices[choice])
+                self._panel(tried, where, panel, query, LONG, choice, choices[choice])
         for annotation in board.annotations:
             for name in RANGES:
                 where = f"annotation {annotation.name}, {name}"
@@ -97,7 +104,7 @@ class Trial:
         values: dict[str, Sequence[str]] = {}
         for variable in tried.board.variables:
             if not variable.sql:
-                every[variable.name] = [variable.text]
+                every[variable.name] = [self._texts.get(variable.name, variable.text)]
                 continue
             for name in RANGES:
                 where = f"variable {variable.name}, {name}"
@@ -110,11 +117,10 @@ class Trial:
             every[variable.name] = () if variable.multi else found[:1]
         yield "all", every
         multi = [each.name for each in tried.board.variables if each.sql and each.multi]
-        for name in multi:
-            some = next((each for each in values[name] if each), "")
-            yield f"{name}={some}", {**every, name: [some]}
-            yield f"{name}={ODD}", {**every, name: [ODD, some]}
-        yield "each", {**every, **{name: values[name][-1:] for name in multi}}
+        if multi:
+            some = {name: next((each for each in values[name] if each), "") for name in multi}
+            yield "one of each", {**every, **{name: [some[name]] for name in multi}}
+            yield "two of each, one odd", {**every, **{name: [ODD, some[name]] for name in multi}}
 
     def _ask(self, tried: Tried, where: str, sql: str, name: str, chosen: Choice) -> Any:
         tried.queries += 1
@@ -182,7 +188,7 @@ def table(panel: Panel, columns: Any, rows: Any, over: Range) -> Iterator[str]:
     """What is wrong with an answer that is to be shown as it is."""
     kinds = [kind(type_) for _, type_ in columns]
     odd = [(name, each) for (name, _), each in zip(columns, kinds, strict=True)
-           if each not in ("time", "number", "text")]  # fmt: skip
+           if each not in ("time", "number", "text", "texts")]  # fmt: skip
     if odd:
         yield f"columns {odd} cannot be shown"
     names = {name for name, _ in columns}
