@@ -6,15 +6,21 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import folds
 from pipeline.settings import load as load_settings
+from pipeline.simulate import (
+    telemetry_pools,
+    telemetry_reconcilers,
+    telemetry_runners,
+    telemetry_schedulers,
+)
 from pipeline.simulate.telemetry import Told
-from pipeline.simulate.telemetry_pools import play
 from tests.support import evidence
 from tests.support.kafka import ApacheKafka, missing
 from tests.support.load import PARTITIONS, die_at, fold_worker
@@ -22,6 +28,8 @@ from tests.support.worker import WorkerProcess
 from tests.test_crash import gaps
 from topics.apply import apply
 from topics.catalogue import DEAD_LETTERS, EVENTS, TELEMETRY, catalogue
+from topics.events import FAMILIES
+from topics.events.pools import PoolSampled
 from topics.producer import Producer
 
 pytestmark = [
@@ -34,6 +42,7 @@ pytestmark = [
 ]
 
 FLEETS = [f"fleet-{n}" for n in range(12)]
+MINUTE = 60_000
 
 
 @pytest.fixture
@@ -55,12 +64,38 @@ def post(kafka: ApacheKafka, told: Told, seed: int) -> None:
             producer.send(EVENTS, b"" if n % 2 else str(n).encode(), value)
 
 
-def seen(worker: WorkerProcess, family: str) -> dict[str, dict[str, object]]:
-    """What the worker shows of a family, by fleet."""
+def world(now: int) -> Told:
+    """Some minutes of all families, each of fleets of its own."""
+    told = telemetry_pools.play(FLEETS[:6], now - 6 * MINUTE, now, 11)
+    told.add(telemetry_runners.play(FLEETS[6:8], now - 6 * MINUTE, now, 11))
+    told.add(telemetry_schedulers.play(FLEETS[8:10], now - 6 * MINUTE, now, 11))
+    told.add(telemetry_reconcilers.play(FLEETS[10:], now - 6 * MINUTE, now, 11))
+    return told
+
+
+def seen(worker: WorkerProcess, family: str) -> list[Any]:
+    """What the worker shows of a family."""
     status, answer = worker.get(f"/telemetry?family={family}&limit=1000")
     assert status == 200
     assert answer["incomplete"] == []
-    return {one["fleet"]: one for one in answer["subjects"]}
+    assert answer["next"] is None
+    found: list[Any] = answer["subjects"]
+    return found
+
+
+def stored(shown: Mapping[str, Sequence[Any]]) -> Counter[tuple[str, ...]]:
+    """What is open, what is left to do, what is broken, as :attr:`Told.stored` has it."""
+    found = Counter[tuple[str, ...]]()
+    for one in shown["runners"]:
+        for task in one["tasks"].values():
+            found["runner_tasks", one["fleet"], one["name"], task["state"]] += 1
+    for one in shown["schedulers"]:
+        if one["name"].startswith("run:") and one["state"] == "active":
+            found["schedule_backlog", one["fleet"], one["schedule"]] += one["backlog"]
+    for one in shown["reconcilers"]:
+        for each in one["open_violations"].values():
+            found["violations_by_invariant", one["fleet"], each["invariant"]] += 1
+    return found
 
 
 @pytest.mark.slow
@@ -68,8 +103,7 @@ def seen(worker: WorkerProcess, family: str) -> dict[str, dict[str, object]]:
 def test_every_event_counts_once_in_a_worker_that_is_killed_at_every_gap(
     kafka: ApacheKafka, tmp_path: Path, fenced: bool
 ) -> None:
-    now = int(time.time() * 1000)
-    told = play(FLEETS, now - 6 * 60_000, now, 11)
+    told = world(int(time.time() * 1000))
     post(kafka, told, 5)
     worker = fold_worker(
         kafka,
@@ -87,15 +121,22 @@ def test_every_event_counts_once_in_a_worker_that_is_killed_at_every_gap(
     for topic, ticks in ((EVENTS, 0), (TELEMETRY, 16)):
         evidence.wait_drained(kafka.bootstrap, "runnerstream", [topic], 120, ticks)
     worker.wait_ready()
-    dispatch, pools = seen(worker, "dispatch"), seen(worker, "pools")
+    shown: dict[str, list[Any]] = {family: seen(worker, family) for family in FAMILIES}
     for fleet in FLEETS:
-        found = Counter(dispatch[fleet]["counts"]) + Counter(pools[fleet]["counts"])  # type: ignore[call-overload]
-        assert found == told.counts[fleet], fleet
-        last = {
-            each.pool: each.idle for each in told.events
-            if each.kind == "pool.sample" and each.fleet == fleet
-        }  # type: ignore[attr-defined]  # fmt: skip
-        kept = pools[fleet]["pools"]
-        assert {name: one["idle"] for name, one in kept.items()} == last  # type: ignore[attr-defined]
+        of_fleet = [one for each in shown.values() for one in each if one["fleet"] == fleet]
+        assert sum((Counter(one["counts"]) for one in of_fleet), Counter()) == told.counts[fleet]
+    last = {
+        (each.fleet, each.pool): each.idle for each in told.events if isinstance(each, PoolSampled)
+    }
+    idle = {
+        (one["fleet"], name): pool["idle"]
+        for one in shown["pools"] for name, pool in one["pools"].items()
+    }  # fmt: skip
+    assert idle == last
+    truth = {where: n for where, n in told.stored.items() if where[0] != "actions_by_type"}
+    assert {where[0] for where in truth} == {
+        "runner_tasks", "schedule_backlog", "violations_by_invariant",
+    }  # fmt: skip
+    assert stored(shown) == truth
     assert len(list(evidence.read_topic(kafka.bootstrap, DEAD_LETTERS))) > 10
     assert worker.stop() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -59,10 +60,26 @@ def test_the_truth_comes_out_whatever_happens_on_the_way(seed: int) -> None:
     assert +seen.sums == sum(told.counts.values(), Counter())
 
 
-@pytest.mark.parametrize("seed", range(6))
+#: Two hours of each of these are enough to get stuck in every way.
+LONG, SEEDS = 2 * HOUR_MS, range(8, 14)
+
+
+def test_in_hours_they_get_stuck_in_every_way() -> None:
+    rise: Counter[str] = Counter()
+    for seed in SEEDS:
+        told = play(["f0"], START, START + LONG, seed, each=2)
+        rise.update({where[0]: value for where, value in told.levels.items()})
+    for trouble in (
+        "reconciler_entities_in_loop", "reconciler_work_flapping",
+        "reconcilers_without_progress", "reconcilers_overdue",
+    ):  # fmt: skip
+        assert rise[trouble]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_hours_of_it_come_out_as_well(seed: int) -> None:
     """What is outdated is forgotten meanwhile; each counter of failures rises."""
-    end = 2 * HOUR_MS
+    end = LONG
     told = play(["f0"], START, START + end, seed, each=2)
     seen = Seen(as_it_comes(told.events, end, seed), batch=200)
     assert seen.levels == pytest.approx(told.levels)
@@ -253,6 +270,69 @@ def test_a_violation_is_as_old_as_it_is_open() -> None:
     counted = Seen([ticked(0, violations=4), tick(MINUTE)]).levels
     assert counted["reconciler_violations", "f0"] == 4
     assert ("reconciler_violation_oldest_seconds", "f0") not in counted
+
+
+#: What is said of violations: of which, when, and whether it opened.
+_WORDS = st.lists(st.tuples(st.sampled_from("de"), st.integers(0, 500), st.booleans()), max_size=25)
+
+
+def violations(words: Sequence[tuple[str, int, bool]]) -> list[Any]:
+    return [
+        said(
+            f"reconciler.violation_{'opened' if opened else 'closed'}", at * SECOND, f"{n}",
+            invariant="i", entity=entity,
+        )
+        for n, (entity, at, opened) in enumerate(words)
+    ]  # fmt: skip
+
+
+def turns(words: Sequence[tuple[str, int, bool]]) -> Counter[str]:
+    """How often they opened and closed, all being known: one that opens and closes at one time is
+    closed."""
+    found: Counter[str] = Counter()
+    for entity in "de":
+        order = sorted({(at, not opened) for of, at, opened in words if of == entity})
+        for closed, _ in itertools.groupby(closed for _, closed in order):
+            found[f"reconciler_violations_{'closed' if closed else 'opened'}"] += 1
+    return found
+
+
+@settings(max_examples=settings.default.max_examples // 5)
+@given(words=_WORDS, seed=st.integers(0, 2**32))
+def test_a_violation_counts_when_it_opens_and_closes_and_not_when_that_is_said_again(
+    words: list[tuple[str, int, bool]], seed: int
+) -> None:
+    """In any order, under any ids, whatever dies between two writes."""
+    log = [*muddled(violations(words), seed), tick(10 * MINUTE), tick(11 * MINUTE)]
+    seen = Seen(log)
+    assert +seen.sums == turns(words)
+    for what, n in turns(words).items():
+        assert seen.counted(f"{what}_total", fleet="f0") == n
+    again = Seen([], 1)
+    again.durable = chaos(durable(), log, seed)
+    again.ledger = again.again()
+    assert +again.sums == turns(words)
+    assert again.levels == seen.levels
+
+
+def test_a_violation_that_is_said_again_for_hours_counts_once_and_keeps_its_age() -> None:
+    """Its opening is long out of what counts once, and words are remembered up to a bound."""
+    end = 2 * HOUR_MS
+    log: list[Any] = []
+    for n, at in enumerate(range(0, end, 10 * SECOND)):
+        log += [*violations([("e", at // SECOND, True)]), tick(at)]
+        log[-2] = log[-2].model_copy(update={"id": f"again {n}"})
+    seen = Seen([*log, tick(end)], batch=50)
+    assert seen.counted("reconciler_violations_opened_total", fleet="f0") == 1
+    assert seen.levels["reconciler_violation_oldest_seconds", "f0"] == end / 1000
+    # It held for a moment, and that comes to be known after it was broken again.
+    held = violations([("e", end // SECOND - 15, False)])
+    seen = Seen([*log, tick(end), *held, tick(end)], batch=50)
+    assert seen.counted("reconciler_violations_opened_total", fleet="f0") == 2
+    assert seen.counted("reconciler_violations_closed_total", fleet="f0") == 1
+    assert seen.levels["reconciler_violation_oldest_seconds", "f0"] == 10
+    [row] = seen.ledger.subjects["reconcilers", "f0", "c"].all("violations").values()
+    assert len(row.said) <= 32
 
 
 def test_a_late_word_opens_nothing_that_is_over() -> None:

@@ -66,13 +66,13 @@ METRICS: Final = (
         "invariant_violations",
         "Invariants that are broken now.",
         From(ours.VIOLATIONS),
-        "Each once for each entity, however many ticks say so. Which: `/telemetry`, and `SELECT "
-        "invariant, entity FROM reconciler_events`.",
+        "Each once for each entity, however many ticks say so. Which: `/telemetry`, and [What is "
+        "broken](telemetry.md#asking-clickhouse).",
     ),
     _counter(
         "invariant_violations_opened_total", "Violations that were opened.", From(ours.OPENED),
-        said="As often as one is told. By invariant: `SELECT invariant, count() FROM "
-        "reconciler_events FINAL WHERE kind = 'reconciler.violation_opened' GROUP BY invariant`.",
+        said="Each opening once, however often it is told again. By invariant and entity: "
+        "[What is broken](telemetry.md#asking-clickhouse).",
     ),
     _gauge(
         "invariant_oldest_age_seconds",

@@ -44,8 +44,8 @@ PANELS: Final = (
     Panel(
         "Runner",
         "Backlog by schedule",
-        "`max by (fleet) (runnerstream_scheduler_backlog_largest)`; by schedule: `SELECT "
-        "schedule_id, total - processed FROM scheduler_events`",
+        "`max by (fleet) (runnerstream_scheduler_backlog_largest)`; by schedule: [What each has "
+        "left to do](telemetry.md#asking-clickhouse)",
         ("max by (scheduleId) (scheduler_runner_backlog)",),
     ),
     Panel(

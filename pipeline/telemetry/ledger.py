@@ -120,7 +120,9 @@ class TelemetryLedger:
         self._observed.clear()
         self._counts.clear()
         writes = effects.writes(TELEMETRY_TABLE)
-        for where, part, name in self._dirty:
+        # Panes first: what is known may decide what an event adds, so an event that is durable in
+        # what is known must not be new to its pane (see ``subject``).
+        for where, part, name in sorted(self._dirty, key=lambda each: each[1] != PANES):
             value = self._row(where, part, name)
             row = _encoder.encode((*where, part, name))
             writes.append((row, None if value is None else _encoder.encode(value)))

@@ -94,16 +94,16 @@ EFFECT_SECONDS: Final = Histogram[tuple[str]](
 )
 OPENED: Final = Counter[tuple[str]](
     "reconciler_violations_opened",
-    "Statements that an invariant is broken for an entity. Who repeats one counts again; the "
-    "gauge does not.",
-    "statements",
+    "How often an invariant came to be broken for an entity. Who says again that it is adds "
+    "nothing.",
+    "violations",
     (_FLEET,),
     group=_GROUP,
 )
 CLOSED: Final = Counter[tuple[str]](
     "reconciler_violations_closed",
-    "Statements that an invariant holds again.",
-    "statements",
+    "How often one came to hold again, by the same rule; also when nobody said that it was broken.",
+    "violations",
     (_FLEET,),
     group=_GROUP,
 )

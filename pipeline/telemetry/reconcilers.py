@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, Final
 
 from msgspec import Struct
@@ -91,8 +92,8 @@ MOST: Final = 2_000
 MOST_TICKS: Final = 300
 #: What a view lists at most of anything.
 SHOWN: Final = 20
-#: Times at which an open violation was told that are kept, the earliest.
-_OPENS: Final = 16
+#: What is remembered at most of what was said of a violation.
+_WORDS: Final = 32
 #: Parts two names that are no field's.
 _SEP: Final = "\t"
 #: What a dispatch that failed is called among the types of actions.
@@ -141,38 +142,47 @@ class Acts(Struct, frozen=True):
     times: tuple[tuple[int, str], ...]
 
 
-class Violation(Struct, frozen=True, omit_defaults=True):
-    """An invariant that is, or was, broken for an entity.
+class Violation(Struct, frozen=True):
+    """An invariant that is, or was, broken for an entity: what was said of it, in order.
 
-    ``opens``: when that was told since it last held, the earliest times. Exact unless more than 16
-    such statements overtake the one that it held.
+    A word is when it was said, and whether that it holds again (which wins in the same ms). Of
+    words that say the same one after another, all but the first and the last are forgotten beyond
+    :data:`_WORDS`, the earliest first. So all is exact unless more than that overtake one.
     """
 
-    opened: int = 0
-    closed: int = 0
-    opens: tuple[int, ...] = ()
+    said: tuple[tuple[int, bool], ...] = ()
 
     @property
     def is_open(self) -> bool:
         """Whether it is broken now."""
-        return self.opened > self.closed
+        return not self.said[-1][1]
 
     @property
     def since(self) -> int:
-        """Since when it is, in ms."""
-        return self.opens[0] if self.opens else self.opened
+        """Since when it is as it is, in ms."""
+        since = self.said[-1]
+        for word in reversed(self.said):
+            if word[1] != since[1]:
+                break
+            since = word
+        return since[0]
 
     @property
     def last(self) -> int:
         """When it was last spoken of, in ms."""
-        return max(self.opened, self.closed)
+        return self.said[-1][0]
 
-    def joined(self, opened: int = 0, closed: int = 0) -> Violation:
-        """With another statement."""
-        closed = max(self.closed, closed)
-        opens = sorted({*self.opens, opened})
-        kept = tuple(at for at in opens if at > closed)[:_OPENS]
-        return Violation(max(self.opened, opened), closed, kept)
+    def joined(self, word: tuple[int, bool]) -> tuple[Violation, dict[bool, int]]:
+        """With another word; and how many more openings (False) and closings (True) are known by
+        it: never fewer, and in all the same whatever the order."""
+        said = sorted({*self.said, word})
+        turns = Counter(closed for closed, _ in groupby(closed for _, closed in said))
+        turns.subtract(closed for closed, _ in groupby(closed for _, closed in self.said))
+        if len(said) > _WORDS:
+            same = (n for n in range(1, len(said) - 1)
+                    if said[n - 1][1] == said[n][1] == said[n + 1][1])  # fmt: skip
+            del said[next(same, 0)]
+        return Violation(tuple(said)), turns
 
 
 #: When, whether it is an end (which wins in the same ms), a digest of the id, where from, where to.
@@ -295,14 +305,14 @@ def _on_act(subject: Subject, event: Event, type_: str, entity: str) -> None:
 
 
 def _on_violation(subject: Subject, event: ViolationSeen) -> None:
-    opened = event.kind == "reconciler.violation_opened"
-    subject.note(OPENED if opened else CLOSED)
+    closed = event.kind == "reconciler.violation_closed"
     name = f"{event.invariant}{_SEP}{event.entity}"
     violation: Violation = subject.get("violations", name) or Violation()
-    at = event.occurred_at
-    subject.put(
-        "violations", violation.joined(opened=at) if opened else violation.joined(closed=at), name
-    )
+    violation, turns = violation.joined((event.occurred_at, closed))
+    for counter, number in ((OPENED, turns[False]), (CLOSED, turns[True])):
+        if number > 0:
+            subject.note(counter, value=number)
+    subject.put("violations", violation, name)
 
 
 def _on_work(subject: Subject, event: WorkMoved) -> None:

@@ -8,8 +8,11 @@ says what an event changes (:attr:`Family.apply`) and what a subject looks like 
 Two rules make order and duplicates not matter (L1). A thing is joined, never assigned: the latest
 statement wins by time and then by id (:func:`latest`), the earliest time of a milestone is kept,
 what is open is told from what is over by keyed state. And what an event adds to counters follows
-from the event alone, never from what is known, and is added once: the ledger knows the statements
-of the last quarter of an hour, and what comes later than that changes things but adds to nothing.
+from the event alone, and is added once: the ledger knows the statements of the last quarter of an
+hour, and what comes later than that changes things but adds to nothing. It may also be by how much
+the event makes something larger that is told from all that is known and never shrinks, such as how
+often a violation opened: then only the sum over all events does not depend on order, and it is the
+number told from all of them.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ CREATE TABLE IF NOT EXISTS runner_events (
   backoff_ms Nullable(UInt64) COMMENT 'Interval at which it asks, before jitter; NULL: not known',
   buffer_rows Nullable(UInt64) COMMENT 'Log rows that wait; NULL: not known',
   buffer_since Nullable(DateTime64(3, 'UTC')) COMMENT 'Since when the oldest waits; NULL: none, or not known',
-  ready Nullable(Bool) COMMENT 'Runners that could take a job; NULL: not known',
+  ready Nullable(Bool) COMMENT 'Whether it could take a task; NULL: not known',
   ready_reason LowCardinality(String) COMMENT 'Why it is not ready',
   result LowCardinality(String) COMMENT 'How it ended',
   duration_ms Nullable(UInt64) COMMENT 'How long it took; NULL when nobody said',
