@@ -164,6 +164,9 @@ WHY: Final = {
     "mypy": "Checks types, strictly.",
     "ruff": "Style and formatting.",
     "psutil": "Lets tests and benchmarks look at processes.",
+    "matplotlib": "`runnerstream plot --out` draws dashboards to PNG with it.",
+    "grafana-foundation-sdk": "Writes dashboards as Grafana 11.6 reads them, and newer ones do. "
+    "Exact, because the files it writes are committed and compared byte by byte.",
 }
 
 #: Licences as SPDX where a package's metadata are vague or silent.
@@ -526,6 +529,7 @@ def part_dependencies() -> str:
         "always": "always",
         "local": "extra `local`",
         "rocksdb": "extra `rocksdb`",
+        "plot": "extra `plot`",
         "dev": "extra `dev`",
     }
     rows = []

@@ -130,14 +130,14 @@ class Seeded:
 class Plant:
     """Everything between producers and sink, one partition of each topic, in memory."""
 
-    def __init__(self, seed: int, jobs: int, start: int, end: int) -> None:
+    def __init__(self, seed: int, jobs: int, start: int, end: int, load: float = 0.7) -> None:
         self.now, self._end = start, end
         self._chance = Random(f"plant {seed}")
         #: What the sink reads.
         self.logs: dict[str, list[Kept]] = {topic: [] for topic in rows.TOPICS}
         span = (end - start) / SECOND
         self.simulation = Simulation(
-            seed, jobs, [*default_fleets(jobs, span, Tempo(), load=0.7), ROOMY], start_ms=start,
+            seed, jobs, [*default_fleets(jobs, span, Tempo(), load=load), ROOMY], start_ms=start,
             duration_s=span, faults=Faults(duplicates=0.05, reordered=0.1, malformed=0.01),
             stalls=Stalls(every_s=100.0, queues=frozenset({ROOMY.name})),
         )  # fmt: skip
@@ -314,17 +314,19 @@ class Plant:
 
 def fill(
     url: str, end_ms: int, *, seed: int = 7, jobs: int = 1_000, hours: float = 4.0,
-    telling_h: float = 0.75,
+    telling_h: float = 0.75, load: float = 0.7,
 ) -> Seeded:  # fmt: skip
     """Make the tables and fill them with what happened in so many hours up to ``end_ms``.
 
-    ``telling_h``: for so long the programs around the jobs have told how they are. The same
-    arguments give the same rows. Raises clickhouse-driver's errors.
+    ``telling_h``: for so long the programs around the jobs have told how they are. ``load``: so
+    busy are the fleets on average. The same arguments give the same rows.
+
+    Raises clickhouse-driver's errors.
     """
     end = end_ms // STEP_MS * STEP_MS
     start = end - int(hours * HOUR) // STEP_MS * STEP_MS
     telemetry = _telemetry(seed, end - int(telling_h * HOUR) // STEP_MS * STEP_MS, end)
-    plant = Plant(seed, jobs, start, end)
+    plant = Plant(seed, jobs, start, end, load)
     plant.run(telemetry)
     schema.apply(url)
     _write(url, plant.logs)
@@ -377,6 +379,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1_000)
     parser.add_argument("--hours", type=float, default=4.0)
     parser.add_argument("--telling", type=float, default=0.75, help="hours of telemetry")
+    parser.add_argument("--load", type=float, default=0.7, help="how busy the fleets are")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--url", default="", help="of a server that was kept")
     parser.add_argument("--ask", default="", help="a query with macros")
@@ -392,7 +395,7 @@ def main() -> None:
         began = time.process_time()
         world = fill(
             server.url, int(time.time() * 1000), seed=given.seed, jobs=given.jobs,
-            hours=given.hours, telling_h=given.telling,
+            hours=given.hours, telling_h=given.telling, load=given.load,
         )  # fmt: skip
         print(f"filled in {time.process_time() - began:.1f} s of CPU: {dict(world.records)}")
         print(f"program: {server.url}\nreader:  {server.reader_url}", flush=True)
