@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.boards import jobs, runners
+from dashboards.boards import jobs, pipeline, recovery, runners
 from dashboards.model import Dashboard
 
-BOARDS: Final[tuple[Dashboard, ...]] = (runners.BOARD, jobs.BOARD)
+BOARDS: Final[tuple[Dashboard, ...]] = (
+    runners.BOARD, jobs.BOARD, recovery.BOARD, pipeline.BOARD,
+)  # fmt: skip
