@@ -211,7 +211,8 @@ def _panel(panel: Panel) -> Any:
         )
         chosen += "".join(f"&${{{variable}:queryparam}}" for variable in link.keep)
         url = f"/d/{link.to}?${{__url_time_range}}&${{{config.CLICKHOUSE_VARIABLE}:queryparam}}"
-        told = [{"title": link.title, "url": url + chosen}]
+        url = link.to if "://" in link.to else url + chosen
+        told = [{"title": link.title, "url": url}]
         made = made.override_by_name(column, [grafana.DynamicConfigValue("links", told)])
     for column in panel.hidden:
         hide = grafana.DynamicConfigValue("custom.hidden", True)

@@ -49,7 +49,8 @@ Query = Sql | Promql
 class Link:
     """From a row of a table to another dashboard: ``values`` are its columns by variable there.
 
-    The range stays as it is, and so does what is chosen of the variables to ``keep``.
+    The range stays as it is, and so does what is chosen of the variables to ``keep``. ``to`` may be
+    a URL instead; it is taken as it stands.
     """
 
     title: str
