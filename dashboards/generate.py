@@ -23,8 +23,9 @@ from grafana_foundation_sdk.builders.common import (
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.variants import Dataquery
-from grafana_foundation_sdk.models import common, heatmap as heatmaps
+from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as grafana
+from grafana_foundation_sdk.models import heatmap as heatmaps
 
 from dashboards import config
 from dashboards.boards import BOARDS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.boards import runners
+from dashboards.boards import act_runner, runners
 from dashboards.model import Dashboard
 
-BOARDS: Final[tuple[Dashboard, ...]] = (runners.BOARD,)
+BOARDS: Final[tuple[Dashboard, ...]] = (runners.BOARD, act_runner.BOARD)

@@ -1,0 +1,577 @@
+"""Scheduler: how runs are planned, whether their segments get done, what is left and what hangs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dashboards import config
+from dashboards.model import Dashboard, Panel, Row, Sql, Threshold
+from dashboards.sql import events as e
+from dashboards.sql import schedulers as s
+
+_EVENTS: Final = "scheduler_events"
+_MODES: Final = ("analysis_only", "content_refresh", "other")
+#: A run that is open for so long hangs. Seconds.
+_HANGS: Final[tuple[Threshold, ...]] = ((None, "green"), (1_800, "yellow"), (3_600, "red"))
+_BACKLOG: Final[tuple[Threshold, ...]] = ((None, "green"), (100, "yellow"), (500, "red"))
+_BLIND: Final = "no scheduler of these fleets says anything, or the sink is away: see Pipeline."
+
+
+# --- now --------------------------------------------------------------------------------------
+
+
+def active_now() -> Panel:
+    """Runs that are executed now."""
+    values = ", ".join(f"countIf(mode = '{each}') AS {each}" for each in _MODES)
+    return Panel(
+        "Active runs by mode",
+        "stat",
+        e.rows(f"{s.RUNS_NOW}SELECT {values} FROM {s.ACTIVE_NOW}"),
+        healthy="as many as your schedules make.",
+        deviation="more and more: runs are made faster than they are done, or hang.",
+        todo="see Runs that are open for longest.",
+        no_data=_BLIND,
+        thresholds=config.PLAIN,
+        width=6,
+        height=4,
+    )
+
+
+def stuck_now() -> Panel:
+    """Runs that do not get on."""
+    return Panel(
+        "Stuck runs",
+        "stat",
+        e.rows(f"{s.RUNS_NOW}SELECT countIf({s.STUCK}) AS stuck FROM {s.ACTIVE_NOW}"),
+        healthy="none.",
+        deviation="active runs with images to do of which nothing was finished for ten minutes.",
+        todo="see Runs that are open for longest: who had their last segment, and is it given up?",
+        no_data=_BLIND,
+        thresholds=config.ANY_IS_BAD,
+        width=4,
+        height=4,
+        alerts=("SchedulerBacklogNotDraining",),
+    )
+
+
+def oldest_now() -> Panel:
+    """The age of the oldest open run."""
+    return Panel(
+        "Oldest open run",
+        "stat",
+        e.rows(f"""{s.RUNS_NOW}SELECT
+  max(if(active > {e.NOW}, date_diff('millisecond', created, {e.NOW}), 0)) / 1000 AS planning,
+  max(if(active <= {e.NOW}, date_diff('millisecond', created, {e.NOW}), 0)) / 1000 AS executing
+FROM runs WHERE over > {e.NOW}"""),
+        healthy="planning for seconds, active for minutes.",
+        deviation="planning: the planner does not take runs. Active: a run hangs.",
+        todo="planner: see its queue and log. Active: see Runs that are open for longest.",
+        no_data=_BLIND,
+        unit="s",
+        thresholds=_HANGS,
+        width=5,
+        height=4,
+        alerts=("SchedulerRunsStuck",),
+    )
+
+
+def backlog_now() -> Panel:
+    """All images that active runs have to do."""
+    return Panel(
+        "Backlog",
+        "stat",
+        e.rows(f"{s.RUNS_NOW}SELECT sum(todo) AS images FROM {s.ACTIVE_NOW}"),
+        healthy="some hundred images that become fewer.",
+        deviation="it only grows: workers are too few or too slow.",
+        todo="see Backlog by schedule, whether it drains; then Runner Segments per Status.",
+        no_data=_BLIND,
+        thresholds=_BACKLOG,
+        width=4,
+        height=4,
+        alerts=("SchedulerBacklogGrowing",),
+    )
+
+
+def behind_now() -> Panel:
+    """Schedules that were missed."""
+    return Panel(
+        "Schedules behind",
+        "stat",
+        e.rows(f"""SELECT countIf(last = 'schedule.missed') AS schedules FROM (
+  SELECT fleet, schedule_id, argMax(kind, (due_at, kind = 'schedule.caught_up')) AS last
+  FROM scheduler_events FINAL
+  WHERE kind IN ('schedule.missed', 'schedule.caught_up') AND {e.before(back="1 DAY")}
+  GROUP BY fleet, schedule_id
+)"""),
+        healthy="none.",
+        deviation="they were due and not run, and nobody has caught up with them.",
+        todo="catch up with them, dry first; see why the scheduler slept: Missed schedules.",
+        no_data="an answer is always there; 0 also when no schedule was ever told of.",
+        thresholds=config.ANY_IS_BAD,
+        width=5,
+        height=4,
+        alerts=("SchedulerSchedulesBehind",),
+    )
+
+
+# --- planner ----------------------------------------------------------------------------------
+
+_PLANNED: Final = e.told(_EVENTS, "run.planned", "run_id", s.OF_MODE)
+
+
+def planner_runs() -> Panel:
+    """What planning comes to."""
+    source = e.told(_EVENTS, "run.planned", "run_id", s.OF_MODE_OR_QUEUE, witness="queue.depth")
+    return Panel(
+        "Planner Runs per Status",
+        "timeseries",
+        e.series(e.rates(source, e.counts("status", ("enqueued", "no_work", "failed", "unknown")))),
+        healthy="enqueued and no_work in the rhythm of the schedules.",
+        deviation="failed: the image index, the database or a queue is away. Nothing at all: no "
+        "schedule fires.",
+        todo="read the planner's log by run id; its error codes: "
+        "SELECT error_code, count() FROM scheduler_events WHERE status = 'failed' GROUP BY 1.",
+        no_data=_BLIND,
+        unit="ops",
+        thresholds=config.PLAIN,
+        stacked=True,
+        alerts=("SchedulerPlannerFailures", "SchedulerPlannerFailureRatio"),
+        colours={"enqueued": "green", "no_work": "blue", "failed": "red", "unknown": "text"},
+    )
+
+
+def _planner_latency(title: str, q: float, column: str) -> Panel:
+    return Panel(
+        title,
+        "timeseries",
+        e.series(f"""SELECT $__timeInterval(occurred_at) AS time, mode,
+  quantileExact({q})(latency_ms) / 1000 AS {column}
+FROM {_PLANNED} WHERE latency_ms IS NOT NULL GROUP BY time, mode ORDER BY time"""),
+        healthy="seconds: from a run's creation to the end of its planning.",
+        deviation="above 45 s: the queue, the image index or the database is slow.",
+        todo="compare with Planner wait and planning P95: who waits needs planners, who plans for "
+        "long needs a faster index.",
+        no_data="no run was planned.",
+        unit="s",
+        thresholds=((None, "green"), (45, "yellow"), (120, "red")),
+        width=8,
+        alerts=("SchedulerPlannerFailures",),
+    )
+
+
+def planner_latency_p95() -> Panel:
+    """From a run's creation to the end of its planning."""
+    return _planner_latency("Planner Latency P95", 0.95, "p95")
+
+
+def planner_latency_p99() -> Panel:
+    """The same, the worst one of a hundred."""
+    return _planner_latency("Planner Latency P99", 0.99, "p99")
+
+
+def planner_parts() -> Panel:
+    """Wait and planning apart."""
+    return Panel(
+        "Planner wait and planning P95",
+        "timeseries",
+        e.series(f"""SELECT $__timeInterval(occurred_at) AS time,
+  quantileExact(0.95)(wait_ms) / 1000 AS wait,
+  quantileExact(0.95)(toInt64(latency_ms) - toInt64(wait_ms)) / 1000 AS planning
+FROM {_PLANNED} WHERE wait_ms IS NOT NULL AND latency_ms IS NOT NULL
+GROUP BY time ORDER BY time"""),
+        healthy="planning is most of it.",
+        deviation="wait grows: too few planners for the runs that are made at a time.",
+        todo="start planners, or spread the schedules.",
+        no_data="no run was planned by a planner that tells when it began.",
+        unit="s",
+        thresholds=config.PLAIN,
+        width=8,
+    )
+
+
+# --- runner -----------------------------------------------------------------------------------
+
+_SEGMENTS: Final = e.told(
+    _EVENTS,
+    "segment.finished",
+    "run_id, segment_id, if(status = 'completed', 0, attempt)",
+    s.OF_MODE_OR_QUEUE,
+    witness="queue.depth",
+)
+
+
+def segments() -> Panel:
+    """What workers are done with."""
+    statuses = ("completed", "persist_failed", "run_missing", "unknown")
+    return Panel(
+        "Runner Segments per Status",
+        "timeseries",
+        e.series(e.rates(_SEGMENTS, e.counts("status", statuses))),
+        healthy="nearly all completed.",
+        deviation="persist_failed: the results cannot be stored, and the work is done again. "
+        "run_missing: the run was deleted under its workers.",
+        todo="see the database of results; then Segments that are tried again.",
+        no_data=_BLIND,
+        unit="ops",
+        thresholds=config.PLAIN,
+        stacked=True,
+        alerts=("SchedulerSegmentFailures",),
+        colours={"completed": "green", "persist_failed": "red", "run_missing": "orange"},
+    )
+
+
+def retries() -> Panel:
+    """Work that is done again, or given up."""
+    leased = e.told(
+        _EVENTS, "segment.leased", "run_id, segment_id, attempt", s.OF_MODE_OR_QUEUE,
+        witness="queue.depth",
+    )  # fmt: skip
+    lettered = e.told(_EVENTS, "queue.dead_lettered", "", s.OF_MODE_OR_QUEUE, witness="queue.depth")
+    return Panel(
+        "Segments that are tried again",
+        "timeseries",
+        (
+            Sql(
+                e.rates(
+                    leased,
+                    {
+                        "first": "countIf(kind = 'segment.leased' AND attempt = 1)",
+                        "again": "countIf(kind = 'segment.leased' AND attempt > 1)",
+                    },
+                    60,
+                )
+            ),
+            Sql(e.rates(lettered, {"given_up": "countIf(kind = 'queue.dead_lettered')"}, 60)),
+        ),
+        healthy="again is a small part of first, and nothing is given up.",
+        deviation="segments time out or cannot be stored, and workers are busy with the same.",
+        todo="see Runner Segments per Status; what was given up: Dead letters by reason.",
+        no_data=_BLIND,
+        unit="opm",
+        thresholds=config.PLAIN,
+        alerts=("SchedulerDeadLetters",),
+    )
+
+
+def findings() -> Panel:
+    """What segments found that is new."""
+    return Panel(
+        "New findings per severity",
+        "timeseries",
+        e.series(e.rates(
+                    _SEGMENTS,
+                    {
+                        each: f"sumIf({column}, status = 'completed')"
+                        for each, column in (
+                            ("critical", "critical"), ("high", "high"), ("kev", "kev"),
+                            ("total", "new"),
+                        )
+                    },
+                    60,
+                )),
+        healthy="few; a wave after new advisories.",
+        deviation="kev: an image has what is known to be exploited.",
+        todo="tell who owns the images; a segment that was done twice is counted once.",
+        no_data=_BLIND,
+        unit="opm",
+        thresholds=config.PLAIN,
+        colours={"critical": "red", "high": "orange", "kev": "dark-red", "total": "blue"},
+    )  # fmt: skip
+
+
+def images() -> Panel:
+    """Images that were looked through."""
+    return Panel(
+        "Images processed, delta vs none",
+        "timeseries",
+        e.series(
+            e.rates(
+                _SEGMENTS,
+                {
+                    "delta": "sumIf(images_with_delta, status = 'completed')",
+                    "none": "sumIf(greatest(0, toInt64(images) - toInt64(images_with_delta)), "
+                    "status = 'completed')",
+                },
+                60,
+            )
+        ),
+        healthy="most have nothing new.",
+        deviation="it falls while there is a backlog: workers or the scanner are slow.",
+        todo="see the scanner's latency; start workers.",
+        no_data=_BLIND,
+        unit="opm",
+        thresholds=config.PLAIN,
+        stacked=True,
+        colours={"delta": "orange", "none": "green"},
+    )
+
+
+def backlog() -> Panel:
+    """What each schedule had to do."""
+    return Panel(
+        "Runner backlog per schedule",
+        "timeseries",
+        e.series(
+            s.RUNS
+            + e.over_time(
+                f"(SELECT minute, schedule, {s.todo(e.AT)} AS todo FROM runs ARRAY JOIN "
+                f"{e.minutes('active', 'over')} AS minute WHERE active < over)",
+                {"images": "sum(todo)"},
+                "schedule",
+            )
+        ),
+        healthy="each rises when its run is planned, and falls to nothing.",
+        deviation="one stays up: a run hangs. All rise: workers are too few.",
+        todo="see Backlog by schedule, whether it drains.",
+        no_data="no run has anything to do.",
+        thresholds=_BACKLOG,
+        alerts=("SchedulerBacklogGrowing", "SchedulerBacklogNotDraining"),
+    )
+
+
+def draining() -> Panel:
+    """Schedules with a backlog, and whether it becomes less."""
+    return Panel(
+        "Backlog by schedule, whether it drains",
+        "table",
+        e.rows(s.DRAINING),
+        healthy="all drain, or have nothing to do.",
+        deviation="a run is stuck: it has images to do, and nothing was finished for ten minutes.",
+        todo="find the run in Runs that are open for longest; cancel it or put it in again.",
+        no_data="no run is active.",
+        thresholds=config.PLAIN,
+        units={"last_got_on": "s", "empty_in": "s"},
+        alerts=("SchedulerBacklogNotDraining",),
+    )
+
+
+# --- runs -------------------------------------------------------------------------------------
+
+
+def active_runs() -> Panel:
+    """Runs that were executed."""
+    return Panel(
+        "Active runs",
+        "timeseries",
+        e.series(
+            s.RUNS
+            + e.over_time(
+                f"(SELECT minute, mode FROM runs ARRAY JOIN {e.minutes('active', 'over')} "
+                "AS minute WHERE active < over)",
+                {each: f"countIf(mode = '{each}')" for each in _MODES},
+            )
+        ),
+        healthy="it goes up and down with the schedules, and comes back to its floor.",
+        deviation="the floor rises: runs are left over. Here nothing leaks: a run counts by what "
+        "is known of it, never by adding and subtracting.",
+        todo="see Runs that are open for longest.",
+        no_data="no run was active.",
+        thresholds=config.PLAIN,
+        stacked=True,
+        alerts=("SchedulerRunsStuck",),
+    )
+
+
+def longest() -> Panel:
+    """Open runs, the oldest first."""
+    return Panel(
+        "Runs that are open for longest",
+        "table",
+        e.rows(s.LONGEST),
+        healthy="the oldest is some minutes old.",
+        deviation="stuck: nothing was finished for ten minutes. All done, not over: its end was "
+        "never told.",
+        todo="cancel the run or put its message in again; then see that Active runs falls.",
+        no_data="no run is open.",
+        thresholds=config.PLAIN,
+        width=24,
+        units={"open_for": "s", "last_got_on": "s"},
+        alerts=("SchedulerRunsStuck", "SchedulerBacklogNotDraining"),
+    )
+
+
+def run_duration() -> Panel:
+    """How long runs take."""
+    source = e.told(_EVENTS, "run.finished", "run_id", f"result != 'no_work' AND {s.OF_MODE}")
+    return Panel(
+        "Run duration p50/p95",
+        "timeseries",
+        e.series(f"""SELECT $__timeInterval(occurred_at) AS time, result,
+  quantileExact(0.5)(duration_ms) / 1000 AS p50, quantileExact(0.95)(duration_ms) / 1000 AS p95
+FROM {source} WHERE duration_ms IS NOT NULL GROUP BY time, result ORDER BY time"""),
+        healthy="steady by result; runs without work are left out, for they take no time.",
+        deviation="completed rises: images or the scanner are slower. Error is short: it fails "
+        "at once.",
+        todo="compare with Images processed, delta vs none. What hangs is not in here: see Oldest "
+        "open run.",
+        no_data="no run ended.",
+        unit="s",
+        thresholds=config.PLAIN,
+    )
+
+
+def finished() -> Panel:
+    """How runs end."""
+    source = e.told(_EVENTS, "run.finished", "run_id", s.OF_MODE_OR_QUEUE, witness="queue.depth")
+    return Panel(
+        "Runs finished by result",
+        "timeseries",
+        e.series(e.rates(
+                    source,
+                    e.counts("result", ("completed", "cancelled", "error", "no_work", "unknown")),
+                    60,
+                )),
+        healthy="completed and no_work.",
+        deviation="error: planning failed, a segment was given up, or the run was deleted.",
+        todo="see Planner Runs per Status and Dead letters by reason.",
+        no_data=_BLIND,
+        unit="opm",
+        thresholds=config.PLAIN,
+        stacked=True,
+        colours={
+            "completed": "green", "cancelled": "orange", "error": "red", "no_work": "blue",
+            "unknown": "text",
+        },
+    )  # fmt: skip
+
+
+# --- queues and schedules ---------------------------------------------------------------------
+
+
+def queues() -> Panel:
+    """What waits in the scheduler's queues."""
+    return Panel(
+        "Queue depth and in flight",
+        "timeseries",
+        e.series(
+            e.over_time(s.QUEUES, {"depth": "sum(depth)", "in_flight": "sum(in_flight)"}, "queue")
+        ),
+        healthy="depth is about what is in flight.",
+        deviation="depth rises, in flight does not: its workers are away.",
+        todo="see the health of the queue and of its consumers.",
+        no_data="no scheduler says how its queues are.",
+        thresholds=config.PLAIN,
+        width=8,
+    )
+
+
+def queue_age() -> Panel:
+    """For how long the oldest message waits."""
+    age = f"max(if(isNull(oldest_at), 0, date_diff('millisecond', oldest_at, {e.AT}))) / 1000"
+    return Panel(
+        "Oldest message by queue",
+        "timeseries",
+        e.series(e.over_time(s.QUEUES, {"oldest": age}, "queue")),
+        healthy="seconds.",
+        deviation="it rises with the clock: nobody takes messages, or one blocks the others.",
+        todo="see the queue's consumers; look at the message.",
+        no_data="no scheduler says how its queues are.",
+        unit="s",
+        thresholds=_HANGS,
+        width=8,
+    )
+
+
+def letters() -> Panel:
+    """Messages that were given up and lie there."""
+    return Panel(
+        "Dead letters in the queues",
+        "timeseries",
+        e.series(e.over_time(s.QUEUES, {"dead_letters": "sum(dead_letters)"}, "queue")),
+        healthy="none.",
+        deviation="work was given up and nobody has looked at it.",
+        todo="see Dead letters by reason; put them in again when the cause is gone.",
+        no_data="no scheduler says how its queues are.",
+        thresholds=config.ANY_IS_BAD,
+        width=8,
+        alerts=("SchedulerDeadLetters",),
+    )
+
+
+def letters_by_reason() -> Panel:
+    """Why messages were given up."""
+    return Panel(
+        "Dead letters by reason",
+        "table",
+        e.rows(f"""SELECT fleet, queue, schedule_id AS schedule, reason, count() AS messages,
+  max(attempts) AS most_attempts, max(occurred_at) AS last, argMax(run_id, occurred_at) AS last_run
+FROM {e.told(_EVENTS, "queue.dead_lettered", "", s.OF_MODE)}
+GROUP BY fleet, queue, schedule, reason ORDER BY messages DESC LIMIT 100"""),
+        healthy="empty.",
+        deviation="each row is work that nobody will do by itself.",
+        todo="follow the run: runnerstream has its events in scheduler_events.",
+        no_data="nothing was given up in this range.",
+        thresholds=config.PLAIN,
+        alerts=("SchedulerDeadLetters",),
+    )
+
+
+def missed() -> Panel:
+    """Times at which a schedule was due and not run."""
+    source = (
+        f"(SELECT * FROM {_EVENTS} FINAL WHERE kind IN ('schedule.missed', 'schedule.caught_up', "
+        f"'queue.depth') AND {e.WITHIN} LIMIT 1 BY fleet, kind, schedule_id, due_at, "
+        "if(kind = 'queue.depth', id, ''))"
+    )
+    return Panel(
+        "Missed schedules",
+        "timeseries",
+        e.series(
+            e.rates(
+                source,
+                {
+                    "missed": "countIf(kind = 'schedule.missed')",
+                    "caught_up": "countIf(kind = 'schedule.caught_up')",
+                },
+                3600,
+            )
+        ),
+        healthy="none are missed.",
+        deviation="missed without caught_up: the schedule's work is not done.",
+        todo="see Schedules that are behind; was the scheduler away then?",
+        no_data=_BLIND,
+        thresholds=config.PLAIN,
+        points=True,
+        alerts=("SchedulerSchedulesBehind",),
+    )
+
+
+def behind() -> Panel:
+    """Which schedules were missed."""
+    return Panel(
+        "Schedules that are behind",
+        "table",
+        e.rows(s.BEHIND),
+        healthy="all have caught up.",
+        deviation="behind: its last time was missed and not run since.",
+        todo="catch up with it, dry first.",
+        no_data="no schedule was missed within a day.",
+        thresholds=config.PLAIN,
+        units={"latest_by": "s"},
+        alerts=("SchedulerSchedulesBehind",),
+    )
+
+
+BOARD: Final = Dashboard(
+    "runnerstream-scheduler",
+    "Scheduler",
+    "How runs are planned and done, what is left to do, and what hangs.",
+    (
+        Row("Now", (active_now(), stuck_now(), oldest_now(), backlog_now(), behind_now())),
+        Row(
+            "Planner",
+            (planner_runs(), finished(), planner_latency_p95(), planner_latency_p99(),
+             planner_parts()),
+        ),
+        Row("Runner", (segments(), retries(), findings(), images(), backlog(), draining())),
+        Row("Runs", (active_runs(), run_duration(), longest())),
+        Row(
+            "Queues and schedules",
+            (queues(), queue_age(), letters(), missed(), behind(), letters_by_reason()),
+        ),
+    ),
+    variables=(
+        e.variable("fleet", "Fleet", _EVENTS),
+        e.variable("mode", "Mode", _EVENTS, "run_id != ''"),
+    ),
+)  # fmt: skip

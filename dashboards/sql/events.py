@@ -1,0 +1,146 @@
+"""SQL that the dashboards of runners, schedulers and reconcilers share, with Grafana's macros.
+
+Three things hold in all of it. Events are read with FINAL, since who sends one again writes it
+again. An end that is told under two ids counts once. A level at a time is that of the latest word
+of each key before it, for as long as such a word holds; then nothing is known.
+
+Levels are told for each full minute, as they are at that instant, and of several minutes in one
+point of a series the largest counts: so a sum over keys is never a sum over minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from dashboards.config import OF_FLEET
+from dashboards.model import Sql, Variable
+
+#: The end of what is looked at. To look back is to ask how it was then.
+NOW: Final = "$__toTime_ms"
+#: An instant that never comes.
+NEVER: Final = "toDateTime64('2200-01-01', 3, 'UTC')"
+#: Events within the range, and with what was before it and still is.
+WITHIN: Final = f"$__timeFilter_ms(occurred_at) AND {OF_FLEET}"
+
+
+def series(*texts: str) -> tuple[Sql, ...]:
+    """Queries of a panel over time."""
+    return tuple(Sql(text) for text in texts)
+
+
+def rows(text: str) -> tuple[Sql, ...]:
+    """The query of a table, or of a number as it is at the end of the range."""
+    return (Sql(text, "table"),)
+
+
+def variable(name: str, label: str, table: str, where: str = "1") -> Variable:
+    """What is chosen at the top: the values of a column within the range."""
+    return Variable(
+        name,
+        label,
+        f"SELECT DISTINCT {name} FROM {table} WHERE {where} AND $__timeFilter(occurred_at) "
+        f"ORDER BY {name}",
+    )
+
+
+def before(end: str = NOW, back: str = "6 HOUR") -> str:
+    """The events of so long before an instant of the range, and up to its end."""
+    return f"occurred_at >= {end} - INTERVAL {back} AND occurred_at <= $__toTime_ms AND {OF_FLEET}"
+
+
+def told(
+    table: str, kind: str, once: str = "", where: str = "1", columns: str = "*", witness: str = ""
+) -> str:
+    """Events of a kind within the range; ``once``: what ends and counts once, by columns.
+
+    ``witness``: another kind whose rows come along, told all the time by the same programs: where
+    one is and none of the others, there were none, which is known.
+    """
+    kinds = f"kind IN ('{kind}', '{witness}')" if witness else f"kind = '{kind}'"
+    other = f", if(kind = '{witness}', id, '')" if witness else ""
+    limit = f" LIMIT 1 BY fleet, {once}{other}" if once else ""
+    return f"(SELECT {columns} FROM {table} FINAL WHERE {kinds} AND {where} AND {WITHIN}{limit})"
+
+
+def rates(source: str, values: Mapping[str, str], per: int = 1, where: str = "1") -> str:
+    """How often something happened, by name of the series, in so many seconds.
+
+    ``values`` are sums or counts. Nothing between two points is 0, and is drawn so.
+    """
+    each = ",\n  ".join(
+        f"{what} * {per} / $__interval_s AS {name}" for name, what in values.items()
+    )
+    return f"""SELECT $__timeInterval(occurred_at) AS time,
+  {each}
+FROM {source}
+WHERE {where}
+GROUP BY time ORDER BY time WITH FILL STEP $__interval_s"""
+
+
+def counts(column: str, values: Iterable[str]) -> dict[str, str]:
+    """For :func:`rates`: rows by a value of a column."""
+    return {value: f"countIf({column} = '{value}')" for value in values}
+
+
+def quantiles(
+    source: str, ms: str = "duration_ms", unit: float = 1, by: str = "", where: str = "1"
+) -> str:
+    """p50, p95 and p99 of raw durations in ms, each ``n`` times; by a column of strings."""
+    label = f", {by}" if by else ""
+    return f"""SELECT time{label}, p[1] AS p50, p[2] AS p95, p[3] AS p99
+FROM (
+  SELECT $__timeInterval(occurred_at) AS time{label},
+    arrayMap(q -> q / {unit:g}, quantilesExactWeighted(0.5, 0.95, 0.99)({ms}, n)) AS p
+  FROM {source} WHERE {ms} IS NOT NULL AND {where}
+  GROUP BY time{label}
+) ORDER BY time"""
+
+
+def minutes(begin: str, end: str) -> str:
+    """The full minutes of the range, as numbers, at which something was that lasted that long."""
+    return (
+        f"range(toUInt32(intDiv(toUnixTimestamp64Milli(greatest({begin}, $__fromTime_ms)) + 59999,"
+        f" 60000)), toUInt32(greatest(0, intDiv(toUnixTimestamp64Milli(least({end}, {NOW}"
+        " + toIntervalMillisecond(1))) + 59999, 60000))))"
+    )
+
+
+#: The instant of such a minute.
+AT: Final = "fromUnixTimestamp64Milli(toInt64(minute) * 60000, 'UTC')"
+
+
+def held(samples: str, keys: str, minutes_: str) -> str:
+    """Rows of samples, one a key and minute, again at each ``minute`` for which they hold.
+
+    ``samples`` has a column ``m``: the first full minute after the sample.
+    """
+    return f"""(
+  SELECT *, minute FROM (
+    SELECT *, leadInFrame(toUInt32(m), 1, toUInt32(m + {minutes_})) OVER (
+      PARTITION BY {keys} ORDER BY m ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS next
+    FROM {samples}
+  ) ARRAY JOIN range(toUInt32(m), least(next, toUInt32(m + {minutes_}))) AS minute
+  WHERE {AT} >= $__fromTime_ms AND {AT} <= {NOW}
+)"""
+
+
+#: For samples of :func:`held`.
+MINUTE_AFTER: Final = "intDiv(toUnixTimestamp64Milli(occurred_at) + 59999, 60000) AS m"
+
+
+def over_time(source: str, values: Mapping[str, str], by: str = "") -> str:
+    """Levels by minute as a series: ``source`` has a column ``minute``, one row a key and minute.
+
+    Of several minutes in a point the largest counts.
+    """
+    label = f", {by}" if by else ""
+    inner = ", ".join(f"{value} AS {name}_" for name, value in values.items())
+    outer = ", ".join(f"max({name}_) AS {name}" for name in values)
+    return f"""SELECT $__timeInterval(toDateTime(minute * 60, 'UTC')) AS time{label}, {outer}
+FROM (
+  SELECT minute{label}, {inner}
+  FROM {source}
+  GROUP BY minute{label}
+)
+GROUP BY time{label} ORDER BY time"""
