@@ -151,7 +151,7 @@ def polls() -> Panel:
     return Panel(
         "Poll outcomes",
         "timeseries",
-        e.series(e.rates(t.counted("runner.poll"), t.grown_values("runner.poll", "result", "polls", _POLLS))),
+        e.series(t.grown("runner.poll", "result", "polls", _POLLS)),
         healthy="task while jobs wait, else empty; a timeout is the runner's own and says nothing.",
         deviation="error: the server is not reached, or refuses. Unauthenticated: it does not know "
         "the runner any more, which then stops. At full load nobody polls, and that is well.",
@@ -253,15 +253,12 @@ FROM {_DONE} GROUP BY time HAVING isNotNull(success_ratio) ORDER BY time"""
     )
 
 
-_TOOK: Final = t.durations("task.finished", "job", "runner, task_id")
-
-
 def job_duration() -> Panel:
     """How long tasks take."""
     return Panel(
         "Job duration p50/p95/p99",
         "timeseries",
-        e.series(e.quantiles(_TOOK, unit=1000)),
+        e.series(e.quantiles(t.TOOK, unit=1000)),
         healthy="steady.",
         deviation="all rise: runners or the network are slow; p99 alone: single jobs hang.",
         todo="compare with Final flush: it is part of the duration.",
@@ -276,29 +273,13 @@ def job_heatmap() -> Panel:
     return Panel(
         "Job duration heatmap",
         "heatmap",
-        e.series(f"""SELECT $__timeInterval(occurred_at) AS time,
-  if(duration_ms > 8192000, '+Inf',
-    toString(toUInt32(exp2(greatest(0, ceil(log2(duration_ms / 1000 + 1e-9))))))) AS le,
-  toFloat64(sum(n)) AS tasks
-FROM {_TOOK} GROUP BY time, le ORDER BY time, toFloat64OrDefault(le, inf)"""),
+        e.series(t.HEATMAP),
         healthy="the same bands as always.",
         deviation="a new band at the top: jobs that hang, or wait for something.",
         todo="find the slowest jobs in Jobs.",
         no_data="no task ended.",
         unit="s",
     )
-
-
-_RUNNING: Final = f"""(
-  SELECT minute, fleet, 1 AS running, 0 AS capacity
-  FROM (
-    SELECT fleet, worked, least(finalizing, over, lost) AS until FROM tasks WHERE worked < until
-  ) ARRAY JOIN {e.minutes("worked", "until")} AS minute
-  UNION ALL
-  SELECT minute, fleet, if((fleet, runner) IN {t.SCRAPED}, ifNull(running, 0), 0) AS running,
-    ifNull(capacity, 0) AS capacity
-  FROM {t.SAID}
-)"""
 
 
 def running() -> Panel:
@@ -308,7 +289,7 @@ def running() -> Panel:
         "timeseries",
         e.series(f"WITH {t.TASKS}\n"
                 + e.over_time(
-                    _RUNNING,
+                    t.RUNNING,
                     {
                         "running": "sum(running)", "capacity": "sum(capacity)",
                         "utilisation": "sum(running) / nullIf(sum(capacity), 0)",
@@ -398,12 +379,7 @@ def rpc_errors() -> Panel:
     return Panel(
         "RPC errors by method",
         "timeseries",
-        e.series(
-            e.rates(
-                t.counted("client.error"),
-                t.grown_values("client.error", "method", "client_errors", _METHODS),
-            )
-        ),
+        e.series(t.grown("client.error", "method", "client_errors", _METHODS)),
         healthy="none, or single ones.",
         deviation="more than one in ten seconds: fetch_task: no work is found; update_log, "
         "update_task: logs and states stay behind, and tasks may be taken.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from dashboards.sql.events import AT, MINUTE_AFTER, NEVER, NOW, WITHIN, before, held
+from dashboards.sql.events import AT, MINUTE_AFTER, NEVER, NOW, WITHIN, before, held, minutes, rates
 
 #: What a runner process is: when it began, stopped and was last heard of; whether it lives.
 PROCESSES: Final = f"""processes AS (
@@ -198,6 +198,11 @@ def grown_values(kind: str, by: str, counted: str, values: Iterable[str]) -> dic
     }
 
 
+def grown(kind: str, by: str, counted_: str, values: Iterable[str]) -> str:
+    """The series of both, a second."""
+    return rates(counted(kind), grown_values(kind, by, counted_, values))
+
+
 def durations(kind: str, of: str, once: str = "", columns: str = "") -> str:
     """How long things took, in ms, and how often: exact, or of scraped runners by bucket.
 
@@ -218,3 +223,25 @@ def durations(kind: str, of: str, once: str = "", columns: str = "") -> str:
       arrayFilter(h -> h.of = '{of}', histograms))) AS bucket
     WHERE kind = 'runner.scrape' AND bucket.2 > 0 AND {WITHIN}
   )"""
+
+
+#: What runs and what could, at every full minute, by fleet. After TASKS.
+RUNNING: Final = f"""(
+  SELECT minute, fleet, 1 AS running, 0 AS capacity
+  FROM (
+    SELECT fleet, worked, least(finalizing, over, lost) AS until FROM tasks WHERE worked < until
+  ) ARRAY JOIN {minutes("worked", "until")} AS minute
+  UNION ALL
+  SELECT minute, fleet, if((fleet, runner) IN {SCRAPED}, ifNull(running, 0), 0) AS running,
+    ifNull(capacity, 0) AS capacity
+  FROM {SAID}
+)"""
+#: How long tasks took.
+TOOK: Final = durations("task.finished", "job", "runner, task_id")
+#: The same by powers of two of seconds.
+HEATMAP: Final = f"""SELECT $__timeInterval(occurred_at) AS time,
+  if(seconds > 8192, '+Inf', toString(toUInt32(exp2(greatest(0, ceil(log2(seconds + 1e-9)))))))
+    AS le,
+  toFloat64(sum(n)) AS tasks
+FROM (SELECT *, assumeNotNull(duration_ms) / 1000 AS seconds FROM {TOOK})
+GROUP BY time, le ORDER BY time, toFloat64OrDefault(le, inf)"""
