@@ -15,7 +15,6 @@ _BLIND: Final = "no reconciler of these fleets says anything, or the sink is awa
 _PENDING: Final[tuple[Threshold, ...]] = ((None, "green"), (25, "yellow"), (50, "red"))
 _WALL_MS: Final[tuple[Threshold, ...]] = ((None, "green"), (500, "red"))
 _STUCK_S: Final[tuple[Threshold, ...]] = ((None, "green"), (60, "yellow"), (300, "red"))
-_STATES: Final = ("open", "in_progress", "in_review")
 _COLOURS: Final = {
     "attempted": "blue", "succeeded": "green", "applied": "green", "failed": "red",
     "suppressed": "yellow", "unknown": "text",
@@ -355,9 +354,6 @@ def open_violations() -> Panel:
     )
 
 
-# --- what it does -----------------------------------------------------------------------------
-
-
 def _each(kind: str, outcomes: tuple[str, ...]) -> str:
     source = e.told(_EVENTS, kind, "", r.OF_RECONCILER, witness="reconciler.tick")
     return e.rates(source, e.counts("outcome", outcomes), 60)
@@ -440,17 +436,12 @@ GROUP BY time, reason ORDER BY time"""
 
 def progress_over_time() -> Panel:
     """What is done, and what comes of it."""
-    source = (
-        f"(SELECT * FROM {_EVENTS} FINAL WHERE kind IN ('reconciler.tick', 'work.moved') AND "
-        f"{r.OF_RECONCILER} AND {e.WITHIN} "
-        "LIMIT 1 BY fleet, reconciler, if(kind = 'work.moved', id, tick_id))"
-    )
     return Panel(
         "Activity and progress",
         "timeseries",
         e.series(
             e.rates(
-                source,
+                r.ACTIVITY,
                 {
                     "actions": "sum(actions)",
                     "moved": "countIf(kind = 'work.moved')",
@@ -519,29 +510,18 @@ def flaps() -> Panel:
 
 def work() -> Panel:
     """What work there is."""
-    values = ", ".join(
-        f"countIf(state = '{each}') AS {each}, maxIf(date_diff('second', since, {e.NOW}), "
-        f"state = '{each}') AS {each}_for"
-        for each in _STATES
-    )
     return Panel(
         "Work by state, oldest",
         "table",
-        e.rows(
-            f"SELECT fleet, reconciler, {values} FROM {r.WORK} GROUP BY fleet, reconciler "
-            "ORDER BY fleet, reconciler LIMIT 200"
-        ),
+        e.rows(r.WORK_BY_STATE),
         healthy="it moves on: open for less than 5 minutes, in review for less than 15.",
         deviation="open and nothing in progress: nobody works. Old: it is stuck there.",
         todo="see the reconciler's workers; see Flapping work.",
         no_data="no reconciler tells of work.",
         thresholds=config.PLAIN,
-        units={f"{each}_for": "s" for each in _STATES},
+        units={f"{each}_for": "s" for each in r.STATES},
         alerts=("ReconcilerWorkStuck", "ReconcilerNobodyWorks"),
     )
-
-
-# --- events -----------------------------------------------------------------------------------
 
 
 def by_kind() -> Panel:

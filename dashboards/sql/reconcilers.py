@@ -154,3 +154,19 @@ FROM (
   ARRAY JOIN mapKeys(actions_by_type) AS type, mapValues(actions_by_type) AS times
 ) AS each JOIN number USING (time)
 GROUP BY time, type ORDER BY time"""
+#: Ticks, and work that moved.
+ACTIVITY: Final = f"""(
+  SELECT * FROM reconciler_events FINAL
+  WHERE kind IN ('reconciler.tick', 'work.moved') AND {OF_RECONCILER} AND {WITHIN}
+  LIMIT 1 BY fleet, reconciler, if(kind = 'work.moved', id, tick_id)
+)"""
+#: What work is in before it is over.
+STATES: Final = ("open", "in_progress", "in_review")
+_EACH: Final = ", ".join(
+    f"countIf(state = '{each}') AS {each}, "
+    f"maxIf(date_diff('second', since, {NOW}), state = '{each}') AS {each}_for"
+    for each in STATES
+)
+#: How much work is in which state, and for how long the oldest.
+WORK_BY_STATE: Final = f"""SELECT fleet, reconciler, {_EACH} FROM {WORK}
+GROUP BY fleet, reconciler ORDER BY fleet, reconciler LIMIT 200"""

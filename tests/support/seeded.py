@@ -359,11 +359,12 @@ def _scraped(told: Told, fleet: str, start: int, end: int, chance: Random) -> No
             metric = "runner_tasks" if name == "jobs" else f"runner_{name}"
             for value, n in values.items():
                 told.count(fleet, metric, value, value=n)
-    for where, value in {
-        ("runners_known", fleet): 1, ("runner_capacity", fleet): 2,
-        ("runner_tasks_open", fleet, "running"): running,
-    }.items():  # fmt: skip
-        told.levels[where] = told.levels.get(where, 0) + value
+    for level, labels, more in (
+        ("runners_known", (), 1), ("runner_capacity", (), 2),
+        ("runner_tasks_open", ("running",), running),
+    ):  # fmt: skip
+        where = (level, fleet, *labels)
+        told.levels[where] = told.levels.get(where, 0) + more
 
 
 def _write(url: str, logs: Mapping[str, list[Kept]]) -> None:
