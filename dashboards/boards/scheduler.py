@@ -155,7 +155,7 @@ FROM {_PLANNED} WHERE latency_ms IS NOT NULL GROUP BY time, mode ORDER BY time""
         unit="s",
         thresholds=((None, "green"), (45, "yellow"), (120, "red")),
         width=8,
-        alerts=("SchedulerPlannerFailures",),
+        alerts=("SchedulerPlannerLatency", "SchedulerPlannerLatencyCritical"),
     )
 
 
