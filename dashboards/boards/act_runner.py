@@ -6,8 +6,8 @@ from typing import Final
 
 from dashboards import config
 from dashboards.model import Dashboard, Panel, Promql, Row, Sql, Threshold
-from dashboards.sql import events as e
-from dashboards.sql import runners as t
+from dashboards.telemetry import events as e
+from dashboards.telemetry import runners as t
 
 UTILISATION: Final[tuple[Threshold, ...]] = ((None, "green"), (0.8, "yellow"), (0.95, "red"))
 _POLLS: Final = ("task", "empty", "timeout", "error", "unauthenticated", "unknown")

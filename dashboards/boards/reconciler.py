@@ -6,8 +6,8 @@ from typing import Final
 
 from dashboards import config
 from dashboards.model import Dashboard, Panel, Row, Threshold
-from dashboards.sql import events as e
-from dashboards.sql import reconcilers as r
+from dashboards.telemetry import events as e
+from dashboards.telemetry import reconcilers as r
 
 _EVENTS: Final = "reconciler_events"
 _BLIND: Final = "no reconciler of these fleets says anything, or the sink is away: see Pipeline."

@@ -6,8 +6,8 @@ from typing import Final
 
 from dashboards import config
 from dashboards.model import Dashboard, Panel, Row, Sql, Threshold
-from dashboards.sql import events as e
-from dashboards.sql import schedulers as s
+from dashboards.telemetry import events as e
+from dashboards.telemetry import schedulers as s
 
 _EVENTS: Final = "scheduler_events"
 _MODES: Final = ("analysis_only", "content_refresh", "other")

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from dashboards.sql.events import AT, MINUTE_AFTER, NEVER, NOW, WITHIN, before, held, minutes, rates
+from dashboards.telemetry.events import (
+    AT,
+    MINUTE_AFTER,
+    NEVER,
+    NOW,
+    WITHIN,
+    before,
+    held,
+    minutes,
+    rates,
+)
 
 #: What a runner process is: when it began, stopped and was last heard of; whether it lives.
 PROCESSES: Final = f"""processes AS (
@@ -178,7 +188,7 @@ BUFFERS: Final = f"""(
 def counted(kind: str, once: str = "") -> str:
     """Events of a kind, and what the metrics of scraped runners grew by.
 
-    The status of runners comes along, as a witness: see :func:`dashboards.sql.events.told`.
+    The status of runners comes along, as a witness: see :func:`dashboards.telemetry.events.told`.
     """
     same = f" LIMIT 1 BY fleet, {once}, if(kind = '{kind}', '', id)" if once else ""
     return (
@@ -188,7 +198,7 @@ def counted(kind: str, once: str = "") -> str:
 
 
 def grown_values(kind: str, by: str, counted: str, values: Iterable[str]) -> dict[str, str]:
-    """For :func:`dashboards.sql.events.rates`, of :func:`counted`: how many, by value of a column.
+    """For :func:`dashboards.telemetry.events.rates`, of :func:`counted`: how many, by value of a column.
 
     ``counted`` is the column with what grew by value.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.sql.events import MINUTE_AFTER, NEVER, NOW, before, held
+from dashboards.telemetry.events import MINUTE_AFTER, NEVER, NOW, before, held
 
 OF_MODE: Final = "$__conditionalAll(mode IN (${mode:singlequote}), $mode)"
 #: Queues have no mode.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.sql.events import MINUTE_AFTER, NEVER, NOW, WITHIN, before, held, told
+from dashboards.telemetry.events import MINUTE_AFTER, NEVER, NOW, WITHIN, before, held, told
 
 OF_RECONCILER: Final = "$__conditionalAll(reconciler IN (${reconciler:singlequote}), $reconciler)"
 TICKS: Final = told("reconciler_events", "reconciler.tick", "reconciler, tick_id", OF_RECONCILER)
