@@ -198,7 +198,7 @@ def counted(kind: str, once: str = "") -> str:
 
 
 def grown_values(kind: str, by: str, counted: str, values: Iterable[str]) -> dict[str, str]:
-    """For :func:`dashboards.telemetry.events.rates`, of :func:`counted`: how many, by value of a column.
+    """For :func:`rates`, of :func:`counted`: how many, by value of a column.
 
     ``counted`` is the column with what grew by value.
     """
