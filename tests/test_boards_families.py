@@ -10,20 +10,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from typing import Any, Final
 
 import pytest
 from clickhouse_driver import Client
-from dashboards.alerts import ALERTS, SQL_ALERTS
 
 from dashboards.ask import ask
-from dashboards.boards import BOARDS, act_runner, reconciler, scheduler
+from dashboards.boards import act_runner, reconciler, scheduler
 from dashboards.macros import Range
 from dashboards.model import Dashboard, Sql
-from pipeline.compat import parity
-from pipeline.compat.model import System
-from pipeline.compat.systems import SYSTEMS
 from pipeline.local import EmbeddedClickHouse
 from pipeline.simulate.telemetry import Told
 from sinks import rows, schema
@@ -35,7 +30,6 @@ from tests.test_sink_telemetry import record
 MINUTE: Final = 60_000
 #: The world ends on a full minute: there a series ends with how things are.
 END: Final = int(time.time()) // 60 * MINUTE
-GRAFANA: Final = "dashboards/grafana"
 OURS: Final = (act_runner.BOARD, scheduler.BOARD, reconciler.BOARD)
 #: A fleet with what takes more than an hour.
 SLOW: Final = "slow"
@@ -188,24 +182,6 @@ def test_every_question_has_an_answer(client: Client, board: Dashboard) -> None:
                 times = [row[0] for row in found]
                 assert times == sorted(times), panel.title
                 assert len({name for name, _ in columns}) == len(columns)
-
-
-@pytest.mark.parametrize("system", SYSTEMS.values(), ids=lambda system: system.name)
-def test_what_the_page_of_parity_names_is_there(system: System) -> None:
-    titles = {board.title: {panel.title for panel in board.panels} for board in BOARDS}
-    told = (*system.panels, *system.alerts, *chain(*(system.further or {}).values()))
-    named = {shown for each in told for shown in each.shown}
-    assert {shown for shown in named if shown.title not in titles.get(shown.board, ())} == set()
-    files = {f"{GRAFANA}/{board.uid}.json" for board in BOARDS}
-    assert {parity.board_file(shown.board) for shown in named} <= files
-    fires = {name for alert in system.alerts for name in alert.fires}
-    assert fires - set(ALERTS) - set(SQL_ALERTS) == set()
-
-
-def test_panels_lead_to_alerts_that_there_are() -> None:
-    leads = {name for board in OURS for panel in board.panels for name in panel.alerts}
-    assert leads
-    assert leads - set(ALERTS) - set(SQL_ALERTS) == set()
 
 
 # --- runners ----------------------------------------------------------------------------------

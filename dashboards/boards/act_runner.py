@@ -339,7 +339,7 @@ def taken() -> Panel:
         "timeseries",
         e.series(
             e.rates(
-                e.told("runner_events", "task.reaped", witness="runner.status"),
+                e.told("runner_events", "task.reaped", seen="runner.status"),
                 e.counts("sweep", ("zombie", "endless", "abandoned", "unknown")),
                 3600,
             )
@@ -494,8 +494,11 @@ def losses() -> Panel:
         "timeseries",
         e.series(
             e.rates(
-                f"(SELECT * FROM runner_events FINAL WHERE kind IN ('task.flush_failed',"
-                f" 'task.output_dropped', 'runner.status') AND {e.WITHIN})",
+                e.either(
+                    e.told("runner_events", "task.flush_failed"),
+                    e.told("runner_events", "task.output_dropped"),
+                    e.witness("runner_events", "runner.status"),
+                ),
                 {
                     "flush_failures": "countIf(kind = 'task.flush_failed')",
                     "rows_lost": "sum(rows_lost)",

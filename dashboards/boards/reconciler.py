@@ -355,7 +355,7 @@ def open_violations() -> Panel:
 
 
 def _each(kind: str, outcomes: tuple[str, ...]) -> str:
-    source = e.told(_EVENTS, kind, "", r.OF_RECONCILER, witness="reconciler.tick")
+    source = e.told(_EVENTS, kind, "", r.OF_RECONCILER, seen="reconciler.tick")
     return e.rates(source, e.counts("outcome", outcomes), 60)
 
 

@@ -121,7 +121,7 @@ _PLANNED: Final = e.told(_EVENTS, "run.planned", "run_id", s.OF_MODE)
 
 def planner_runs() -> Panel:
     """What planning comes to."""
-    source = e.told(_EVENTS, "run.planned", "run_id", s.OF_MODE_OR_QUEUE, witness="queue.depth")
+    source = e.told(_EVENTS, "run.planned", "run_id", s.OF_MODE, seen="queue.depth")
     return Panel(
         "Planner Runs per Status",
         "timeseries",
@@ -195,8 +195,8 @@ _SEGMENTS: Final = e.told(
     _EVENTS,
     "segment.finished",
     "run_id, segment_id, if(status = 'completed', 0, attempt)",
-    s.OF_MODE_OR_QUEUE,
-    witness="queue.depth",
+    s.OF_MODE,
+    seen="queue.depth",
 )
 
 
@@ -223,10 +223,10 @@ def segments() -> Panel:
 def retries() -> Panel:
     """Work that is done again, or given up."""
     leased = e.told(
-        _EVENTS, "segment.leased", "run_id, segment_id, attempt", s.OF_MODE_OR_QUEUE,
-        witness="queue.depth",
+        _EVENTS, "segment.leased", "run_id, segment_id, attempt", s.OF_MODE,
+        seen="queue.depth",
     )  # fmt: skip
-    lettered = e.told(_EVENTS, "queue.dead_lettered", "", s.OF_MODE_OR_QUEUE, witness="queue.depth")
+    lettered = e.told(_EVENTS, "queue.dead_lettered", "", s.OF_MODE, seen="queue.depth")
     return Panel(
         "Segments that are tried again",
         "timeseries",
@@ -412,7 +412,7 @@ FROM {source} WHERE duration_ms IS NOT NULL GROUP BY time, result ORDER BY time"
 
 def finished() -> Panel:
     """How runs end."""
-    source = e.told(_EVENTS, "run.finished", "run_id", s.OF_MODE_OR_QUEUE, witness="queue.depth")
+    source = e.told(_EVENTS, "run.finished", "run_id", s.OF_MODE, seen="queue.depth")
     return Panel(
         "Runs finished by result",
         "timeseries",
@@ -508,10 +508,11 @@ GROUP BY fleet, queue, schedule, reason ORDER BY messages DESC LIMIT 100"""),
 
 def missed() -> Panel:
     """Times at which a schedule was due and not run."""
-    source = (
-        f"(SELECT * FROM {_EVENTS} FINAL WHERE kind IN ('schedule.missed', 'schedule.caught_up', "
-        f"'queue.depth') AND {e.WITHIN} LIMIT 1 BY fleet, kind, schedule_id, due_at, "
-        "if(kind = 'queue.depth', id, ''))"
+    due = "schedule_id, due_at"
+    source = e.either(
+        e.told(_EVENTS, "schedule.missed", due),
+        e.told(_EVENTS, "schedule.caught_up", due),
+        e.witness(_EVENTS, "queue.depth"),
     )
     return Panel(
         "Missed schedules",

@@ -50,17 +50,35 @@ def before(end: str = NOW, back: str = "6 HOUR") -> str:
 
 
 def told(
-    table: str, kind: str, once: str = "", where: str = "1", columns: str = "*", witness: str = ""
+    table: str, kind: str, once: str = "", where: str = "1", columns: str = "*", seen: str = ""
 ) -> str:
     """Events of a kind within the range; ``once``: what ends and counts once, by columns.
 
-    ``witness``: another kind whose rows come along, told all the time by the same programs: where
-    one is and none of the others, there were none, which is known.
+    ``seen``: see :func:`witness`.
     """
-    kinds = f"kind IN ('{kind}', '{witness}')" if witness else f"kind = '{kind}'"
-    other = f", if(kind = '{witness}', id, '')" if witness else ""
-    limit = f" LIMIT 1 BY fleet, {once}{other}" if once else ""
-    return f"(SELECT {columns} FROM {table} FINAL WHERE {kinds} AND {where} AND {WITHIN}{limit})"
+    limit = f" LIMIT 1 BY fleet, {once}" if once else ""
+    source = (
+        f"(SELECT {columns} FROM {table} FINAL WHERE kind = '{kind}' AND {where} AND {WITHIN}"
+        f"{limit})"
+    )
+    return either(source, witness(table, seen)) if seen else source
+
+
+def witness(table: str, kind: str) -> str:
+    """An event a minute of a kind that the same programs tell all the time.
+
+    Where there is one and none of what is asked for, there was none, which is known: then a series
+    is at 0, and not left out. Without FINAL: that it is there is all that it says.
+    """
+    return (
+        f"(SELECT * FROM {table} WHERE kind = '{kind}' AND {WITHIN} "
+        "LIMIT 1 BY toStartOfMinute(occurred_at))"
+    )
+
+
+def either(*sources: str) -> str:
+    """The rows of all of these."""
+    return f"({' UNION ALL '.join(sources)})"
 
 
 def rates(source: str, values: Mapping[str, str], per: int = 1, where: str = "1") -> str:

@@ -12,9 +12,12 @@ from dashboards.telemetry.events import (
     NOW,
     WITHIN,
     before,
+    either,
     held,
     minutes,
     rates,
+    told,
+    witness,
 )
 
 #: What a runner process is: when it began, stopped and was last heard of; whether it lives.
@@ -96,7 +99,7 @@ _SAID: Final = f"""(
 SAID: Final = held(_SAID, "fleet, runner", "5")
 #: Runners whose own metrics are looked at: of their tasks only they tell.
 SCRAPED: Final = (
-    f"(SELECT fleet, runner FROM runner_events WHERE kind = 'runner.scrape' AND {WITHIN})"
+    f"(SELECT fleet, runner FROM runner_events FINAL WHERE kind = 'runner.scrape' AND {WITHIN})"
 )
 
 
@@ -157,8 +160,7 @@ STARTS_AND_STOPS: Final = f"""(
   ) GROUP BY fleet, runner, began HAVING min(uptime_ms) < 60000
   UNION ALL
   SELECT occurred_at, multiIf(kind = 'runner.status', '', forced, 'forced', 'orderly') AS what
-  FROM runner_events FINAL
-  WHERE kind IN ('runner.stopped', 'runner.status') AND {WITHIN}
+  FROM {told("runner_events", "runner.stopped", seen="runner.status")}
 )"""
 _REPORTED: Final = held(
     f"""(
@@ -179,21 +181,19 @@ BUFFERS: Final = f"""(
   SELECT minute, fleet, runner, sum(left) AS waiting, min(r.since) AS since
   FROM {_REPORTED} AS r JOIN tasks USING (fleet, runner, task_id)
   WHERE over > {AT} AND (fleet, runner) NOT IN (
-    SELECT fleet, runner FROM runner_events WHERE buffer_rows IS NOT NULL AND {WITHIN}
+    SELECT fleet, runner FROM runner_events FINAL WHERE buffer_rows IS NOT NULL AND {WITHIN}
   )
   GROUP BY minute, fleet, runner
 )"""
 
 
 def counted(kind: str, once: str = "") -> str:
-    """Events of a kind, and what the metrics of scraped runners grew by.
-
-    The status of runners comes along, as a witness: see :func:`dashboards.telemetry.events.told`.
-    """
-    same = f" LIMIT 1 BY fleet, {once}, if(kind = '{kind}', '', id)" if once else ""
-    return (
-        f"(SELECT * FROM runner_events FINAL WHERE kind IN ('{kind}', 'runner.scrape', "
-        f"'runner.status') AND {WITHIN}{same})"
+    """Events of a kind, what the metrics of scraped runners grew by, and witnesses."""
+    limit = f" LIMIT 1 BY fleet, {once}, if(kind = '{kind}', '', id)" if once else ""
+    return either(
+        f"(SELECT * FROM runner_events FINAL WHERE kind IN ('{kind}', 'runner.scrape') AND {WITHIN}"
+        f"{limit})",
+        witness("runner_events", "runner.status"),
     )
 
 

@@ -7,8 +7,6 @@ from typing import Final
 from dashboards.telemetry.events import MINUTE_AFTER, NEVER, NOW, before, held
 
 OF_MODE: Final = "$__conditionalAll(mode IN (${mode:singlequote}), $mode)"
-#: Queues have no mode.
-OF_MODE_OR_QUEUE: Final = f"(kind = 'queue.depth' OR {OF_MODE})"
 
 
 def _runs(when: str) -> str:

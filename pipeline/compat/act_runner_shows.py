@@ -6,11 +6,29 @@ metrics were made for.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from pipeline.compat.model import Alert, Panel, on
 
 ACT: Final = "act_runner"
+
+
+def panels(of: str) -> tuple[Panel, ...]:
+    """Its panels, where its metrics begin with another name."""
+    return tuple(
+        replace(
+            each, queries=tuple(query.replace("act_runner_", f"{of}_") for query in each.queries)
+        )
+        for each in PANELS
+    )
+
+
+def alerts(of: str) -> tuple[Alert, ...]:
+    """Its alerts, in the same way."""
+    return tuple(
+        replace(each, condition=each.condition.replace("act_runner_", f"{of}_")) for each in ALERTS
+    )
 
 
 def _p95(name: str) -> str:
