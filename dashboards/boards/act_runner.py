@@ -43,11 +43,12 @@ def utilisation() -> Panel:
     return Panel(
         "Utilisation ratio",
         "stat",
-        e.rows(f"""{t.OPEN_NOW}SELECT (SELECT countIf(state = 'running') FROM open) AS tasks,
-  (SELECT sum(running) FROM {t.SAID_NOW} WHERE (fleet, runner) IN {t.SCRAPED}) AS scraped,
-  sum(capacity) AS room,
-  (tasks + ifNull(scraped, 0)) / nullIf(room, 0) AS utilisation
-FROM processes WHERE alive"""),
+        e.rows(f"""{t.OPEN_NOW}, used AS (
+  SELECT (SELECT countIf(state = 'running') FROM open) AS own,
+    (SELECT sum(running) FROM {t.SAID_NOW} WHERE (fleet, runner) IN {t.SCRAPED}) AS scraped,
+    (SELECT sum(capacity) FROM processes WHERE alive) AS room
+)
+SELECT (own + ifNull(scraped, 0)) / nullIf(room, 0) AS utilisation FROM used"""),
         healthy="below 0.8: there is room for what comes.",
         deviation="near 1 every further job waits.",
         todo="start runners, or give those that there are more capacity.",
@@ -57,7 +58,6 @@ FROM processes WHERE alive"""),
         width=4,
         height=4,
         alerts=("RunnerSaturated",),
-        hidden=("tasks", "scraped", "room"),
     )
 
 
@@ -326,6 +326,7 @@ def tasks_over_time() -> Panel:
         "without a word.",
         todo="see RPC errors by method; of lost tasks find their runner in Fleet info table.",
         no_data="no runner has a task.",
+        width=8,
         thresholds=config.PLAIN,
         stacked=True,
         colours={"assigned": "blue", "running": "green", "finalizing": "yellow", "lost": "red"},
@@ -349,6 +350,7 @@ def taken() -> Panel:
         "picked up.",
         todo="see whether the runner lives; its job must run again.",
         no_data="no task was taken.",
+        width=8,
         thresholds=config.PLAIN,
         points=True,
         alerts=("RunnerTasksReaped",),
@@ -367,6 +369,7 @@ def flush() -> Panel:
         todo="see Log/state report latency, error ratio.",
         no_data="no task ended whose runner tells.",
         unit="s",
+        width=8,
         thresholds=config.PLAIN,
     )
 
@@ -451,6 +454,7 @@ def buffers() -> Panel:
         todo="see Log/state report latency, error ratio. What a runner holds is lost with it.",
         no_data="no runner says what waits, or none has a task.",
         units={"oldest": "s"},
+        width=8,
         thresholds=((None, "green"), (500, "red")),
         alerts=("RunnerLogNotDraining",),
     )  # fmt: skip
@@ -482,6 +486,7 @@ FROM {logs} GROUP BY time HAVING isNotNull(rows_per_flush) ORDER BY time"""
         no_data="no runner reports and says why; those that are scraped do not.",
         unit="percentunit",
         units={"rows_per_flush": "short"},
+        width=8,
         thresholds=config.PLAIN,
         stacked=True,
     )
@@ -513,6 +518,7 @@ def losses() -> Panel:
         "are too long.",
         no_data="nothing was lost.",
         unit="opm",
+        width=8,
         thresholds=config.PLAIN,
         points=True,
         alerts=("RunnerLogNotDraining",),

@@ -455,6 +455,7 @@ def progress_over_time() -> Panel:
         deviation="actions without anything closed: it is busy and gets nowhere.",
         todo="see Activity without progress.",
         no_data=_BLIND,
+        width=24,
         thresholds=config.PLAIN,
         alerts=("ReconcilerNoProgress",),
         colours={"actions": "blue", "moved": "text", "closed": "green", "failed": "red"},

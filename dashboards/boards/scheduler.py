@@ -501,6 +501,7 @@ GROUP BY fleet, queue, schedule, reason ORDER BY messages DESC LIMIT 100"""),
         deviation="each row is work that nobody will do by itself.",
         todo="follow the run: runnerstream has its events in scheduler_events.",
         no_data="nothing was given up in this range.",
+        width=24,
         thresholds=config.PLAIN,
         alerts=("SchedulerDeadLetters",),
     )

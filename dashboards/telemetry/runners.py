@@ -168,6 +168,9 @@ _REPORTED: Final = held(
     argMax(tuple(oldest_since), occurred_at).1 AS since
   FROM runner_events FINAL
   WHERE kind = 'report.log' AND {before("$__fromTime_ms", "10 MINUTE")}
+    AND (fleet, runner) NOT IN (
+      SELECT fleet, runner FROM runner_events FINAL WHERE buffer_rows IS NOT NULL AND {WITHIN}
+    )
   GROUP BY fleet, runner, task_id, m
 )""",
     "fleet, runner, task_id",
@@ -180,9 +183,7 @@ BUFFERS: Final = f"""(
   UNION ALL
   SELECT minute, fleet, runner, sum(left) AS waiting, min(r.since) AS since
   FROM {_REPORTED} AS r JOIN tasks USING (fleet, runner, task_id)
-  WHERE over > {AT} AND (fleet, runner) NOT IN (
-    SELECT fleet, runner FROM runner_events FINAL WHERE buffer_rows IS NOT NULL AND {WITHIN}
-  )
+  WHERE over > {AT}
   GROUP BY minute, fleet, runner
 )"""
 
