@@ -25,8 +25,8 @@ COVERAGE = --cov=topics --cov=pipeline --cov=sinks --cov-report=term:skip-covere
 # Two files of tests at a time: most of what they do is wait. ARGS="-n 0" takes one by one.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 # The tests that need neither a server nor a process. tests/test_tidy.py keeps the list true.
-UNIT = batching boards_parity both_folds cases compat compat_families explain exporter fleet fleet_replay \
-	folds gateway_parts github_payloads invariants jobs_properties keys ledger masking \
+UNIT = batching boards_parity both_folds cases compat compat_families compose demo_telemetry explain exporter \
+	fleet fleet_replay folds gateway_parts github_payloads invariants jobs_properties keys ledger masking \
 	metrics missed odd_bodies origins peer_hooks policies prober_desk providers quirks \
 	reading relay_parts replay rooms rounds routes said settings simulate sink_rows \
 	stall_world stalls stranded telemetry telemetry_pools telemetry_reconcilers \

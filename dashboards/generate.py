@@ -27,11 +27,12 @@ from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as grafana
 from grafana_foundation_sdk.models import heatmap as heatmaps
 
-from dashboards import config
+from dashboards import config, rules
 from dashboards.boards import BOARDS
 from dashboards.model import WIDTH, Annotation, Dashboard, Panel, Promql, Query, Sql, Variable
 
-OUT: Final = Path(__file__).parent / "grafana"
+HERE: Final = Path(__file__).parent
+OUT: Final = HERE / "grafana"
 CLICKHOUSE: Final = grafana.DataSourceRef(config.CLICKHOUSE, "${%s}" % config.CLICKHOUSE_VARIABLE)
 PROMETHEUS: Final = grafana.DataSourceRef(config.PROMETHEUS, "${%s}" % config.PROMETHEUS_VARIABLE)
 
@@ -69,7 +70,8 @@ def written(board: Dashboard) -> str:
 
 def files() -> dict[Path, str]:
     """Everything that is generated, by where it stands."""
-    return {OUT / f"{board.uid}.json": written(board) for board in BOARDS}
+    boards = {OUT / f"{board.uid}.json": written(board) for board in BOARDS}
+    return boards | {HERE / path: text for path, text in rules.files().items()}
 
 
 def _dashboard(board: Dashboard) -> grafana.Dashboard:
@@ -124,8 +126,8 @@ def _datasource(name: str, label: str, kind: str) -> build.DatasourceVariable:
 
 def _variable(variable: Variable) -> Any:
     if not variable.sql:
-        return build.TextBoxVariable(variable.name).label(variable.label).default_value(
-            variable.text
+        return (
+            build.TextBoxVariable(variable.name).label(variable.label).default_value(variable.text)
         )
     made = (
         build.QueryVariable(variable.name)
@@ -136,8 +138,10 @@ def _variable(variable: Variable) -> Any:
         .sort(grafana.VariableSort.ALPHABETICAL_ASC)
     )
     if variable.multi:
-        made = made.multi(True).include_all(True).current(
-            grafana.VariableOption(selected=True, text="All", value="$__all")
+        made = (
+            made.multi(True)
+            .include_all(True)
+            .current(grafana.VariableOption(selected=True, text="All", value="$__all"))
         )
     return made
 
@@ -229,9 +233,7 @@ def _timeseries(panel: Panel) -> Any:
         .line_width(2)
         .fill_opacity(30 if panel.stacked else 0)
         .span_nulls(False)
-        .show_points(
-            common.VisibilityMode.ALWAYS if panel.points else common.VisibilityMode.AUTO
-        )
+        .show_points(common.VisibilityMode.ALWAYS if panel.points else common.VisibilityMode.AUTO)
         .legend(
             VizLegendOptions()
             .display_mode(common.LegendDisplayMode.TABLE)
@@ -285,7 +287,8 @@ _KINDS: Final = {
 def main() -> int:
     """Write the files, or with ``--check`` name those that differ; the exit code."""
     wanted = files()
-    there = set(OUT.glob("*.json"))
+    folders = {path.parent for path in wanted} | {OUT}
+    there = {path for folder in folders for path in folder.glob("*") if path.is_file()}
     differ = sorted(
         path
         for path in there | set(wanted)
@@ -293,17 +296,18 @@ def main() -> int:
     )
     if "--check" in sys.argv[1:]:
         for path in differ:
-            print(f"{path.relative_to(OUT.parent)} is not what its declaration says", file=sys.stderr)
+            print(f"{path.relative_to(HERE)} is not what its declaration says", file=sys.stderr)
         if differ:
             print("run `python -m dashboards.generate`", file=sys.stderr)
         return 1 if differ else 0
-    OUT.mkdir(exist_ok=True)
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
     for path in differ:
         if path in wanted:
             path.write_text(wanted[path])
         else:
             path.unlink()
-        print(f"written: {path.relative_to(OUT.parent)}")
+        print(f"written: {path.relative_to(HERE)}")
     return 0
 
 

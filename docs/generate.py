@@ -26,6 +26,7 @@ from pydantic import BaseModel, SecretStr
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dashboards.alerts import ALERTS, SQL_ALERTS  # noqa: E402
 from docs import event_tables, example_events  # noqa: E402
 from docs.markdown import said, table  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
@@ -47,7 +48,10 @@ from sinks.process import tell_process  # noqa: E402
 from topics import batching, catalogue, models  # noqa: E402
 
 #: All pages; generated parts may be in any.
-PAGES: Final = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md")
+PAGES: Final = (
+    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md",
+    "docs/runbooks/*.md",
+)  # fmt: skip
 
 _PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -146,8 +150,11 @@ WHY: Final = {
     "local` runs in memory. Only for one machine: production runs Apache Kafka. Exact, because we "
     "start it by hand.",
     "rocksdict": "RocksDB for `store=rocksdb`. Exact, because Faust's store is overridden.",
+    "pyyaml": "Alerts as files for Prometheus and Grafana, which read YAML; and reads `compose/`.",
     "pytest": "Runs the tests.",
     "trustme": "Certificates for tests of TLS.",
+    "check-jsonschema": "Carries the published schema of Compose files, and checks ours with it. "
+    "It brings jsonschema, which checks the manifests for Kubernetes.",
     "schemathesis": "Makes requests from the gateway's OpenAPI document and checks the answers.",
     "pytest-cov": "Tells what they cover.",
     "pytest-xdist": "Runs two files of tests at a time.",
@@ -466,6 +473,15 @@ def commands(group: click.Command = main, path: str = "runnerstream") -> list[tu
 
 def part_commands() -> str:
     return table(("command", "what it does"), [(f"`{c}`", text) for c, text in commands()])
+
+
+def part_alerts() -> str:
+    rows = [
+        (f"[{each.name}]({each.name}.md)", each.severity, each.pending, each.summary)
+        for some in (ALERTS, SQL_ALERTS)
+        for each in some.values()
+    ]
+    return table(("alert", "severity", "after", "what is wrong"), rows)
 
 
 part_parity = partial(parity.page, table)

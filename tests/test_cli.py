@@ -658,7 +658,7 @@ def test_keys_of_jobs_can_be_copied_whatever_the_width(width: int, worker_of_job
     with contextlib.suppress(OSError):
         while got := os.read(ours, 65_536):
             seen += got
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE * 60) == 0
     os.close(ours)
     lines = re.sub(r"\x1b\[[\d;]*m", "", seen.decode()).splitlines()
     rows = [line for line in lines if line.startswith("github:")]
@@ -720,21 +720,21 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(
                  "RUNNERSTREAM_WEB_PORT": "1"},
         )  # fmt: skip
         os.close(theirs)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=PATIENCE * 60)
         assert (process.returncode, told) == (141, b""), arguments
 
 
 def test_output_that_cannot_hold_a_character_gets_an_escape(worker_of_jobs: str) -> None:
     process = program("topics", "show", "--help", stdout=subprocess.PIPE,
                       env={"PYTHONIOENCODING": "ascii"})  # fmt: skip
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE * 60) == 0
     for more in ([], ["--json"]):
         process = program(
             "doctor", *more, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={"PYTHONIOENCODING": "ascii", "RUNNERSTREAM_KAFKA": NOWHERE,
                  "RUNNERSTREAM_CLICKHOUSE": "", "RUNNERSTREAM_WEB_PORT": "1"},
         )  # fmt: skip
-        out, told = process.communicate(timeout=60)
+        out, told = process.communicate(timeout=PATIENCE * 60)
         assert (process.returncode, told) == (3, b"")
         if more:
             json.loads(out)
@@ -748,7 +748,7 @@ def test_the_interrupt_key_is_130_and_no_traceback() -> None:
         silent.settimeout(60)
         with silent.accept()[0]:  # now it waits for an answer
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=60)
+            _, told = process.communicate(timeout=PATIENCE * 60)
     assert process.returncode == 130
     assert told.strip() == b""
 

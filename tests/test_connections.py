@@ -24,6 +24,7 @@ from pipeline.cli import main
 from pipeline.commands import connections, unreachable
 from pipeline.commands.failure import Failure
 from pipeline.local import EmbeddedClickHouse, unavailable
+from tests.support import PATIENCE
 from tests.support.brokers import broker
 
 needs_local = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -180,7 +181,7 @@ def test_a_real_clickhouse_stopped_in_the_middle_of_a_statement(tmp_path: Path) 
         assert clickhouse.pid is not None
         os.kill(clickhouse.pid, signal.SIGSTOP)
         try:
-            _, told = process.communicate(timeout=60)
+            _, told = process.communicate(timeout=PATIENCE * 60)
         finally:
             os.kill(clickhouse.pid, signal.SIGCONT)
     assert process.returncode == 3

@@ -84,7 +84,7 @@ class Running:
 
     def end(self, timeout: float = 60) -> int:
         try:
-            return self.process.wait(timeout)
+            return self.process.wait(PATIENCE * timeout)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
@@ -136,7 +136,8 @@ def test_it_is_right_and_stops_and_starts_again(directory: Path) -> None:
     assert found, again.output
     told = queued()
     for secret, status in ((secrets[-1].read_bytes(), 202), (b"guessed", 403)):
-        with closing(HTTPConnection("127.0.0.1", int(found[1]), timeout=30)) as connection:
+        listens = HTTPConnection("127.0.0.1", int(found[1]), timeout=PATIENCE * 30)
+        with closing(listens) as connection:
             connection.request("POST", PATH, told, headers_of(told, secret))
             assert connection.getresponse().status == status
     time.sleep(3)
@@ -156,7 +157,7 @@ def test_a_killed_demo_leaves_nothing_running_and_can_be_started_again(directory
     family = demo.family()
     demo.process.kill()
     demo.end()
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE * 20)
     assert not alive
     # Ports that others have meanwhile are said and avoided.
     with socket.socket() as web:

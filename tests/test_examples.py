@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.executor import Executor, ExecutorConfig, Hook, States
 from pipeline.executor.via import Verdict
-from tests.support import brokers
+from tests.support import PATIENCE, brokers
 from tests.support.worker import WorkerProcess
 from topics.apply import apply
 from topics.catalogue import COMMANDS, catalogue
@@ -35,7 +35,7 @@ def run(name: str, *arguments: str) -> list[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, ROOT / "examples" / name, *arguments],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE * 60, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()

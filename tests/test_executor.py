@@ -24,6 +24,7 @@ from pipeline.cli import main
 from pipeline.executor import Hook, Redeliver
 from pipeline.executor.deliveries import Deliveries
 from pipeline.executor.outcomes import started
+from tests.support import PATIENCE
 from tests.support.brokers import Broker, broker, kind
 from tests.support.executors import PARTITIONS, Bed, command, eventually, metric, now
 from tests.support.receivers import Answer, FakeWorker, Got, Receiver, answer
@@ -349,10 +350,12 @@ def test_print_shows_and_does_nothing(bed: Bed) -> None:
         port = next(
             found[1] for line in shown.stderr if (found := re.search(r"health on port (\d+)", line))
         )
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE * 10
+        ) as page:
             metrics = page.read().decode()
         shown.send_signal(signal.SIGINT)
-        rest, errors = shown.communicate(timeout=30)
+        rest, errors = shown.communicate(timeout=PATIENCE * 30)
         assert shown.returncode == 0
     assert rest == ""
     assert "Traceback" not in errors

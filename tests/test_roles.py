@@ -157,7 +157,8 @@ def test_a_role_that_is_declared_can_be_asked_for(tmp_path: Path) -> None:
     def said(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", MODULE, *arguments],
-            env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False,
+            env=environment(tmp_path), capture_output=True, text=True, check=False,
+            timeout=PATIENCE * 60,
         )  # fmt: skip
 
     told = said("worker", "--help").stdout

@@ -43,9 +43,9 @@ def told(family: str) -> Told:
     if family == "runners":
         return telemetry_runners.play(["f0", "f1"], END - 20 * MINUTE, END, 30, runners=5)
     if family == "schedulers":
-        return telemetry_schedulers.play(["f0", "f1"], END - 243 * 5_000, END, 1)
+        return telemetry_schedulers.play(["f0", "f1"], END - 243 * 5_000, END, 5)
     world = Told(at=END)
-    for fleet, seed in (("f0", 61), ("f1", 70), ("f2", 121), ("f3", 46)):
+    for fleet, seed in (("f0", 167), ("f1", 6), ("f2", 11), ("f3", 15)):
         world.add(telemetry_reconcilers.play([fleet], END - 62 * MINUTE, END, seed, 1))
     return world
 

@@ -311,7 +311,7 @@ def test_a_reader_that_has_gone_ends_it_quietly(
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(60) == 141
+    assert process.wait(PATIENCE * 60) == 141
     assert process.stderr.read() == b""
 
 
@@ -325,7 +325,7 @@ def test_the_interrupt_key_ends_it_quietly(clickhouse: EmbeddedClickHouse) -> No
     assert process.stdout is not None
     assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(PATIENCE * 60) == 130
     assert process.stderr is not None
     assert process.stderr.read().strip() == b""
 

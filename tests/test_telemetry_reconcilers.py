@@ -60,10 +60,26 @@ def test_the_truth_comes_out_whatever_happens_on_the_way(seed: int) -> None:
     assert +seen.sums == sum(told.counts.values(), Counter())
 
 
-@pytest.mark.parametrize("seed", range(6))
+#: Two hours of each of these are enough to get stuck in every way.
+LONG, SEEDS = 2 * HOUR_MS, range(8, 14)
+
+
+def test_in_hours_they_get_stuck_in_every_way() -> None:
+    rise: Counter[str] = Counter()
+    for seed in SEEDS:
+        told = play(["f0"], START, START + LONG, seed, each=2)
+        rise.update({where[0]: value for where, value in told.levels.items()})
+    for trouble in (
+        "reconciler_entities_in_loop", "reconciler_work_flapping",
+        "reconcilers_without_progress", "reconcilers_overdue",
+    ):  # fmt: skip
+        assert rise[trouble]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_hours_of_it_come_out_as_well(seed: int) -> None:
     """What is outdated is forgotten meanwhile; each counter of failures rises."""
-    end = 2 * HOUR_MS
+    end = LONG
     told = play(["f0"], START, START + end, seed, each=2)
     seen = Seen(as_it_comes(told.events, end, seed), batch=200)
     assert seen.levels == pytest.approx(told.levels)

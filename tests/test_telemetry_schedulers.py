@@ -65,6 +65,7 @@ def test_what_is_lost_of_what_was_said_again_leaves_levels_as_they_are(seed: int
 
 def test_the_metrics_count_what_happened_and_each_failure_rises() -> None:
     counts: Counter[str] = Counter()
+    stuck = 0.0
     labels = {
         "scheduler_planner_runs": ("fleet", "mode", "status"),
         "scheduler_segments": ("fleet", "mode", "status"),
@@ -91,10 +92,12 @@ def test_the_metrics_count_what_happened_and_each_failure_rises() -> None:
             shown = f"{name}_count" if name.endswith("_seconds") else f"{name}_total"
             assert seen.counted(shown, **dict(zip(names, values, strict=True))) == n, what
         counts += told.counts["f0"]
+        stuck += told.levels["scheduler_runs_not_draining", "f0"]
     ends = {what.rpartition("|")[2] for what in counts}
     assert {"persist_failed", "run_missing", "failed", "cancelled", "error", "no_work"} <= ends
     assert counts["scheduler_dead_lettered|runner"]
     assert counts["scheduler_schedules_missed"]
+    assert stuck
 
 
 # --- what went wrong elsewhere ----------------------------------------------------------------

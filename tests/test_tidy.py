@@ -71,6 +71,7 @@ LIGHT = (
     "tests.support.chaos",
     "tests.support.compat_truth",
     "tests.support.compat_world",
+    "tests.support.deployment",
     "tests.support.fleet_world",
     "tests.support.probes",
     "tests.support.stall_loop",

@@ -66,7 +66,7 @@ TICK_S: Final = 2.0
 #: demo that somebody forgot must not take the machine's memory. Seconds.
 USUAL_S: Final = 1800.0
 #: At how many MiB of memory of the broker it ends, however long it was to run. Half an hour at the
-#: usual rate takes about 1,000.
+#: usual rate takes about 1,400.
 MEMORY_MIB: Final = 1536
 #: How often the broker's memory is looked at. Seconds.
 _WEIGH_S: Final = 5.0
@@ -380,6 +380,9 @@ class Demo:
             snapshot.ready = ask(self.url, "/readyz", timeout=3.0)
             snapshot.pools = demo_telemetry.pools(self.url)
             snapshot.runners = demo_telemetry.runners(self.url)
+            shown = demo_telemetry.scrape(self.url)
+            snapshot.schedulers = demo_telemetry.schedulers(shown)
+            snapshot.reconcilers = demo_telemetry.reconcilers(shown)
         if self._gateway is not None and self._feed is not None:
             with contextlib.suppress(OSError):
                 outcomes = self._gateway.outcomes()

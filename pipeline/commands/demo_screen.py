@@ -42,9 +42,11 @@ class Snapshot:
     rows: dict[str, int] = field(default_factory=dict)
     recovery: Seen = field(default_factory=Seen)
     webhooks: Answered = field(default_factory=Answered)
-    #: What is said of the fleets' pools and runners, in words.
+    #: What the fleets say of themselves, in words.
     pools: str = ""
     runners: str = ""
+    schedulers: str = ""
+    reconcilers: str = ""
     #: Stalls that were told of in a line of their own, by job and number.
     told: set[tuple[str, int]] = field(default_factory=set)
 
@@ -124,6 +126,8 @@ def summary(
         Text.assemble(("gateway     ", "dim"), *_gateway(snapshot.webhooks)),
         Text.assemble(("pools       ", "dim"), snapshot.pools or "–"),
         Text.assemble(("runners     ", "dim"), snapshot.runners or "–"),
+        Text.assemble(("schedulers  ", "dim"), snapshot.schedulers or "–"),
+        Text.assemble(("reconcilers ", "dim"), snapshot.reconcilers or "–"),
         Text.assemble(("ClickHouse  ", "dim"), rows or "–"),
         Text.assemble(("lag         ", "dim"), snapshot.lag()),
         *(

@@ -1,13 +1,15 @@
-"""The demo's dispatchers, pools and runners: what they say, and what is true of it."""
+"""What the demo's fleets say of themselves, all five families, and what is true of it."""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, Protocol
 
 from clickhouse_driver import Client
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,27 +18,70 @@ from pipeline.commands.connections import ask
 from pipeline.commands.demo_check import Check
 from pipeline.commands.failure import Failure, short
 from pipeline.metrics import PREFIX
-from pipeline.simulate import telemetry_pools, telemetry_runners
-from pipeline.simulate.telemetry import Told
-from pipeline.telemetry import CATALOGUE
+from pipeline.simulate import (
+    telemetry_pools,
+    telemetry_reconcilers,
+    telemetry_runners,
+    telemetry_schedulers,
+)
+from pipeline.simulate.telemetry import STEP_MS, Told
+from pipeline.telemetry import FAMILIES
 from pipeline.telemetry.pools import COUNTS
 from sinks.telemetry_rows import TABLES
 from topics.catalogue import EVENTS
 from topics.events import Event
 from topics.producer import Producer
 
-#: Plays a part of the world for some fleets between two times, by a seed.
-Play = Callable[[Sequence[str], int, int, int], Told]
 
-PARTS: Final[tuple[Play, ...]] = (telemetry_pools.play, telemetry_runners.play)
-#: Every part of the world moves at this interval. ms.
-STEP_MS: Final = telemetry_pools.STEP_MS
-_ANSWER_S: Final = 30.0
-#: Gauges that follow from the clock, or from jobs that this world knows nothing of.
-_MOVING: Final = (
-    *("_seconds", "_starved_jobs", "_saturated_jobs"),
-    *("runners_known", "runners_silent", "runner_tasks_silent"),
+class Play(Protocol):
+    """Plays a part of the world for some fleets between two times, by a seed.
+
+    ``at``: of which moment the truth is told, the end unless given.
+    """
+
+    def __call__(
+        self, fleets: Sequence[str], start: int, end: int, seed: int, *, at: int | None = None
+    ) -> Told: ...
+
+
+#: Values of metrics by name and labels.
+Series = dict[tuple[str, ...], float]
+_NAME: Final = re.compile("[{ ]")
+_SUFFIXES: Final = {"counter": ("_total",), "gauge": ("",), "histogram": ("_count", "_sum")}
+#: The metric that a sample is of, by its name; buckets are not looked at.
+_METRICS: Final = {
+    f"{PREFIX}{each.name}{suffix}": each
+    for family in FAMILIES.values()
+    for each in family.metrics
+    for suffix in _SUFFIXES[each.kind]
+}
+
+#: So many times as often as in the tests of an hour: the demo has a minute.
+_PACE: Final = 4
+PARTS: Final[tuple[Play, ...]] = (
+    telemetry_pools.play,
+    telemetry_runners.play,
+    partial(telemetry_schedulers.play, pace=_PACE),
+    partial(telemetry_reconcilers.play, pace=_PACE),
 )
+_ANSWER_S: Final = 30.0
+#: Gauges that grow with the clock, and no two programs look at it at the same time.
+AGES: Final = frozenset(
+    {
+        "pool_booting_oldest_seconds",
+        "queue_oldest_dispatchable_seconds",
+        "runner_buffer_oldest_seconds",
+        "runner_task_oldest_seconds",
+        "runner_uptime_oldest_seconds",
+        "scheduler_queue_oldest_seconds",
+        "scheduler_run_oldest_seconds",
+        "reconciler_silent_seconds",
+        "reconciler_violation_oldest_seconds",
+        "reconciler_work_oldest_seconds",
+    }
+)
+#: Gauges of jobs: their own log knows more of them than this world does.
+_OF_JOBS: Final = frozenset({"pool_starved_jobs", "pool_saturated_jobs"})
 
 
 class Telemetry:
@@ -69,9 +114,9 @@ class Telemetry:
         self._ending.set()
         self._thread.join(patience_s)
 
-    def truth(self) -> Told:
-        """What happened until it ended."""
-        return _play(self._fleets, self.start_ms, self._until, self._seed)
+    def truth(self, at: int) -> Told:
+        """What happened until it ended, and what follows from that ``at`` a later moment in ms."""
+        return _play(self._fleets, self.start_ms, self._until, self._seed, at)
 
     def _run(self) -> None:
         try:
@@ -127,50 +172,113 @@ def runners(url: str) -> str:
     )
 
 
+def schedulers(shown: Series) -> str:
+    """How the schedulers are, in words, by the metrics of a worker."""
+    if not _total(shown, "scheduler_planner_runs_total"):
+        return ""
+    told = {name: _total(shown, f"scheduler_{name}") for name in _SCHEDULERS}
+    return (
+        f"{told['runs_planning']:,} runs planning, {told['runs_active']:,} active, "
+        f"{told['runs_not_draining']:,} stuck, {told['runs_finished_total']:,} over; "
+        f"{told['backlog']:,} images left; {told['schedules_behind']:,} schedules behind"
+    )
+
+
+def reconcilers(shown: Series) -> str:
+    """How the reconcilers are, in words, by the metrics of a worker."""
+    told = {name: _total(shown, f"reconciler{name}") for name in _RECONCILERS}
+    if not told["s"]:
+        return ""
+    closed = _total(shown, "reconciler_work_moved_total", "closed")
+    return (
+        f"{told['s']:,}, {told['s_overdue']:,} overdue; work: {told['_work']:,} open, "
+        f"{closed:,} closed, {told['_work_flapping']:,} flapping; "
+        f"{told['_entities_in_loop']:,} in loops; {told['_violations']:,} violations"
+    )
+
+
+_SCHEDULERS: Final = (
+    *("runs_planning", "runs_active", "runs_finished_total", "runs_not_draining"),
+    *("backlog", "schedules_behind"),
+)
+_RECONCILERS: Final = (
+    *("s", "s_overdue", "_work", "_work_flapping", "_entities_in_loop", "_violations"),
+)
+
+
+def _total(shown: Series, name: str, last: str = "") -> int:
+    """A metric over all fleets; of its last label one value, or all."""
+    return round(
+        sum(
+            value
+            for where, value in shown.items()
+            if where[0] == PREFIX + name and last in ("", where[-1])
+        )
+    )
+
+
+def scrape(url: str, timeout_s: float = 3.0) -> Series:
+    """The metrics of telemetry of a worker. Raises :class:`Failure` when it does not answer."""
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=timeout_s) as response:
+            return series(response.read().decode())
+    except OSError as error:
+        raise Failure(f"no worker answers at {url}: {short(error)}") from error
+
+
 def compare(check: Check, said: Telemetry, url: str, client: Client) -> None:
     """Compare the truth with the metrics of the worker at ``url``, and with ClickHouse.
 
     Raises :class:`Failure` when nobody answers there.
     """
-    truth = said.truth()
-    try:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=_ANSWER_S) as response:
-            shown = series(response.read().decode())
-    except OSError as error:
-        raise Failure(f"no worker answers at {url}: {short(error)}") from error
-    counted = {
-        (what, fleet): n for fleet, counts in truth.counts.items() for what, n in counts.items()
-    }
-    check.of("metrics", "telemetry: counts", _named(counted), _counters(shown, counted))
-    levels = {
-        (name, *labels): value
-        for (name, *labels), value in truth.levels.items()
-        if not name.endswith(_MOVING)
-    }
-    check.of(
-        "metrics",
-        "telemetry: levels",
-        levels,
-        {where: shown.get((PREFIX + where[0], *where[1:]), "nothing") for where in levels},
-    )
+    shown = scrape(url, _ANSWER_S)
+    truth = said.truth(int(time.time() * 1000))
+    compare_metrics(check, truth, shown)
     posted = Counter((each.fleet, each.kind) for each in truth.events)
     check.of(
         "ClickHouse", "telemetry: events, each once", dict(posted), stored(client, said.start_ms)
     )
 
 
-def series(page: str) -> dict[tuple[str, ...], float]:
-    """Samples of a page of metrics by name and label values, as the catalogue orders them."""
-    order = {PREFIX + each.name: [label.name for label in each.labels] for each in CATALOGUE}
-    found: dict[tuple[str, ...], float] = {}
-    for family in text_string_to_metric_families(page):
-        names = order.get(family.name)
-        if names is None:
+def compare_metrics(check: Check, truth: Told, shown: Series) -> None:
+    """Compare the truth with what a worker shows, which shows nothing else but zeros."""
+    fleets = {*truth.counts, *(fleet for _, fleet, *_ in truth.levels)}
+    counted = Counter[tuple[str, ...]]()
+    for fleet, counts in truth.counts.items():
+        for what, n in counts.items():
+            # Those of several fleets together where the metric has none.
+            counted[_series_of(what, fleet)] += n
+    levels = {
+        (PREFIX + name, *labels): value
+        for (name, *labels), value in truth.levels.items()
+        if name not in AGES | _OF_JOBS
+    }
+    found: dict[tuple[str, ...], int] = {}
+    stands: dict[tuple[str, ...], float] = {}
+    for where, value in shown.items():
+        metric = _METRICS[where[0]]
+        # What there may be is told as 0 before it happens.
+        if (metric.by_fleet and where[1] not in fleets) or not (
+            value or where in counted or where in levels
+        ):
             continue
+        if metric.kind != "gauge":
+            found[where] = round(value * 1000 if where[0].endswith("_sum") else value)
+        elif metric.name not in AGES | _OF_JOBS:
+            stands[where] = value
+    check.of("metrics", "telemetry: counts", dict(counted), found)
+    check.of("metrics", "telemetry: levels", levels, stands)
+
+
+def series(page: str) -> Series:
+    """Samples of a page of metrics by name and label values, as the catalogue orders them."""
+    found: Series = {}
+    # Most lines are buckets; to understand all of them at every look would take too long.
+    lines = [line for line in page.splitlines() if _NAME.split(line, maxsplit=1)[0] in _METRICS]
+    for family in text_string_to_metric_families("\n".join(lines)):
         for sample in family.samples:
-            if "le" not in sample.labels:
-                labels = (sample.labels[name] for name in names)
-                found[(sample.name, *labels)] = sample.value
+            labels = (sample.labels[label.name] for label in _METRICS[sample.name].labels)
+            found[(sample.name, *labels)] = sample.value
     return found
 
 
@@ -187,44 +295,22 @@ def stored(client: Client, since_ms: int) -> dict[tuple[str, str], int]:
     return found
 
 
-_KINDS: Final = {each.name: each for each in CATALOGUE}
-
-
-def _named(counted: dict[tuple[str, str], int]) -> dict[tuple[str, ...], int]:
-    """Counts by the series that shows them: those of several fleets together where it has none."""
-    found: Counter[tuple[str, ...]] = Counter()
-    for (what, fleet), n in counted.items():
-        found[_series_of(what, fleet)] += n
-    return dict(found)
-
-
-def _counters(
-    shown: dict[tuple[str, ...], float], counted: dict[tuple[str, str], int]
-) -> dict[tuple[str, ...], int]:
-    found = {}
-    for what, fleet in counted:
-        where = _series_of(what, fleet)
-        value = shown.get(where, 0.0)
-        found[where] = round(value * 1000) if where[0].endswith("_sum") else round(value)
-    return found
-
-
 def _series_of(what: str, fleet: str) -> tuple[str, ...]:
     """The series that shows a count; see :mod:`pipeline.telemetry.panes`."""
     name, *labels = what.split("|")
-    metric = _KINDS[name]
-    suffix = "_total"
-    if metric.kind == "histogram":
-        suffix = "_count"
-        if labels and labels[-1] == "sum":
-            suffix, labels = "_sum", labels[:-1]
-    return (f"{PREFIX}{name}{suffix}", *((fleet,) if metric.by_fleet else ()), *labels)
+    if f"{PREFIX}{name}_total" in _METRICS:
+        shown = f"{PREFIX}{name}_total"
+    elif labels and labels[-1] == "sum":
+        shown, labels = f"{PREFIX}{name}_sum", labels[:-1]
+    else:
+        shown = f"{PREFIX}{name}_count"
+    return (shown, *((fleet,) if _METRICS[shown].by_fleet else ()), *labels)
 
 
-def _play(fleets: Sequence[str], start: int, end: int, seed: int) -> Told:
-    told = Told(at=end)
+def _play(fleets: Sequence[str], start: int, end: int, seed: int, at: int | None = None) -> Told:
+    told = Told(at=end if at is None else at)
     for play in PARTS:
-        told.add(play(fleets, start, end, seed))
+        told.add(play(fleets, start, end, seed, at=at))
     told.events.sort(key=lambda event: (event.occurred_at, event.id))
     return told
 

@@ -2,15 +2,21 @@
 
 Each family has a part of its own that plays its piece of the world by itself, without the fold:
 so what the fold makes of the events can be compared with what happened.
+
+A part moves in steps, and nothing in it follows from when it ends, or from other fleets: whoever
+plays it for longer, or for more fleets, gets the same events and then more.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from topics.events import MODELS, Event
+
+#: Every part of the world moves at this interval. ms.
+STEP_MS: Final = 5_000
 
 
 @dataclass
@@ -21,9 +27,9 @@ class Told:
         events: in the order in which they happened.
         counts: by fleet, how often what happened: by metric and labels as in
             :mod:`pipeline.telemetry.panes`.
-        levels: gauges at the end, by name and labels, the fleet first.
-        stored: what only ClickHouse tells at the end, in the same way: no metric has such labels.
-        at: the end, in ms.
+        levels: gauges at ``at``, by name and labels, the fleet first.
+        stored: what only ClickHouse tells at ``at``, in the same way: no metric has such labels.
+        at: the moment of which the truth is told: the end, or later, in ms.
     """
 
     at: int

@@ -6,10 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from pipeline.simulate.telemetry import Told
+from pipeline.simulate.telemetry import STEP_MS, Told
 
-#: The world moves, and samples are taken, at this interval. ms.
-STEP_MS: Final = 5_000
 #: A job that runs ends in a step with this chance.
 _ENDS: Final = 0.25
 #: A machine is ready after a step with this chance, and fails to boot with that.
@@ -26,9 +24,19 @@ class _Pool:
         self.occupied = 0
 
 
-def play(fleets: Sequence[str], start: int, end: int, seed: int = 0, pools: int = 2) -> Told:
-    """What the dispatchers and pools of some fleets say between two times in ms."""
-    told = Told(at=end)
+def play(
+    fleets: Sequence[str],
+    start: int,
+    end: int,
+    seed: int = 0,
+    pools: int = 2,
+    at: int | None = None,
+) -> Told:
+    """What the dispatchers and pools of some fleets say between two times in ms.
+
+    ``at``: of which moment the truth is told, the end unless given; before samples are outdated.
+    """
+    told = Told(at=end if at is None else at)
     for number, fleet in enumerate(fleets):
         rng = random.Random(f"{seed}|pools|{number}")
         _fleet(told, fleet, start, end, rng, pools)

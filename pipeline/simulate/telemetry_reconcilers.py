@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pipeline.simulate.telemetry import Told
+from pipeline.simulate.telemetry import STEP_MS, Told
 
-#: A reconciler ticks at this interval, and says so. ms.
-STEP_MS: Final = 5_000
 HOUR_MS: Final = 3_600_000
 #: A level of who was silent for longer is not shown. ms.
 SILENT_MS: Final = 300_000
 #: What can be wrong with a reconciler.
 ODDITIES: Final = ("", "", "loops", "flaps", "futile", "stops")
+#: One that stops does so at a tick with one of these chances: soon, or late, or hardly ever.
+_STOPS: Final = (0.1, 0.02, 0.002)
 _NEXT: Final = {"open": "in_progress", "in_progress": "in_review", "in_review": "closed"}
 _STATES: Final = tuple(_NEXT)
 
@@ -32,8 +32,12 @@ class _Reconciler:
 
     name: str
     odd: str
-    stops: int
+    #: With which chance it stops at a tick, once it has ticked.
+    stops: float
+    has_stopped: bool = False
+    #: Where each piece of work has been since when; and of those the ones that are not over.
     work: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    open: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     broken: dict[tuple[str, str], int] = field(default_factory=dict)
     ever_broken: bool = False
     acts: list[tuple[int, str, str]] = field(default_factory=list)
@@ -45,8 +49,12 @@ class _Reconciler:
 class _Fleet:
     """The reconcilers of one fleet."""
 
-    def __init__(self, told: Told, fleet: str, rng: random.Random) -> None:
-        self.told, self.fleet, self.rng = told, fleet, rng
+    def __init__(self, told: Told, fleet: str, rng: random.Random, pace: float) -> None:
+        self.told, self.fleet, self.rng, self.pace = told, fleet, rng, pace
+
+    def chance(self) -> float:
+        """To compare with how probable something is in a tick at pace 1."""
+        return self.rng.random() / self.pace
 
     def tell(self, kind: str, at: int, one: _Reconciler, **said: Any) -> None:
         self.told.tell(kind, self.fleet, at, reconciler=one.name, **said)
@@ -56,7 +64,10 @@ class _Fleet:
             self.told.count(self.fleet, *what, value=value)
 
     def step(self, one: _Reconciler, at: int) -> None:
-        """One tick, with all that it does."""
+        """One tick, with all that it does, unless it has stopped."""
+        if one.has_stopped or (one.ticked and self.rng.random() < one.stops):
+            one.has_stopped = True
+            return
         done = Counter[str]()
         self.move_work(one, at, done)
         self.break_and_mend(one, at + 1)
@@ -113,15 +124,14 @@ class _Fleet:
             one.acts.append((at, type_, entity))
 
     def move_work(self, one: _Reconciler, at: int, done: Counter[str]) -> None:
-        if self.rng.random() < 0.05 or not one.work:
-            one.work[f"{one.name}-w{len(one.work)}"] = []
-        for number, (name, path) in enumerate(one.work.items()):
+        if self.chance() < 0.05 or not one.work:
+            name = f"{one.name}-w{len(one.work)}"
+            one.work[name] = one.open[name] = []
+        for number, (name, path) in enumerate(list(one.open.items())):
             if not path:
                 self.moved(one, at, name, "open")
                 continue
-            state, chance = path[-1][1], self.rng.random()
-            if state not in _NEXT:
-                continue
+            state, chance = path[-1][1], self.chance()
             if one.odd == "flaps" and number == 0:
                 if chance < 0.05:
                     self.moved(one, at, name, "open" if state != "open" else "in_progress")
@@ -142,11 +152,13 @@ class _Fleet:
         self.tell("work.moved", at, one, work_id=name, from_state=said, to_state=to)
         self.count("reconciler_work_moved", to)
         path.append((at, to))
+        if to not in _NEXT:
+            del one.open[name]
 
     def break_and_mend(self, one: _Reconciler, at: int) -> None:
         for invariant in ("i3", "i6"):
             where = (invariant, f"{one.name}-{self.rng.randint(0, 2)}")
-            chance = self.rng.random()
+            chance = self.chance()
             if where not in one.broken and chance < 0.02:
                 self.violation(one, at, "opened", where)
                 self.count("reconciler_violations_opened")
@@ -246,18 +258,34 @@ class _Levels:
         return sum(state in states[:n] for n, state in enumerate(states))
 
 
-def play(fleets: Sequence[str], start: int, end: int, seed: int = 0, each: int = 3) -> Told:
-    """What the reconcilers of some fleets say between two times in ms."""
-    told = Told(at=end)
-    for number, name in enumerate(fleets):
-        rng = random.Random(f"{seed}|reconcilers|{number}")
-        fleet, levels = _Fleet(told, name, rng), _Levels(told, name)
+def play(
+    fleets: Sequence[str],
+    start: int,
+    end: int,
+    seed: int = 0,
+    each: int = 3,
+    pace: float = 1,
+    at: int | None = None,
+) -> Told:
+    """What the reconcilers of some fleets say between two times in ms. They tick in every step.
+
+    ``pace``: how many times as often as usual work comes and moves, and something breaks; ``at``:
+    of which moment the truth is told, the end unless given.
+    """
+    told = Told(at=end if at is None else at)
+    for name in fleets:
+        rng = random.Random(f"{seed}|reconcilers|{name}")
+        fleet, levels = _Fleet(told, name, rng, pace), _Levels(told, name)
+        ones = []
         for which in range(each):
             odd = rng.choice(ODDITIES)
-            stops = rng.randrange(start + STEP_MS, end) if odd == "stops" else end
-            one = _Reconciler(f"c{which}", odd, stops)
-            for at in range(start, stops, STEP_MS):
-                fleet.step(one, at)
-            levels.of(one)
+            stops = rng.choice(_STOPS) if odd == "stops" else 0.0
+            ones.append(_Reconciler(f"c{which}", odd, stops))
+        for begins in range(start, end, STEP_MS):
+            for one in ones:
+                fleet.step(one, begins)
+        for one in ones:
+            if one.ticked:
+                levels.of(one)
     told.events.sort(key=lambda event: (event.occurred_at, event.id))
     return told

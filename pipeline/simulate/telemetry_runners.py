@@ -11,10 +11,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from pipeline.simulate.telemetry import Told
+from pipeline.simulate.telemetry import STEP_MS, Told
 
-#: The world moves at this interval. ms.
-STEP_MS: Final = 5_000
 #: A server takes a task of which nothing was heard for so long.
 REAPED_MS: Final = 240_000
 #: What people wait for: a runner is gone without a word for so long, silent, its task silent. ms.
@@ -358,7 +356,7 @@ class _Fleet:
                 runner.step(at)
                 runner.reap(at + STEP_MS - 1)
         for runner in self.runners:
-            runner.levels(self._add, end)
+            runner.levels(self._add, self.told.at)
             for task in runner.tasks.values():
                 self.told.store(1, "runner_tasks", self.name, runner.name, task.state)
 
@@ -368,9 +366,19 @@ class _Fleet:
         self.told.levels[where] = max(before, value) if most else before + value
 
 
-def play(fleets: Sequence[str], start: int, end: int, seed: int = 0, runners: int = 3) -> Told:
-    """What the runners of some fleets say between two times in ms."""
-    told = Told(at=end)
+def play(
+    fleets: Sequence[str],
+    start: int,
+    end: int,
+    seed: int = 0,
+    runners: int = 3,
+    at: int | None = None,
+) -> Told:
+    """What the runners of some fleets say between two times in ms.
+
+    ``at``: of which moment the truth is told, the end unless given.
+    """
+    told = Told(at=end if at is None else at)
     for number, name in enumerate(fleets):
         rng = random.Random(f"{seed}|runners|{number}")
         _Fleet(told, name, rng, runners).play(start, end)

@@ -1,7 +1,8 @@
 """A scheduler: runs are created on time or late, planned, split into segments, done piece by piece.
 
 Planning finds nothing now and then, or fails; results of segments cannot be stored and are tried
-again; a queue gives a finished segment out once more; runs fail, are cancelled, or hang for ever.
+again; a queue gives a finished segment out once more; runs fail, are cancelled, or hang until
+somebody gives them up.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.simulate.telemetry import Told
+from pipeline.simulate.telemetry import STEP_MS, Told
 
-#: The world moves at this interval. ms.
-STEP_MS: Final = 5_000
 #: A run that has finished nothing for so long, and has something to do, is stuck. ms.
 STUCK_MS: Final = 600_000
 MODES: Final = ("analysis_only", "content_refresh", "other")
 #: What planning comes to, and how often.
 _PLANS: Final = {"enqueued": 14, "no_work": 3, "failed": 1, "unknown": 0}
-#: Of runs that are executed, those that hang, are cancelled or fail half-way.
-_HANGS, _CANCELLED, _FAILS = 0.15, 0.01, 0.01
+#: Of runs that are executed, those that hang. In a step, those that are cancelled, or fail; and of
+#: those that hang the ones that are given up.
+_HANGS, _CANCELLED, _FAILS, _GIVEN_UP = 0.15, 0.01, 0.01, 0.004
+#: In how many steps each schedule is due once, at pace 1; and the queues are looked at.
+_DUE, _SAMPLED = 24, 6
 
 
 @dataclass
@@ -56,6 +58,8 @@ class _Scheduler:
         self.missed: dict[str, int | None] = {}
         self.dead_letters = 0
         self.made = 0
+        #: Of each queue what was last said: how many, since when the oldest, dead letters.
+        self.queues: dict[str, tuple[int, int | None, int]] = {}
 
     def tell(self, kind: str, at: int, **said: object) -> None:
         self.told.tell(kind, self.fleet, at, **said)
@@ -119,10 +123,11 @@ class _Scheduler:
     def work(self, at: int) -> None:
         """Workers take segments, and are done with them or not."""
         for run in list(self.active):
-            if run.hangs and len(run.left) <= 2:
-                continue
-            if self.rng.random() < _CANCELLED:
+            hangs = run.hangs and len(run.left) <= 2
+            if self.rng.random() < (_GIVEN_UP if hangs else _CANCELLED):
                 self.over(at, run, "cancelled")
+            elif hangs:
+                continue
             elif self.rng.random() < _FAILS:
                 self.tell("segment.finished", at, **run.said, segment_id="?", status="run_missing")
                 self.count("scheduler_segments", run.mode, "run_missing")
@@ -195,23 +200,30 @@ class _Scheduler:
             self.measure("scheduler_run_duration_seconds", run.mode, result, ms=took)
 
     def sample(self, at: int) -> None:
-        """How the queues are, and so the levels at the end."""
+        """Say how the queues are."""
         waiting = {
             "planner": [run.created for run in self.planning],
             "runner": [run.moved for run in self.active],
         }
         for queue, since in waiting.items():
             letters = self.dead_letters if queue == "runner" else 0
+            oldest = min(since, default=None)
             self.tell(
                 "queue.depth", at, queue=queue, depth=len(since), in_flight=len(since) // 2,
-                oldest_at=min(since, default=None), dead_letters=letters,
+                oldest_at=oldest, dead_letters=letters,
             )  # fmt: skip
-            where = (self.fleet, queue)
-            self.told.levels["scheduler_queue_depth", *where] = len(since)
-            self.told.levels["scheduler_queue_in_flight", *where] = len(since) // 2
-            self.told.levels["scheduler_queue_oldest_seconds", *where] = self.age(since)
-        self.told.levels["scheduler_queue_dead_letters", self.fleet] = self.dead_letters
+            self.queues[queue] = len(since), oldest, letters
+
+    def levels(self) -> None:
+        """How it is at the end; of the queues, what was last said of them."""
         fleet, levels = self.fleet, self.told.levels
+        for queue, (depth, since, _) in self.queues.items():
+            levels["scheduler_queue_depth", fleet, queue] = depth
+            levels["scheduler_queue_in_flight", fleet, queue] = depth // 2
+            levels["scheduler_queue_oldest_seconds", fleet, queue] = self.age([since])
+        if self.queues:
+            letters = sum(letters for _, _, letters in self.queues.values())
+            levels["scheduler_queue_dead_letters", fleet] = letters
         if self.missed:
             behind = sum(at is not None for at in self.missed.values())
             levels["scheduler_schedules_behind", fleet] = behind
@@ -232,26 +244,38 @@ class _Scheduler:
             oldest = self.age([run.created for run in runs])
             levels["scheduler_run_oldest_seconds", fleet, state] = oldest
 
-    def age(self, since: list[int]) -> float:
-        return max((self.told.at - at for at in since), default=0) / 1000
+    def age(self, since: Sequence[int | None]) -> float:
+        return max((self.told.at - at for at in since if at is not None), default=0) / 1000
 
 
-def play(fleets: Sequence[str], start: int, end: int, seed: int = 0, schedules: int = 4) -> Told:
-    """What the schedulers of some fleets say between two times in ms."""
-    told = Told(at=end)
-    for number, fleet in enumerate(fleets):
-        rng = random.Random(f"{seed}|schedulers|{number}")
+def play(
+    fleets: Sequence[str],
+    start: int,
+    end: int,
+    seed: int = 0,
+    schedules: int = 4,
+    pace: int = 1,
+    at: int | None = None,
+) -> Told:
+    """What the schedulers of some fleets say between two times in ms.
+
+    ``pace``: how many times as often as usual a schedule is due, at most 24; ``at``: of which
+    moment the truth is told, the end unless given; before samples are outdated.
+    """
+    told = Told(at=end if at is None else at)
+    every = _DUE // pace
+    for fleet in fleets:
+        rng = random.Random(f"{seed}|schedulers|{fleet}")
         scheduler = _Scheduler(told, fleet, rng)
-        at = start
-        for at in range(start, end, STEP_MS):
+        for step, begins in enumerate(range(start, end, STEP_MS)):
             for schedule in range(schedules):
-                if (at - start) // STEP_MS % 24 == schedule:
-                    scheduler.due(at, f"s{schedule}")
-            scheduler.plan(at + 2_000)
-            scheduler.work(at + 3_000)
-            if (at - start) // STEP_MS % 6 == 0:
-                scheduler.sample(at + STEP_MS - 1)
-        scheduler.sample(at + STEP_MS)
+                if step % every == schedule * every // schedules:
+                    scheduler.due(begins, f"s{schedule}")
+            scheduler.plan(begins + 2_000)
+            scheduler.work(begins + 3_000)
+            if step % _SAMPLED == 0:
+                scheduler.sample(begins + STEP_MS - 1)
+        scheduler.levels()
         for run in scheduler.active:
             told.store(sum(run.left.values()), "schedule_backlog", fleet, run.schedule)
     told.events.sort(key=lambda event: (event.occurred_at, event.id))

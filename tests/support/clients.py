@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.support.cache import cached
 
 _KAFKAJS = Path(__file__).with_name("kafkajs")
 _FETCH_SECONDS = 300.0
+#: Schemas of Kubernetes' own OpenAPI document (Apache-2.0).
+_SCHEMAS = "kubernetes-validate==1.37.0"
 
 #: A webhook: HTTP headers and body.
 Webhook = tuple[dict[str, str], bytes]
@@ -65,22 +68,39 @@ def _unpack_kcat(work: Path) -> Path:
 
 
 def prometheus(name: str) -> str:
-    """``prometheus`` or ``promtool``. Fetched and unpacked as kcat is; raises as that."""
+    """``prometheus``, ``promtool`` or ``amtool``. Fetched and unpacked as kcat is; raises as that.
+
+    They need no library; what their packages depend on is their pages.
+    """
     found = shutil.which(name)
     if found:
         return found
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
         raise ClientUnavailable(f"{name} is not on the PATH, and there is no apt to fetch it")
-    system = Path("/etc/os-release").read_bytes()
-    # It needs no library; what it depends on is its pages.
-    return str(cached("prometheus", system, _unpack_prometheus) / "usr/bin" / name)
+    package = "prometheus-alertmanager" if name == "amtool" else "prometheus"
+    told = Path("/etc/os-release").read_bytes()
+    return str(cached(package, told, lambda work: _unpack(work, package)) / "usr/bin" / name)
 
 
-def _unpack_prometheus(work: Path) -> Path:
-    _run("apt-get", "download", "-qq", "prometheus", cwd=work)
-    for package in work.glob("*.deb"):
-        _run("dpkg", "-x", package, work / "root")
+def _unpack(work: Path, package: str) -> Path:
+    _run("apt-get", "download", "-qq", package, cwd=work)
+    for file in work.glob("*.deb"):
+        _run("dpkg", "-x", file, work / "root")
     return work / "root"
+
+
+def kubernetes_schemas() -> Path:
+    """A wheel, which is a zip, with the JSON schemas of Kubernetes' objects, in
+    ``kubernetes_validate/kubernetes-json-schema/v1.37.0-local-strict``. Fetched and not installed:
+    unpacked it has 140 MB. Raises ClientUnavailable."""
+    (wheel,) = cached("kubernetes-schemas", _SCHEMAS.encode(), _download_schemas).glob("*.whl")
+    return wheel
+
+
+def _download_schemas(work: Path) -> Path:
+    _run(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+         "--no-deps", "--dest", work / "wheel", _SCHEMAS)  # fmt: skip
+    return work / "wheel"
 
 
 def post_with_kcat(bootstrap: str, topic: str, work: Path, webhooks: Sequence[Webhook]) -> None:
