@@ -149,18 +149,19 @@ SELECT fleet, runner, name, version,
   multiIf(state = 'stopped', stopped_why, state = 'not ready', why, '') AS why_not
 FROM processes JOIN told USING (fleet, runner) LEFT JOIN mine USING (fleet, runner)
 ORDER BY state = 'up', fleet, runner LIMIT 500"""
-#: Processes that began or ended. One that begins says so by how long it has been running; the other
-#: words on how long one runs come along as witnesses.
+#: Processes that began or ended. One begins when it runs for less long than was said before, and
+#: the first that is heard of when it runs for less than a minute.
 STARTS_AND_STOPS: Final = f"""(
-  SELECT min(at) AS occurred_at, 'started' AS what FROM (
-    SELECT fleet, runner, occurred_at AS at, uptime_ms,
-      round(toUnixTimestamp64Milli(at - toIntervalMillisecond(uptime_ms)), -4) AS began
+  SELECT occurred_at, if(uptime_ms < before_, 'started', '') AS what FROM (
+    SELECT occurred_at, uptime_ms, lagInFrame(toUInt64(uptime_ms), 1, toUInt64(60000)) OVER (
+      PARTITION BY fleet, runner ORDER BY occurred_at ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)
+      AS before_
     FROM runner_events FINAL
     WHERE kind = 'runner.status' AND uptime_ms IS NOT NULL AND {WITHIN}
-  ) GROUP BY fleet, runner, began HAVING min(uptime_ms) < 60000
+  )
   UNION ALL
-  SELECT occurred_at, multiIf(kind = 'runner.status', '', forced, 'forced', 'orderly') AS what
-  FROM {told("runner_events", "runner.stopped", seen="runner.status")}
+  SELECT occurred_at, if(forced, 'forced', 'orderly') AS what
+  FROM {told("runner_events", "runner.stopped")}
 )"""
 _REPORTED: Final = held(
     f"""(

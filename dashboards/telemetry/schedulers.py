@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from dashboards.model import Threshold
 from dashboards.telemetry.events import MINUTE_AFTER, NEVER, NOW, before, held
 
+#: A run that is open for so long hangs. Seconds.
+HANGS: Final[tuple[Threshold, ...]] = ((None, "green"), (1_800, "yellow"), (3_600, "red"))
 OF_MODE: Final = "$__conditionalAll(mode IN (${mode:singlequote}), $mode)"
 
 

@@ -322,16 +322,31 @@ def telling(seed: int, start: int, end: int) -> Told:
     """What the programs around the jobs tell between two times in ms, and the truth about it.
 
     Something of everything: runners that crash, stop and are looked at, runs that hang, a
-    reconciler that does the same again and again, one whose work flaps, one that stops.
+    reconciler that does the same again and again, one that stops, work that flaps.
     """
     told = Told(at=end)
     told.add(telemetry_pools.play(TELLING, start, end, seed))
     told.add(telemetry_runners.play(TELLING, start, end, seed, runners=4))
     told.add(telemetry_schedulers.play(TELLING, start, end, seed))
-    told.add(telemetry_reconcilers.play(TELLING, start, end, seed + 11, each=2))
+    told.add(telemetry_reconcilers.play(TELLING, start, end, seed + 9, each=2))
     _scraped(told, TELLING[0], start, end, Random(f"scraped {seed}"))
+    _flaps(told, TELLING[1], end)
     told.events.sort(key=lambda event: (event.occurred_at, event.id))
     return told
+
+
+def _flaps(told: Told, fleet: str, end: int) -> None:
+    """A piece of work that goes back and forth, and ended where it began."""
+    states = ("open", "in_progress") * 4 + ("open",)
+    for ago, state in enumerate(states):
+        at = end - 20 * MINUTE + ago * MINUTE
+        told.tell("work.moved", fleet, at, reconciler="c0", work_id="flaps", to_state=state)
+        told.count(fleet, "reconciler_work_moved", state)
+    for level, labels in (("reconciler_work_flapping", ()), ("reconciler_work", ("open",))):
+        where = (level, fleet, *labels)
+        told.levels[where] = told.levels.get(where, 0) + 1
+    oldest = ("reconciler_work_oldest_seconds", fleet, "open")
+    told.levels[oldest] = max(told.levels.get(oldest, 0), (20 - len(states) + 1) * 60)
 
 
 def _scraped(told: Told, fleet: str, start: int, end: int, chance: Random) -> None:
