@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -266,6 +267,31 @@ def test_a_task_that_nobody_mentions_is_lost(client: Client) -> None:
     assert END - began.timestamp() * 1000 == 9 * MINUTE, "an hour after its last word"
     [row] = frames(client, act_runner.BOARD, "Fleet info table", fleet=[SLOW])[0]
     assert (row["state"], row["lost"]) == ("gone", 1)
+
+
+@pytest.mark.parametrize(
+    ("board", "title"),
+    [(act_runner.BOARD, "Tasks open over time"), (scheduler.BOARD, "Active runs")],
+)
+def test_a_long_range_is_told_at_fewer_instants_of_the_same(
+    client: Client, board: Dashboard, title: str
+) -> None:
+    [query] = board.panel(title).queries
+    assert isinstance(query, Sql)
+    every_minute, wide = (
+        {
+            int(time.timestamp()): values
+            for time, *values in ask(client, query.text, replace(over(board), interval_s=step))[1]
+        }
+        for step in (60, 12 * 60)
+    )
+    expected: dict[int, list[int]] = {}
+    for at, values in every_minute.items():
+        if at % 120 == 0:
+            before = expected.setdefault(at // 720 * 720, values)
+            expected[at // 720 * 720] = [*map(max, before, values)]
+    assert wide == expected
+    assert len(wide) > 3
 
 
 def test_silence_and_what_waits_are_told(client: Client, world: Told) -> None:

@@ -319,9 +319,9 @@ def tasks_over_time() -> Panel:
         e.series(
             f"WITH {t.TASKS}\n"
             + e.over_time(
-                f"(SELECT minute, {t.state(e.AT)} AS state FROM (SELECT *, assigned AS begin_ "
+                f"(SELECT mark, {t.state(e.AT)} AS state FROM (SELECT *, assigned AS begin_ "
                 f"FROM tasks WHERE assigned < over) "
-                f"ARRAY JOIN {e.minutes('begin_', 'over')} AS minute)",
+                f"ARRAY JOIN {e.marks('begin_', 'over')} AS mark)",
                 {each: f"countIf(state = '{each}')" for each in _STATES},
             )
         ),

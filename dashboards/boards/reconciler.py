@@ -322,8 +322,8 @@ def violations() -> Panel:
         "timeseries",
         e.series(
             e.over_time(
-                f"(SELECT minute, invariant, opened FROM {r.VIOLATIONS} "
-                f"ARRAY JOIN {e.minutes('opened', 'closed')} AS minute WHERE opened < closed)",
+                f"(SELECT mark, invariant, opened FROM {r.VIOLATIONS} "
+                f"ARRAY JOIN {e.marks('opened', 'closed')} AS mark WHERE opened < closed)",
                 {"open": "count()"},
                 "invariant",
             )

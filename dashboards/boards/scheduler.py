@@ -313,8 +313,8 @@ def backlog() -> Panel:
         e.series(
             s.RUNS
             + e.over_time(
-                f"(SELECT minute, schedule, {s.todo(e.AT)} AS todo FROM runs ARRAY JOIN "
-                f"{e.minutes('active', 'over')} AS minute WHERE active < over)",
+                f"(SELECT mark, schedule, {s.todo(e.AT)} AS todo FROM runs ARRAY JOIN "
+                f"{e.marks('active', 'over')} AS mark WHERE active < over)",
                 {"images": "sum(todo)"},
                 "schedule",
             )
@@ -355,8 +355,8 @@ def active_runs() -> Panel:
         e.series(
             s.RUNS
             + e.over_time(
-                f"(SELECT minute, mode FROM runs ARRAY JOIN {e.minutes('active', 'over')} "
-                "AS minute WHERE active < over)",
+                f"(SELECT mark, mode FROM runs ARRAY JOIN {e.marks('active', 'over')} "
+                "AS mark WHERE active < over)",
                 {each: f"countIf(mode = '{each}')" for each in _MODES},
             )
         ),

@@ -4,7 +4,7 @@ Three things hold in all of it. Events are read with FINAL, since who sends one 
 again. An end that is told under two ids counts once. A level at a time is that of the latest word
 of each key before it, for as long as such a word holds; then nothing is known.
 
-Levels are told for each full minute, as they are at that instant, and of several minutes in one
+Levels are told at marks, each full minute, as they are at that instant, and of several marks in one
 point of a series the largest counts: so a sum over keys is never a sum over minutes.
 """
 
@@ -115,50 +115,58 @@ FROM (
 ) ORDER BY time"""
 
 
-def minutes(begin: str, end: str) -> str:
-    """The full minutes of the range, as numbers, at which something was that lasted that long."""
-    return (
-        f"range(toUInt32(intDiv(toUnixTimestamp64Milli(greatest({begin}, $__fromTime_ms)) + 59999,"
-        f" 60000)), toUInt32(greatest(0, intDiv(toUnixTimestamp64Milli(least({end}, {NOW}"
-        " + toIntervalMillisecond(1))) + 59999, 60000))))"
-    )
+#: From mark to mark, in ms: a minute; in long ranges some, six marks to a point of a series.
+_MARK_MS: Final = "(greatest(1, intDiv($__interval_s, 360)) * 60000)"
 
 
-#: The instant of such a minute.
-AT: Final = "fromUnixTimestamp64Milli(toInt64(minute) * 60000, 'UTC')"
+def _next(at: str) -> str:
+    return f"toUInt32(intDiv(toUnixTimestamp64Milli({at}) + {_MARK_MS} - 1, {_MARK_MS}))"
 
 
-def held(samples: str, keys: str, minutes_: str) -> str:
-    """Rows of samples, one a key and minute, again at each ``minute`` for which they hold.
+#: The instant of a mark, and the first one after an event, as its number.
+AT: Final = f"fromUnixTimestamp64Milli(toInt64(mark) * {_MARK_MS}, 'UTC')"
+NEXT_MARK: Final = _next("occurred_at")
 
-    ``samples`` has a column ``m``: the first full minute after the sample.
+
+def marks(begin: str, end: str) -> str:
+    """The marks of the range, as numbers, at which something was that lasted that long."""
+    end = f"least({end}, {NOW} + toIntervalMillisecond(1))"
+    return f"range({_next(f'greatest({begin}, $__fromTime_ms)')}, {_next(end)})"
+
+
+def recent(minutes: str) -> str:
+    """Whether an event is believed for so long that it is at the mark ``m`` after it."""
+    return f"m * {_MARK_MS} - toUnixTimestamp64Milli(occurred_at) <= {minutes} * 60000"
+
+
+def held(samples: str, keys: str, minutes: str) -> str:
+    """Rows of samples, one a key and mark, again at each ``mark`` at which they are believed.
+
+    ``samples`` has a column ``m``: the first mark after the sample.
     """
+    last = f"toUInt32(m + greatest(1, intDiv({minutes} * 60000, {_MARK_MS})))"
     return f"""(
-  SELECT *, minute FROM (
-    SELECT *, leadInFrame(toUInt32(m), 1, toUInt32(m + {minutes_})) OVER (
+  SELECT *, mark FROM (
+    SELECT *, leadInFrame(m, 1, {last}) OVER (
       PARTITION BY {keys} ORDER BY m ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS next
     FROM {samples}
-  ) ARRAY JOIN range(toUInt32(m), least(next, toUInt32(m + {minutes_}))) AS minute
+  ) ARRAY JOIN range(m, least(next, {last})) AS mark
   WHERE {AT} >= $__fromTime_ms AND {AT} <= {NOW}
 )"""
 
 
-#: For samples of :func:`held`.
-MINUTE_AFTER: Final = "intDiv(toUnixTimestamp64Milli(occurred_at) + 59999, 60000) AS m"
-
-
 def over_time(source: str, values: Mapping[str, str], by: str = "") -> str:
-    """Levels by minute as a series: ``source`` has a column ``minute``, one row a key and minute.
+    """Levels by mark as a series: ``source`` has a column ``mark``, one row a key and mark.
 
-    Of several minutes in a point the largest counts.
+    Of several marks in a point the largest counts.
     """
     label = f", {by}" if by else ""
     inner = ", ".join(f"{value} AS {name}_" for name, value in values.items())
     outer = ", ".join(f"max({name}_) AS {name}" for name in values)
-    return f"""SELECT $__timeInterval(toDateTime(minute * 60, 'UTC')) AS time{label}, {outer}
+    return f"""SELECT $__timeInterval(at) AS time{label}, {outer}
 FROM (
-  SELECT minute{label}, {inner}
+  SELECT mark, {AT} AS at{label}, {inner}
   FROM {source}
-  GROUP BY minute{label}
+  GROUP BY mark{label}
 )
 GROUP BY time{label} ORDER BY time"""

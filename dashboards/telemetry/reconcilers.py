@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.telemetry.events import MINUTE_AFTER, NEVER, NOW, WITHIN, before, held, told
+from dashboards.telemetry.events import NEVER, NEXT_MARK, NOW, WITHIN, before, held, recent, told
 
 OF_RECONCILER: Final = "$__conditionalAll(reconciler IN (${reconciler:singlequote}), $reconciler)"
 TICKS: Final = told("reconciler_events", "reconciler.tick", "reconciler, tick_id", OF_RECONCILER)
-#: For how many minutes the levels of a tick hold: three intervals, five minutes at least.
-_HOLDS: Final = "greatest(5, intDiv(3 * ifNull(interval_ms, 0), 60000))"
-#: How each reconciler was at every full minute.
+
+
+def _holds(interval_ms: str = "interval_ms") -> str:
+    """For how many minutes the levels of a tick hold: three intervals, five minutes at least."""
+    return f"greatest(5, intDiv(3 * ifNull({interval_ms}, 0), 60000))"
+
+
+#: How each reconciler was at every mark.
 TICKED: Final = held(
     f"""(
-  SELECT fleet, reconciler, {MINUTE_AFTER}, argMax(pending_new, occurred_at) AS new,
+  SELECT fleet, reconciler, {NEXT_MARK} AS m, argMax(pending_new, occurred_at) AS new,
     argMax(pending_retry, occurred_at) AS retry, argMax(breaker_open, occurred_at) AS breaker,
     argMax(draining, occurred_at) AS drains, max(interval_ms) AS interval_ms,
     argMax(tuple(pending_oldest_ms), occurred_at).1 AS oldest_ms,
     max(occurred_at) AS ticked
   FROM reconciler_events FINAL
   WHERE kind = 'reconciler.tick' AND {OF_RECONCILER} AND {before("$__fromTime_ms", "1 HOUR")}
+    AND {recent(_holds("reconciler_events.interval_ms"))}
   GROUP BY fleet, reconciler, m
 )""",
     "fleet, reconciler",
-    _HOLDS,
+    _holds(),
 )
 #: The latest tick of each reconciler that ticked within a day.
 LAST: Final = f"""(
@@ -38,7 +44,7 @@ LAST: Final = f"""(
   GROUP BY fleet, reconciler
 )"""
 #: Whether its levels still hold.
-FRESH: Final = f"ticked >= {NOW} - toIntervalMinute({_HOLDS})"
+FRESH: Final = f"ticked >= {NOW} - toIntervalMinute({_holds()})"
 
 
 def _violations(when: str) -> str:

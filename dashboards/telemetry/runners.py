@@ -7,15 +7,16 @@ from typing import Final
 
 from dashboards.telemetry.events import (
     AT,
-    MINUTE_AFTER,
     NEVER,
+    NEXT_MARK,
     NOW,
     WITHIN,
     before,
     either,
     held,
-    minutes,
+    marks,
     rates,
+    recent,
     told,
     witness,
 )
@@ -83,19 +84,20 @@ OPEN_NOW: Final = f"""WITH {PROCESSES}, {TASKS_NOW}, open AS (
   WHERE over > {NOW}
 )
 """
-#: What runners say of themselves, one row a minute in which they said something; 0 once stopped.
+#: What runners say of themselves, one row a mark before which they said something; 0 once stopped.
 _SAID: Final = f"""(
-  SELECT fleet, runner, {MINUTE_AFTER},
+  SELECT fleet, runner, {NEXT_MARK} AS m,
     argMax(tuple(if(kind = 'runner.stopped', 0, capacity)), occurred_at).1 AS capacity,
     argMax(tuple(if(kind = 'runner.stopped', 0, running)), occurred_at).1 AS running,
     argMax(tuple(if(kind = 'runner.stopped', NULL, backoff_ms)), occurred_at).1 AS backoff_ms,
     argMax(tuple(if(kind = 'runner.stopped', 0, buffer_rows)), occurred_at).1 AS buffer_rows,
     argMax(tuple(if(kind = 'runner.stopped', NULL, buffer_since)), occurred_at).1 AS buffer_since
   FROM runner_events FINAL
-  WHERE kind IN ('runner.status', 'runner.stopped') AND {before("$__fromTime_ms", "5 MINUTE")}
+  WHERE kind IN ('runner.status', 'runner.stopped')
+    AND {before("$__fromTime_ms", "5 MINUTE")} AND {recent("5")}
   GROUP BY fleet, runner, m
 )"""
-#: The same at every full minute, for five minutes after each word.
+#: The same at every mark, for five minutes after each word.
 SAID: Final = held(_SAID, "fleet, runner", "5")
 #: Runners whose own metrics are looked at: of their tasks only they tell.
 SCRAPED: Final = (
@@ -165,10 +167,11 @@ STARTS_AND_STOPS: Final = f"""(
 )"""
 _REPORTED: Final = held(
     f"""(
-  SELECT fleet, runner, task_id, {MINUTE_AFTER}, argMax(rows_left, occurred_at) AS left,
+  SELECT fleet, runner, task_id, {NEXT_MARK} AS m, argMax(rows_left, occurred_at) AS left,
     argMax(tuple(oldest_since), occurred_at).1 AS since
   FROM runner_events FINAL
-  WHERE kind = 'report.log' AND {before("$__fromTime_ms", "10 MINUTE")}
+  WHERE kind = 'report.log'
+    AND {before("$__fromTime_ms", "10 MINUTE")} AND {recent("10")}
     AND (fleet, runner) NOT IN (
       SELECT fleet, runner FROM runner_events FINAL WHERE buffer_rows IS NOT NULL AND {WITHIN}
     )
@@ -177,15 +180,15 @@ _REPORTED: Final = held(
     "fleet, runner, task_id",
     "10",
 )
-#: The same at every full minute. After TASKS.
+#: The same at every mark. After TASKS.
 BUFFERS: Final = f"""(
-  SELECT minute, fleet, runner, buffer_rows AS waiting, buffer_since AS since
+  SELECT mark, fleet, runner, buffer_rows AS waiting, buffer_since AS since
   FROM {SAID} WHERE buffer_rows IS NOT NULL
   UNION ALL
-  SELECT minute, fleet, runner, sum(left) AS waiting, min(r.since) AS since
+  SELECT mark, fleet, runner, sum(left) AS waiting, min(r.since) AS since
   FROM {_REPORTED} AS r JOIN tasks USING (fleet, runner, task_id)
   WHERE over > {AT}
-  GROUP BY minute, fleet, runner
+  GROUP BY mark, fleet, runner
 )"""
 
 
@@ -237,14 +240,14 @@ def durations(kind: str, of: str, once: str = "", columns: str = "") -> str:
   )"""
 
 
-#: What runs and what could, at every full minute, by fleet. After TASKS.
+#: What runs and what could, at every mark, by fleet. After TASKS.
 RUNNING: Final = f"""(
-  SELECT minute, fleet, 1 AS running, 0 AS capacity
+  SELECT mark, fleet, 1 AS running, 0 AS capacity
   FROM (
     SELECT fleet, worked, least(finalizing, over, lost) AS until FROM tasks WHERE worked < until
-  ) ARRAY JOIN {minutes("worked", "until")} AS minute
+  ) ARRAY JOIN {marks("worked", "until")} AS mark
   UNION ALL
-  SELECT minute, fleet, if((fleet, runner) IN {SCRAPED}, ifNull(running, 0), 0) AS running,
+  SELECT mark, fleet, if((fleet, runner) IN {SCRAPED}, ifNull(running, 0), 0) AS running,
     ifNull(capacity, 0) AS capacity
   FROM {SAID}
 )"""

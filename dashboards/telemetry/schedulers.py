@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from dashboards.model import Threshold
-from dashboards.telemetry.events import MINUTE_AFTER, NEVER, NOW, before, held
+from dashboards.telemetry.events import NEVER, NEXT_MARK, NOW, before, held, recent
 
 #: A run that is open for so long hangs. Seconds.
 HANGS: Final[tuple[Threshold, ...]] = ((None, "green"), (1_800, "yellow"), (3_600, "red"))
@@ -51,14 +51,15 @@ def todo(at: str) -> str:
     )
 
 
-#: How queues were at every full minute, for five minutes after each word.
+#: How queues were at every mark, for five minutes after each word.
 QUEUES: Final = held(
     f"""(
-  SELECT fleet, queue, {MINUTE_AFTER}, argMax(depth, occurred_at) AS depth,
+  SELECT fleet, queue, {NEXT_MARK} AS m, argMax(depth, occurred_at) AS depth,
     argMax(in_flight, occurred_at) AS in_flight, argMax(dead_letters, occurred_at) AS dead_letters,
     argMax(tuple(oldest_at), occurred_at).1 AS oldest_at
   FROM scheduler_events FINAL
-  WHERE kind = 'queue.depth' AND {before("$__fromTime_ms", "5 MINUTE")}
+  WHERE kind = 'queue.depth'
+    AND {before("$__fromTime_ms", "5 MINUTE")} AND {recent("5")}
   GROUP BY fleet, queue, m
 )""",
     "fleet, queue",
