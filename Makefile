@@ -20,22 +20,25 @@ PYTHON ?= $(shell for each in python3.11 python3.12 python3.13 python3.14 python
 HEALTHY := $(shell "$(BIN)/python" -c '$(USABLE)' 2>/dev/null && echo yes)
 PIP = "$(BIN)/python" -m pip --quiet --disable-pip-version-check
 # A part of the tests covers a part of the code, so the floor is for all of them.
-COVERAGE = --cov=topics --cov=pipeline --cov=sinks --cov-report=term:skip-covered \
+COVERAGE = --cov=topics --cov=pipeline --cov=sinks --cov=dashboards --cov-report=term:skip-covered \
 	$(if $(ARGS),,--cov-fail-under=60)
 # Two files of tests at a time: most of what they do is wait. ARGS="-n 0" takes one by one.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 # The tests that need neither a server nor a process. tests/test_tidy.py keeps the list true.
-UNIT = batching boards_parity both_folds cases compat compat_families compose demo_telemetry explain exporter \
-	fleet fleet_replay folds gateway_parts github_payloads invariants jobs_properties keys ledger masking \
-	metrics missed odd_bodies origins peer_hooks policies prober_desk providers quirks \
-	reading relay_parts replay rooms rounds routes said settings simulate sink_rows \
-	stall_world stalls stranded telemetry telemetry_pools telemetry_reconcilers \
-	telemetry_runners telemetry_schedulers ticks tidy verify verify_fleets windows
+UNIT = batching boards_parity both_folds cases compat compat_families compose \
+	demo_telemetry explain exporter fleet fleet_replay folds gateway_parts github_payloads \
+	invariants jobs_properties keys ledger macros masking metrics missed odd_bodies origins \
+	peer_hooks plot policies prober_desk providers quirks reading relay_parts replay rooms \
+	rounds routes said settings simulate sink_rows stall_world stalls stranded telemetry \
+	telemetry_pools telemetry_reconcilers telemetry_runners telemetry_schedulers ticks tidy \
+	verify verify_fleets windows
+# What tries dashboards and alerts.
+DASHBOARDS = macros plot dashboards alerts grafana_alerts runbooks
 
-.PHONY: help demo unit test nightly hooks lint format bench docs constraints clean FORCE
+.PHONY: help demo unit test dashboards-check nightly hooks lint format bench docs constraints clean FORCE
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## Show everything at work on this machine; options in ARGS="...".
 	@"$(BIN)/runnerstream" demo $(ARGS)
@@ -46,6 +49,9 @@ unit: $(VENV)/.dev ## The tests that need no server, with few generated examples
 
 test: lint ## Lint, types, and all tests with coverage; options of pytest in ARGS="...".
 	"$(BIN)/python" -m pytest $(PARALLEL) --durations=15 $(COVERAGE) $(ARGS)
+
+dashboards-check: $(VENV)/.dev ## Only what is tried of dashboards and alerts, and a table of it.
+	"$(BIN)/python" -m pytest --quiet $(DASHBOARDS:%=tests/test_%.py) $(ARGS)
 
 nightly: export HYPOTHESIS_PROFILE = nightly
 nightly: lint ## The same tests with ten times as many generated examples, and a small soak.
@@ -82,7 +88,7 @@ constraints: ## Resolve all dependencies anew and write constraints.txt.
 	@rm -rf build/constraints && mkdir -p build
 	"$(PYTHON)" -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check \
-		'.[local,rocksdb,dev]'
+		'.[local,rocksdb,plot,dev]'
 	@sed '/^[^#]/,$$d' constraints.txt > build/constraints.new
 	@build/constraints/bin/python -m pip freeze --disable-pip-version-check \
 		--exclude runnerstream >> build/constraints.new
@@ -91,7 +97,7 @@ constraints: ## Resolve all dependencies anew and write constraints.txt.
 clean: ## Delete the environment and what tools leave behind.
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 	rm -rf build .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache ./*.egg-info
-	find topics pipeline sinks tests benchmarks docs examples -name __pycache__ -type d -prune \
+	find topics pipeline sinks dashboards tests benchmarks docs examples -name __pycache__ -type d -prune \
 		-exec rm -rf {} +
 
 # Editable, so that only another dependency makes it install again. What tests need includes what
@@ -101,7 +107,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(if $(HEALTHY),,FORCE)
 	@$(install)
 	@touch "$(VENV)/.demo"
 
-$(VENV)/.dev: EXTRAS = local,rocksdb,dev
+$(VENV)/.dev: EXTRAS = local,rocksdb,plot,dev
 $(VENV)/.dev: pyproject.toml constraints.txt $(if $(HEALTHY),,FORCE)
 	@$(install)
 	@touch "$(VENV)/.demo" "$(VENV)/.dev"

@@ -33,8 +33,8 @@ from dashboards.model import WIDTH, Annotation, Dashboard, Panel, Promql, Query,
 
 HERE: Final = Path(__file__).parent
 OUT: Final = HERE / "grafana"
-CLICKHOUSE: Final = grafana.DataSourceRef(config.CLICKHOUSE, "${%s}" % config.CLICKHOUSE_VARIABLE)
-PROMETHEUS: Final = grafana.DataSourceRef(config.PROMETHEUS, "${%s}" % config.PROMETHEUS_VARIABLE)
+CLICKHOUSE: Final = grafana.DataSourceRef(config.CLICKHOUSE, f"${{{config.CLICKHOUSE_VARIABLE}}}")
+PROMETHEUS: Final = grafana.DataSourceRef(config.PROMETHEUS, f"${{{config.PROMETHEUS_VARIABLE}}}")
 
 
 @dataclass
@@ -198,7 +198,7 @@ def _panel(panel: Panel) -> Any:
     )
     if panel.maximum is not None:
         made = made.max(panel.maximum)
-    for name, colour in (config.COLOURS | dict(panel.colours)).items():
+    for name, colour in {**config.COLOURS, **panel.colours}.items():
         if panel.kind in ("timeseries", "bars"):
             fixed = {"mode": "fixed", "fixedColor": colour}
             made = made.override_by_name(name, [grafana.DynamicConfigValue("color", fixed)])
@@ -296,7 +296,8 @@ def main() -> int:
     )
     if "--check" in sys.argv[1:]:
         for path in differ:
-            print(f"{path.relative_to(HERE)} is not what its declaration says", file=sys.stderr)
+            name = path.relative_to(HERE)
+            print(f"{name} is not what its declaration says", file=sys.stderr)
         if differ:
             print("run `python -m dashboards.generate`", file=sys.stderr)
         return 1 if differ else 0

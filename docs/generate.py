@@ -31,6 +31,7 @@ from docs import event_tables, example_events  # noqa: E402
 from docs.markdown import said, table  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
 from pipeline.compat import parity  # noqa: E402
+from pipeline.executor.metrics import ExecutorMetrics  # noqa: E402
 from pipeline.exporter import EVERYTHING  # noqa: E402
 from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noqa: E402
 from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
@@ -163,6 +164,9 @@ WHY: Final = {
     "mypy": "Checks types, strictly.",
     "ruff": "Style and formatting.",
     "psutil": "Lets tests and benchmarks look at processes.",
+    "matplotlib": "`runnerstream plot --out` draws dashboards to PNG with it.",
+    "grafana-foundation-sdk": "Writes dashboards as Grafana 11.6 reads them, and newer ones do. "
+    "Exact, because the files it writes are committed and compared byte by byte.",
 }
 
 #: Licences as SPDX where a package's metadata are vague or silent.
@@ -525,6 +529,7 @@ def part_dependencies() -> str:
         "always": "always",
         "local": "extra `local`",
         "rocksdb": "extra `rocksdb`",
+        "plot": "extra `plot`",
         "dev": "extra `dev`",
     }
     rows = []
@@ -541,6 +546,7 @@ def part_dependencies() -> str:
 #: The metrics of each role beside the fold.
 ROLE_METRICS: Final[Mapping[str, Callable[[], Any]]] = {
     "prober": ProberMetrics,
+    "executor": ExecutorMetrics,
     "gateway": GatewayMetrics,
     "relay": RelayMetrics,
     "redeliver": RedeliverMetrics,

@@ -63,6 +63,7 @@ _COMMANDS: Final = (
     "emit",
     "local",
     "sql",
+    "plot",
     "jobs",
     "explain",
     "dead-letters",

@@ -63,3 +63,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClickHo
         pytest.skip(str(missing))
     yield clickhouse
     clickhouse.stop()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tables of what tests say they tried: ``record_property("tried: NAME", {column: value})``."""
+    tables: dict[str, list[dict[str, object]]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, row in report.user_properties:
+                if name.startswith("tried: "):
+                    tables.setdefault(name.removeprefix("tried: "), []).append(row)
+    for name, rows in sorted(tables.items()):
+        lines = [[str(column) for column in rows[0]]]
+        lines += [[str(value) for value in row.values()] for row in rows]
+        numbers = [[row[column] for row in rows] for column in rows[0]]
+        lines.append(
+            [str(sum(each)) if all(isinstance(n, int) for n in each) else "" for each in numbers]  # type: ignore[arg-type]
+        )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        terminalreporter.section(name)
+        for line in lines:
+            cells = (each.ljust(width) for each, width in zip(line, widths, strict=True))
+            terminalreporter.write_line("  ".join(cells).rstrip())

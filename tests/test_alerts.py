@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,9 @@ def test_rules_are_valid() -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: str(group.name))
-def test_alerts_fire_when_they_must_and_only_then(group: Group, tmp_path: Path) -> None:
+def test_alerts_fire_when_they_must_and_only_then(
+    group: Group, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     names = {alert.name for alert in group.alerts}
     file = yaml.safe_load((HERE / "prometheus" / f"{group.name}.yaml").read_text())
     [rules] = [each["rules"] for each in file["groups"]]
@@ -230,6 +232,16 @@ def test_alerts_fire_when_they_must_and_only_then(group: Group, tmp_path: Path) 
     assert len(asked) >= len(names)
     code, said = promtool_says("test", "rules", *asked)
     assert code == 0, said
+    mine = [cases for cases in CASES if cases.alert in names]
+    record_property(
+        "tried: alerts",
+        {
+            "group": group.name,
+            "alerts": len(names),
+            "shown to fire": sum(len(cases.fires) for cases in mine),
+            "shown to stay silent": sum(len(cases.silent) for cases in mine),
+        },
+    )
 
 
 def test_who_sees_nothing_hears_of_that_and_of_nothing_else(tmp_path: Path) -> None:

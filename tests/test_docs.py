@@ -247,11 +247,11 @@ def test_make_help_lists_what_pages_name() -> None:
         text=True,
         check=True,
     ).stdout
-    targets = set(re.findall(r"^  make (\w+)", told, re.MULTILINE))
+    targets = set(re.findall(r"^  make ([\w-]+)", told, re.MULTILINE))
     # With their first argument only, which is the target.
     named = set()
     for page in PAGES:
-        named |= set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE))
+        named |= set(re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE))
     assert {"demo", "test"} <= named <= targets
     makefile = (ROOT / "Makefile").read_text()
     for target in targets:

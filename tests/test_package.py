@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("topics", "pipeline", "sinks")
+OURS = ("topics", "pipeline", "sinks", "dashboards")
 
 #: What a rule of the pipeline must never touch: clocks, networks, databases, frameworks.
 EDGES = frozenset(
@@ -45,9 +45,14 @@ def modules() -> dict[str, Path]:
     return found
 
 
+#: Modules that only write what is committed: with packages that are not installed with ours.
+WRITERS = ("dashboards.generate", "dashboards.rules")
+
+
 def importable() -> list[str]:
-    """The modules that may be imported: not the scripts."""
-    return [name for name in modules() if not name.endswith(("__main__", ".clickhouse_server"))]
+    """The modules that may be imported: neither scripts nor writers."""
+    apart = ("__main__", ".clickhouse_server", *WRITERS)
+    return [name for name in modules() if not name.endswith(apart)]
 
 
 # --- installed --------------------------------------------------------------------------------
@@ -260,6 +265,13 @@ def test_parts_of_the_ledger_do_not_know_it() -> None:
 
 def test_sinks_know_topics_only() -> None:
     assert not {n: via for n, via in reached("sinks").items() if within(n, "pipeline")}
+
+
+def test_dashboards_are_data() -> None:
+    """They know nobody, and what they declare needs nothing that is not installed with us."""
+    assert not {n: via for n, via in reached("dashboards").items() if within(n, *OURS[:3])}
+    boards = {name.split(".")[0] for name in reached("dashboards.boards", "dashboards.model")}
+    assert boards <= {"dashboards", *sys.stdlib_module_names}
 
 
 def test_the_judge_shares_nothing_with_the_judged() -> None:

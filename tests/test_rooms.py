@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("topics", "pipeline", "sinks")
+PACKAGES = ("topics", "pipeline", "sinks", "dashboards")
 _ROW = re.compile(r"^\| `([\w/.]+)` \| (.+) \|$", re.MULTILINE)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.boards import act_runner, reconciler, runners, scheduler
+from dashboards.boards import act_runner, pipeline, reconciler, recovery, runners, scheduler
 from dashboards.model import Dashboard
 
 BOARDS: Final[tuple[Dashboard, ...]] = (
-    runners.BOARD, act_runner.BOARD, scheduler.BOARD, reconciler.BOARD,
+    runners.BOARD, recovery.BOARD, act_runner.BOARD, scheduler.BOARD, reconciler.BOARD,
+    pipeline.BOARD,
 )  # fmt: skip
