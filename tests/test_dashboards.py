@@ -41,7 +41,21 @@ EMPTY: Final[dict[tuple[str, str], str]] = {}
 #: Panels with quantiles, by dashboard and title, and of which timing they are.
 TIMINGS: Final[dict[tuple[str, str], str]] = {}
 #: Panels with quantiles of something that the truth about jobs does not say, and of what.
-OTHER_QUANTILES: Final[dict[tuple[str, str], str]] = {}
+OTHER_QUANTILES: Final[dict[tuple[str, str], str]] = {
+    ("Recovery", "Time to detect, p95 by kind"): "stalls",
+    ("Recovery", "Stranded time"): "stalls",
+    ("Recovery", "Stranded time by kind"): "stalls",
+    # Compared with the truth in test_boards_families.
+    ("act_runner", "Poll latency p50/p95/p99"): "polls of runners",
+    ("act_runner", "Job duration p50/p95/p99"): "tasks of runners",
+    ("act_runner", "Final flush"): "tasks of runners",
+    ("act_runner", "Log/state report latency, error ratio"): "reports of runners",
+    ("Scheduler", "Planner Latency P95"): "runs of schedulers",
+    ("Scheduler", "Planner Latency P99"): "runs of schedulers",
+    ("Scheduler", "Run duration p50/p95"): "runs of schedulers",
+    ("Reconciler", "Reconciler Wall Clock Time"): "ticks",
+    ("Reconciler", "Slowest effects"): "side effects",
+}
 #: What Prometheus itself says of each target.
 OF_PROMETHEUS: Final = {"up", "scrape_samples_scraped", "scrape_duration_seconds"}
 QUANTILES: Final = {"p50": 0.5, "p95": 0.95, "p99": 0.99}

@@ -194,7 +194,10 @@ def process() -> Panel:
         (
             Promql(f"max(process_resident_memory_bytes{where})", "memory of the largest"),
             Promql(f"max(process_open_fds{where})", "open files, at most"),
-            Promql(f"max(rate(process_cpu_seconds_total{where}[5m]))", "processors, at most"),
+            Promql(
+                f"max(rate(process_cpu_seconds_total{where}[$__rate_interval]))",
+                "processors, at most",
+            ),
         ),
         healthy="memory and files are flat between jobs.",
         deviation="memory that only grows: log rows that are not taken, or a leak.",
