@@ -56,6 +56,16 @@ OTHER_QUANTILES: Final[dict[tuple[str, str], str]] = {
     ("Recovery", "Stranded time"): "time in a wrong state",
     ("Recovery", "Stranded time by kind"): "time in a wrong state",
     ("Recovery", "Time to detect, p95 by kind"): "from the wrong state to its finding",
+    # Compared with the truth in test_boards_families.
+    ("act_runner", "Poll latency p50/p95/p99"): "polls of runners",
+    ("act_runner", "Job duration p50/p95/p99"): "tasks of runners",
+    ("act_runner", "Final flush"): "tasks of runners",
+    ("act_runner", "Log/state report latency, error ratio"): "reports of runners",
+    ("Scheduler", "Planner Latency P95"): "runs of schedulers",
+    ("Scheduler", "Planner Latency P99"): "runs of schedulers",
+    ("Scheduler", "Run duration p50/p95"): "runs of schedulers",
+    ("Reconciler", "Reconciler Wall Clock Time"): "ticks",
+    ("Reconciler", "Slowest effects"): "side effects",
 }
 #: What Prometheus itself says of each target.
 OF_PROMETHEUS: Final = {"up", "scrape_samples_scraped", "scrape_duration_seconds"}
