@@ -111,20 +111,20 @@ SLO: Final = f"""(
 # --- depth --------------------------------------------------------------------------------------
 
 
-def _depth(view: str, bucket_: str, over: str, when: str) -> str:
+def _depth(view: str, begin: str, over: str, when: str) -> str:
     # What is false of the resolution costs nothing: it is a constant.
-    return f"""  SELECT fleet, status, {bucket_} AS minute, jobs, oldest_ms FROM {view}
-  WHERE {when} AND $__timeFilter({bucket_}) AND {bucket_} < {over}($__toTime) AND {OF_FLEET}"""
+    return f"""  SELECT fleet, status, {begin} AS minute, jobs, oldest_ms FROM {view}
+  WHERE {when} AND $__timeFilter({begin}) AND {begin} < {over} AND {OF_FLEET}"""
 
 
 #: Depth by fleet, status and ``minute``; of long ranges every five minutes, or every hour, which is
-#: what projections hold. Only what is over: the minute that runs lacks partitions.
+#: what projections hold. A minute that runs lacks partitions; after a minute all have told.
 DEPTH: Final = f"""(
-{_depth("depth_1m", "minute", "toStartOfMinute", "$__interval_s <= 150")}
+{_depth("depth_1m", "minute", "toStartOfMinute($__toTime)", "$__interval_s <= 150")}
   UNION ALL
-{_depth("depth_5m", "bucket", "toStartOfFiveMinutes", "$__interval_s BETWEEN 151 AND 1800")}
+{_depth("depth_5m", "bucket", "$__toTime - 60", "$__interval_s BETWEEN 151 AND 1800")}
   UNION ALL
-{_depth("depth_1h", "bucket", "toStartOfHour", "$__interval_s > 1800")}
+{_depth("depth_1h", "bucket", "$__toTime - 60", "$__interval_s > 1800")}
 )"""
 
 
@@ -150,8 +150,12 @@ STALE_S: Final = 300
 
 #: What a pool says of itself, in the order in which it is kept here.
 _LEVELS: Final = ("desired", "observed", "max", "ready", "idle", "booting", "occupied")
-#: Of buckets that are over only their end: what a level was before says nothing of it then.
-AT_END: Final = f"toUnixTimestamp(occurred_at) % every >= every - {STALE_S}"
+#: Of each bucket only the end, of the one that runs the last minutes: what a level was before says
+#: nothing of it then.
+AT_END: Final = (
+    f"(toUnixTimestamp(occurred_at) % every >= every - {STALE_S}"
+    f" OR occurred_at > $__toTime - {STALE_S})"
+)
 #: The latest sample of each pool at the end of each bucket, with what is NULL in it. The latest is
 #: the latest however often it was written, so this needs no FINAL.
 POOLS: Final = f"""(
@@ -163,7 +167,7 @@ POOLS: Final = f"""(
     FROM pool_events
     WHERE kind = 'pool.sample' AND {within("occurred_at")} AND {AT_END} AND {OF_FLEET}
     GROUP BY time, fleet, pool
-    HAVING time + every <= $__toTime
+    HAVING time <= $__toTime - {STALE_S}
   )
 )"""
 
@@ -171,8 +175,8 @@ POOLS: Final = f"""(
 def pool_levels(values: Mapping[str, str], where: str = "1") -> str:
     """Levels of pools by fleet: aggregates over the latest samples of its pools, by name.
 
-    A bucket is told once it is over, by what was said in its last 5 minutes; so no pool is missing,
-    and none is told of that had said nothing for longer.
+    A bucket is told by what was said in its last 5 minutes, once it has lasted as long; so no pool
+    is missing, and none is told of that had said nothing for longer.
     """
     told = ", ".join(f"{value} AS {name}" for name, value in values.items())
     return f"""{BUCKETS}
