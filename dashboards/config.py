@@ -20,6 +20,12 @@ PLUGIN_VERSION: Final = "4.20.0"
 
 #: Where you publish docs/runbooks, one page an alert.
 RUNBOOKS: Final = "https://example.com/runnerstream/runbooks"
+#: Where your workers' pages are.
+CONSOLE: Final = "https://example.com/runnerstream"
+
+#: Jobs that have not ended are forgotten after so many days without news:
+#: RUNNERSTREAM_UNFINISHED_RETENTION.
+FORGOTTEN_D: Final = 70
 
 #: Jobs should be claimed within so long, this share of them; per fleet. Seconds.
 QUEUE_SLO_S: Final = 60

@@ -31,6 +31,7 @@ from docs import event_tables, example_events  # noqa: E402
 from docs.markdown import said, table  # noqa: E402
 from pipeline.cli import main  # noqa: E402 - the checkout this file is in, not one installed
 from pipeline.compat import parity  # noqa: E402
+from pipeline.executor.metrics import ExecutorMetrics  # noqa: E402
 from pipeline.exporter import EVERYTHING  # noqa: E402
 from pipeline.gateway.answers import HOOK_ANSWERS, NOT_ALLOWED, NOT_FOUND  # noqa: E402
 from pipeline.gateway.metrics import GatewayMetrics  # noqa: E402
@@ -545,6 +546,7 @@ def part_dependencies() -> str:
 #: The metrics of each role beside the fold.
 ROLE_METRICS: Final[Mapping[str, Callable[[], Any]]] = {
     "prober": ProberMetrics,
+    "executor": ExecutorMetrics,
     "gateway": GatewayMetrics,
     "relay": RelayMetrics,
     "redeliver": RedeliverMetrics,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.boards import runners
+from dashboards.boards import pipeline, recovery, runners
 from dashboards.model import Dashboard
 
-BOARDS: Final[tuple[Dashboard, ...]] = (runners.BOARD,)
+BOARDS: Final[tuple[Dashboard, ...]] = (runners.BOARD, recovery.BOARD, pipeline.BOARD)

@@ -13,7 +13,7 @@ import argparse
 import asyncio
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -50,6 +50,7 @@ from pipeline.simulate import (
     telemetry_schedulers,
 )
 from pipeline.simulate.api import FakeGitHub
+from pipeline.simulate.stuck import Hit
 from pipeline.simulate.telemetry import Told
 from pipeline.simulate.truth import Truth
 from pipeline.simulate.wire import HOST
@@ -59,6 +60,7 @@ from sinks.writer import Writer
 from tests.support.stall_world import HOUR, MINUTE, SECOND, Part
 from topics.catalogue import (
     COMMANDS,
+    DEAD_LETTERS,
     EVENTS,
     FLEETS,
     JOB_STATES,
@@ -68,7 +70,8 @@ from topics.catalogue import (
     PROBES,
     WEBHOOKS,
 )
-from topics.models import FLEETS_RECORD, JOB_STATE, JOBS_RECORD, Tick
+from topics.dead_letters import letter_bytes
+from topics.models import FLEETS_RECORD, JOB_STATE, JOBS_RECORD, DeadLetter, Tick
 from topics.recovery import COMMAND, PROBE, Command, Mode, Outcome, Probe, Result, Switch
 from topics.tables import FLEETS_TABLE, JOBS_TABLE, WINDOWS_TABLE
 
@@ -80,6 +83,8 @@ TELLING: Final = ("linux-small", "macos")
 #: A fleet that a person pauses for a while, and one with so small a budget that some must wait.
 PAUSED: Final = "linux-large"
 TIGHT: Final = "linux-small"
+#: In dry run all the time; later a person says so as well.
+DRY: Final = "macos"
 #: What a job is closed as whose run is over.
 _CLOSED_AS: Final = ("startup_failure", "stale", "unknown")
 #: Records of a batch of the sink.
@@ -107,6 +112,8 @@ class Seeded:
         jobs: what is known of all jobs, and of all windows.
         telemetry: what the programs around the jobs told, and what is true of it.
         stuck: jobs that got stuck, by their id.
+        answers: what the dispatcher made of commands, by their id.
+        hits: commands that were done to a job that was alive.
         records: how many the sink wrote, by topic.
     """
 
@@ -115,6 +122,8 @@ class Seeded:
     jobs: Truth
     telemetry: Told
     stuck: Mapping[int, Stuck]
+    answers: Mapping[str, Result]
+    hits: Sequence[Hit]
     records: Mapping[str, int]
 
 
@@ -136,7 +145,7 @@ class Plant:
             RecoveryPolicy(), {ROOMY.name: replace(RecoveryPolicy(), stale_queue_ms=10 * MINUTE)}
         )
         budgets = FleetPolicies(
-            FleetPolicy(), {TIGHT: FleetPolicy(per_hour=2), "macos": FleetPolicy(mode=Mode.DRY_RUN)}
+            FleetPolicy(), {TIGHT: FleetPolicy(per_hour=2), DRY: FleetPolicy(mode=Mode.DRY_RUN)}
         )
         jobs_tables = (JOBS_TABLE.name, WINDOWS_TABLE.name)
         self._parts = {
@@ -200,11 +209,15 @@ class Plant:
             self._publish(asyncio.run(self._normalise.fold(Batch(TP(topic, 0), taken))))
 
     def _person(self) -> None:
-        """Somebody pauses a fleet for ten minutes in the last hour."""
-        for before, mode in ((40 * MINUTE, Mode.PAUSED), (30 * MINUTE, None)):
+        """Somebody pauses a fleet for ten minutes in the last hour, and leaves one in dry run."""
+        for before, fleet, mode, why in (
+            (40 * MINUTE, PAUSED, Mode.PAUSED, "upgrade"),
+            (30 * MINUTE, PAUSED, None, "done"),
+            (20 * MINUTE, DRY, Mode.DRY_RUN, "a new dispatcher"),
+        ):
             if self._end - before <= self.now < self._end - before + STEP_MS:
-                said = self._envelope("switch", f"switch:{PAUSED}")
-                switch = Switch(**said, fleet=PAUSED, mode=mode, who="ada", reason="upgrade")
+                said = self._envelope("switch", f"switch:{fleet}")
+                switch = Switch(**said, fleet=fleet, mode=mode, who="ada", reason=why)
                 self._parts[FLEETS].log.append((switch, self.now))
 
     def _fold(self) -> None:
@@ -228,7 +241,12 @@ class Plant:
                     (FLEETS_RECORD.validate_json(output.value), self.now)
                 )
             elif output.topic in self.logs:
-                self._keep(Kept(output.topic, 0, 0, self.now, output.key, output.value))
+                value = output.value
+                if output.topic == DEAD_LETTERS and value is not None:
+                    # The time of this world, and not that of the machine.
+                    letter = DeadLetter.model_validate_json(value)
+                    value = letter_bytes(letter.model_copy(update={"received_at": self.now}))
+                self._keep(Kept(output.topic, 0, 0, self.now, output.key, value))
             if output.topic == PROBES and output.value is not None:
                 self._probes.append(PROBE.validate_json(output.value))
             elif output.topic == COMMANDS and output.value is not None:
@@ -314,8 +332,10 @@ def fill(
     _write(url, plant.logs)
     asked = plant.simulation.asked
     assert asked is not None
+    books = asked.world.books
     return Seeded(
         start, end, plant.simulation.truth(plant.closed), telemetry, asked.world.stuck,
+        {command: result for command, (result, _) in books.answers.items()}, books.hits,
         {topic: len(log) for topic, log in plant.logs.items()},
     )  # fmt: skip
 
