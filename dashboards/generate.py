@@ -209,7 +209,8 @@ def _panel(panel: Panel) -> Any:
             f"&var-{variable}=${{__data.fields.{field}}}" for variable, field in link.values.items()
         )
         url = f"/d/{link.to}?${{__url_time_range}}&${{{config.CLICKHOUSE_VARIABLE}:queryparam}}"
-        told = [{"title": link.title, "url": url + chosen}]
+        elsewhere = link.to.startswith(("http://", "https://"))
+        told = [{"title": link.title, "url": link.to if elsewhere else url + chosen}]
         made = made.override_by_name(column, [grafana.DynamicConfigValue("links", told)])
     for column in panel.hidden:
         hide = grafana.DynamicConfigValue("custom.hidden", True)
