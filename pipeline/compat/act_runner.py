@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from pipeline.compat.act_runner_shows import ALERTS, PANELS
+from pipeline.compat.act_runner_shows import alerts, panels
 from pipeline.compat.model import Always, From, System, Take, Theirs, Turn, same
 from pipeline.telemetry import runner_metrics as ours
 
@@ -130,10 +130,12 @@ _ABOUT: Final = (
 )
 ACT_RUNNER: Final = System(
     "act_runner", "Gitea's runner as it was called until April 2026. " + _ABOUT.format(""),
-    _named("act_runner"), PANELS, ALERTS,
+    _named("act_runner"), panels("act_runner"), alerts("act_runner"),
 )  # fmt: skip
 GITEA_RUNNER: Final = System(
     "gitea_runner",
     "The same under its name since then. " + _ABOUT.format(", otherwise as they were"),
     _named("gitea_runner"),
-)  # fmt: skip
+    panels=panels("gitea_runner"),
+    alerts=alerts("gitea_runner"),
+)

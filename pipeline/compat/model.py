@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pipeline.metrics import Metric, Source
 
@@ -117,28 +117,51 @@ class Theirs:
     over: From | None = None
 
 
+class Shown(NamedTuple):
+    """A panel of ours, by the titles of its dashboard and its own. Only their names are known here:
+    what they ask stands in ``dashboards``."""
+
+    board: str
+    title: str
+
+
+def on(board: str, *titles: str) -> tuple[Shown, ...]:
+    """Panels of one of our dashboards."""
+    return tuple(Shown(board, title) for title in titles)
+
+
 @dataclass(frozen=True)
 class Panel:
     """A panel of a system's dashboard.
 
     Attributes:
-        queries: as that dashboard asks Prometheus; without variables, which stand for all values.
         here: what shows the same here: queries over our own series, SQL, a view, a command.
+        queries: as that dashboard asks Prometheus; without variables, which stand for all values.
+        shown: our panels that show it.
     """
 
     section: str
     title: str
     here: str
     queries: tuple[str, ...] = ()
+    shown: tuple[Shown, ...] = ()
 
 
 @dataclass(frozen=True)
 class Alert:
-    """An alert of a system. ``here`` is a query, SQL, view or command that answers it."""
+    """An alert of a system.
+
+    Attributes:
+        here: a query, SQL, view or command that answers it.
+        fires: our alerts of the same, by name.
+        shown: our panels that show it.
+    """
 
     title: str
     here: str
     condition: str = ""
+    fires: tuple[str, ...] = ()
+    shown: tuple[Shown, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +171,7 @@ class Kindred:
     title: str
     here: str
     what: str = ""
+    shown: tuple[Shown, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

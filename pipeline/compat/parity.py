@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.compat.model import Always, From, Pair, Rule, System, Take, Theirs, Turn, values_of
+from pipeline.compat.model import (
+    Always,
+    From,
+    Pair,
+    Rule,
+    Shown,
+    System,
+    Take,
+    Theirs,
+    Turn,
+    values_of,
+)
 from pipeline.compat.systems import SYSTEMS
 
 
@@ -38,14 +49,36 @@ def tables(system: System) -> Iterator[Table]:
         tuple(_metric(each) for each in system.metrics),
     )
     if system.panels:
-        rows = [(each.section, each.title, each.here) for each in system.panels]
+        rows = [(each.section, each.title, _here(each.here, each.shown)) for each in system.panels]
         yield Table("Panels", ("section", "panel", "here"), tuple(rows))
     if system.alerts:
-        told = [(each.title, each.condition or "not told", each.here) for each in system.alerts]
+        told = [
+            (
+                each.title,
+                each.condition or "not told",
+                _here(each.here, each.shown, each.fires),
+            )
+            for each in system.alerts
+        ]
         yield Table("Alerts", ("alert", "fires there", "here"), tuple(told))
     for title, kindred in (system.further or {}).items():
-        more = [(f"`{each.title}`", each.what, each.here) for each in kindred]
+        more = [(f"`{each.title}`", each.what, _here(each.here, each.shown)) for each in kindred]
         yield Table(title, ("there", "what it is", "here"), tuple(more))
+
+
+def board_file(board: str) -> str:
+    """Where Grafana's file of a dashboard of ours is, from the root of the repository."""
+    return f"dashboards/grafana/runnerstream-{board.lower().replace('_', '-')}.json"
+
+
+def _here(here: str, shown: Iterable[Shown] = (), fires: Iterable[str] = ()) -> str:
+    """Alerts, then panels by their dashboards, then what asks for the same."""
+    boards: dict[str, list[str]] = {}
+    for board, title in shown:
+        boards.setdefault(board, []).append(f"*{title}*")
+    told = [f"[{name}](runbooks/{name}.md)" for name in fires]
+    told += [f"[{each}](../{board_file(each)}): {', '.join(boards[each])}" for each in boards]
+    return "; ".join((*told, here))
 
 
 def _metric(theirs: Theirs) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.compat.model import Alert, Kindred, Panel
+from pipeline.compat.model import Alert, Kindred, Panel, on
 
 _JOB: Final = 'job=~"$server_job"'
 _ALL: Final = f'{{{_JOB},fleet=~"$fleet"}}'
@@ -30,30 +30,35 @@ PANELS: Final = (
         "Queued jobs",
         '`sum(runnerstream_jobs{status="queued"})`, `/jobs?state=queued`',
         (f"sum(tuist_runners_queue_length{_ALL})",),
+        shown=on("Runners", "Queued jobs", "Oldest queued job"),
     ),
     Panel(
         "Overview",
         "Pre-mint (claimed)",
         '`sum(runnerstream_jobs{status="claimed"})`, `/jobs?state=claimed`',
         (f'sum(tuist_runners_claims_count{{{_JOB},fleet=~"$fleet",lifecycle_state="claimed"}})',),
+        shown=on("Runners", "Pre-mint (claimed)"),
     ),
     Panel(
         "Overview",
         "Running builds",
         '`sum(runnerstream_jobs{status=~"starting|running"})`, `/jobs?state=running`',
         (f'sum(tuist_runners_claims_count{{{_JOB},fleet=~"$fleet",lifecycle_state="running"}})',),
+        shown=on("Runners", "Running builds"),
     ),
     Panel(
         "Overview",
         "Desired runners",
         '`sum(runnerstream_pool_runners{state="desired"})`',
         (f"sum(tuist_runners_pool_replicas_desired{_ALL})",),
+        shown=on("Runners", "Desired runners"),
     ),
     Panel(
         "Overview",
         "Accounts enabled",
         "`max(runnerstream_accounts_enabled)`",
         (f"max(tuist_runners_accounts_enabled{{{_JOB}}})",),
+        shown=on("Runners", "Accounts enabled"),
     ),
     Panel(
         "Overview",
@@ -61,18 +66,21 @@ PANELS: Final = (
         "Prometheus' own `up` of whatever it scrapes on the hosts; `/runners` has each runner's "
         "host",
         ('count(up{job="tart-kubelet"} == 1)',),
+        shown=on("Runners", "Mac minis reporting"),
     ),
     Panel(
         "Throughput",
         "Jobs enqueued / sec by fleet",
         '`sum by (fleet) (rate(runnerstream_job_transitions_total{status="queued"}[5m]))`',
         (f"sum by (fleet) (rate(tuist_runners_job_enqueued_count{_ALL}[5m]))",),
+        shown=on("Runners", "Jobs enqueued / sec by fleet"),
     ),
     Panel(
         "Throughput",
         "Jobs completed / sec by conclusion",
         "`sum by (conclusion) (rate(runnerstream_jobs_completed_total[5m]))`",
         (f"sum by (conclusion) (rate(tuist_runners_job_completed_count{_ALL}[5m]))",),
+        shown=on("Runners", "Jobs completed / sec by conclusion"),
     ),
     Panel(
         "Throughput",
@@ -83,18 +91,21 @@ PANELS: Final = (
             f'sum(rate(tuist_runners_job_claim_count{{{_JOB},fleet=~"$fleet",outcome="ok"}}[5m]))',
             f"sum(rate(tuist_runners_job_running_count{_ALL}[5m]))",
         ),
+        shown=on("Runners", "Claim and run rate"),
     ),
     Panel(
         "Throughput",
         "Webhook deliveries by action and outcome",
         "`sum by (action, outcome) (rate(runnerstream_webhook_jobs_total[5m]))`, `/webhooks`",
         (f"sum by (action, outcome) (rate(tuist_runners_webhook_count{{{_JOB}}}[5m]))",),
+        shown=on("Runners", "Webhook deliveries by action and outcome"),
     ),
     Panel(
         "Latency",
         "Queue time (enqueue → claim)",
         _ours("runnerstream_job_queue_to_claim_seconds"),
         _QUEUE,
+        shown=on("Runners", "Queue time (enqueue → claim)"),
     ),
     Panel(
         "Latency",
@@ -102,24 +113,28 @@ PANELS: Final = (
         f"{_ours('runnerstream_job_queue_seconds')}; from claim to start, without subtraction: "
         f"{_ours('runnerstream_job_claim_to_start_seconds')}",
         (*_TO_RUNNING[:2], f"{_TO_RUNNING[0]} - {_QUEUE[0]}"),
+        shown=on("Runners", "Enqueue → running (JIT-mint included)", "Claim → running"),
     ),
     Panel(
         "Latency",
         "Run time (running → completed)",
         f"{_ours('runnerstream_job_run_seconds', '10m')}, view `timings_5m`",
         _quantiles("tuist_runners_job_run_time_milliseconds", "10m"),
+        shown=on("Runners", "Run time (running → completed)"),
     ),
     Panel(
         "Latency",
         "Total time (enqueue → completed)",
         f"{_ours('runnerstream_job_total_seconds', '10m')}, view `timings_5m`",
         _quantiles("tuist_runners_job_total_time_milliseconds", "10m"),
+        shown=on("Runners", "Total time (enqueue → completed)"),
     ),
     Panel(
         "Latency",
         "Queue time distribution (heatmap)",
         "`sum by (le) (rate(runnerstream_job_queue_to_claim_seconds_bucket[5m]))`",
         (f"sum by (le) (rate(tuist_runners_job_queue_time_milliseconds_bucket{_ALL}[5m]))",),
+        shown=on("Runners", "Queue time distribution (heatmap)"),
     ),
     Panel(
         "Capacity",
@@ -130,6 +145,7 @@ PANELS: Final = (
             f"max by (fleet) (tuist_runners_pool_replicas_desired{_ALL})",
             f"max by (fleet) (tuist_runners_pool_replicas_observed{_ALL})",
         ),
+        shown=on("Runners", "RunnerPool replicas (desired vs observed)"),
     ),
     Panel(
         "Capacity",
@@ -141,54 +157,63 @@ PANELS: Final = (
             f'{{{_JOB},fleet=~"$fleet",lifecycle_state="running"}}) / '
             f"clamp_min(max by (fleet) (tuist_runners_pool_replicas_observed{_ALL}), 1)",
         ),
+        shown=on("Runners", "Pool utilisation (running / observed)"),
     ),
     Panel(
         "Capacity",
         "Queue length by fleet",
         '`sum by (fleet) (runnerstream_jobs{status="queued"})`, view `depth_1m`',
         (f"sum by (fleet) (tuist_runners_queue_length{_ALL})",),
+        shown=on("Runners", "Queue length by fleet"),
     ),
     Panel(
         "Capacity",
         "Inflight claims by fleet + state",
         '`sum by (fleet, status) (runnerstream_jobs{status=~"claimed|starting|running"})`',
         (f"sum by (fleet, lifecycle_state) (tuist_runners_claims_count{_ALL})",),
+        shown=on("Runners", "Inflight claims by fleet + state"),
     ),
     Panel(
         "Dispatch endpoint",
         "Dispatch requests / sec by outcome",
         "`sum by (outcome) (rate(runnerstream_dispatch_requests_total[5m]))`",
         (f"sum by (outcome) (rate(tuist_runners_dispatch_request_count{{{_JOB}}}[5m]))",),
+        shown=on("Runners", "Dispatch requests / sec by outcome"),
     ),
     Panel(
         "Dispatch endpoint",
         "Dispatch endpoint latency",
         _ours("runnerstream_dispatch_request_seconds"),
         _quantiles("tuist_runners_dispatch_request_duration_milliseconds", "5m", f"{{{_JOB}}}"),
+        shown=on("Runners", "Dispatch endpoint latency"),
     ),
     Panel(
         "Recovery",
         "Recovery rate by kind",
         "`sum by (stall, command) (rate(runnerstream_recovery_done_total[15m]))`, `/recovery`",
         (f"sum by (kind) (rate(tuist_runners_recovery_count{{{_JOB}}}[15m]))",),
+        shown=on("Runners", "Recovery rate by kind", "Stranded time by kind"),
     ),
     Panel(
         "VM boot time",
         "Boot time (p50 / p95 / p99)",
         _ours("runnerstream_machine_boot_seconds"),
         _quantiles("tart_kubelet_vm_boot_duration_seconds", "5m", '{pool=~"$pool"}'),
+        shown=on("Runners", "Boot time (p50 / p95 / p99)"),
     ),
     Panel(
         "VM boot time",
         "Boots / sec by pool",
         "`sum by (fleet) (rate(runnerstream_machine_boots_total[5m]))`",
         ("sum by (pool) (rate(tart_kubelet_vm_boot_duration_seconds_count[5m]))",),
+        shown=on("Runners", "Boots / sec by pool"),
     ),
     Panel(
         "VM boot time",
         "Boot time distribution (heatmap)",
         "`sum by (le) (rate(runnerstream_machine_boot_seconds_bucket[5m]))`",
         ('sum by (le) (rate(tart_kubelet_vm_boot_duration_seconds_bucket{pool=~"$pool"}[5m]))',),
+        shown=on("Runners", "Boot time distribution (heatmap)"),
     ),
 )
 
@@ -198,6 +223,8 @@ ALERTS: Final = (
         "`max by (fleet) (runnerstream_queue_oldest_dispatchable_seconds) > 1800` for 5m; where no "
         'dispatcher tells: `max by (fleet) (runnerstream_oldest_seconds{status="queued"}) > 1800`',
         "max by (cluster, env, fleet) of the oldest dispatchable age > 1800 s for 5m",
+        fires=("RunnerQueueAge",),
+        shown=on("Runners", "Oldest queued job age, dispatchable vs all"),
     ),
     Alert(
         "Runner pool starved",
@@ -206,16 +233,21 @@ ALERTS: Final = (
         "`runnerstream_pool_starved_jobs` are those that wait beside idle runners, "
         "`runnerstream_pool_saturated_jobs` the others",
         "queued less withheld > 0, and no observed Pod, for 10m",
+        fires=("RunnerPoolEmpty", "RunnerPoolStarved", "RunnerPoolSaturated"),
+        shown=on("Runners", "Starved jobs"),
     ),
     Alert(
         "Job replica divergence",
         "`runnerstream_sink_lag_records > 0` for 15m; `runnerstream verify` compares every job",
         "max by (fleet) of the divergence > 0 for 15m",
+        fires=("SinkStalled", "SinkLag"),
+        shown=on("Pipeline", "Records not in ClickHouse, by topic"),
     ),
     Alert(
         "Withheld at limit",
         "None, as there: an account that uses what it bought is a steady state",
         "retired there on the day it was made",
+        shown=on("Runners", "Queue withheld by fleet"),
     ),
 )
 

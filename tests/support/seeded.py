@@ -325,7 +325,7 @@ def fill(
     """
     end = end_ms // STEP_MS * STEP_MS
     start = end - int(hours * HOUR) // STEP_MS * STEP_MS
-    telemetry = _telemetry(seed, end - int(telling_h * HOUR) // STEP_MS * STEP_MS, end)
+    telemetry = telling(seed, end - int(telling_h * HOUR) // STEP_MS * STEP_MS, end)
     plant = Plant(seed, jobs, start, end, load)
     plant.run(telemetry)
     schema.apply(url)
@@ -340,14 +340,68 @@ def fill(
     )  # fmt: skip
 
 
-def _telemetry(seed: int, start: int, end: int) -> Told:
+def telling(seed: int, start: int, end: int) -> Told:
+    """What the programs around the jobs tell between two times in ms, and the truth about it.
+
+    Something of everything: runners that crash, stop and are looked at, runs that hang, a
+    reconciler that does the same again and again, one that stops, work that flaps.
+    """
     told = Told(at=end)
     told.add(telemetry_pools.play(TELLING, start, end, seed))
-    told.add(telemetry_runners.play(TELLING, start, end, seed))
+    told.add(telemetry_runners.play(TELLING, start, end, seed, runners=4))
     told.add(telemetry_schedulers.play(TELLING, start, end, seed))
-    told.add(telemetry_reconcilers.play(TELLING, start, end, seed, each=2))
+    told.add(telemetry_reconcilers.play(TELLING, start, end, seed + 9, each=2))
+    _scraped(told, TELLING[0], start, end, Random(f"scraped {seed}"))
+    _flaps(told, TELLING[1], end)
     told.events.sort(key=lambda event: (event.occurred_at, event.id))
     return told
+
+
+def _flaps(told: Told, fleet: str, end: int) -> None:
+    """A piece of work that goes back and forth, and ended where it began."""
+    states = ("open", "in_progress") * 4 + ("open",)
+    for ago, state in enumerate(states):
+        at = end - 20 * MINUTE + ago * MINUTE
+        told.tell("work.moved", fleet, at, reconciler="c0", work_id="flaps", to_state=state)
+        told.count(fleet, "reconciler_work_moved", state)
+    for level, labels in (("reconciler_work_flapping", ()), ("reconciler_work", ("open",))):
+        where = (level, fleet, *labels)
+        told.levels[where] = told.levels.get(where, 0) + 1
+    oldest = ("reconciler_work_oldest_seconds", fleet, "open")
+    told.levels[oldest] = max(told.levels.get(oldest, 0), (20 - len(states) + 1) * 60)
+
+
+def _scraped(told: Told, fleet: str, start: int, end: int, chance: Random) -> None:
+    """A runner that cannot publish: its own metrics are looked at, and it has two tasks at most."""
+    runner, running, bounds = "host-9:9101", 0, [0.01, 0.1, 1.0, 10.0]
+    for at in range(start, end + 1, 15 * SECOND):
+        running = min(2, max(0, running + chance.choice((-1, 0, 1))))
+        told.tell(
+            "runner.status", fleet, at, runner=runner, uptime_ms=at - start + 60_000, capacity=2,
+            running=running, backoff_ms=2_000, buffer_rows=0,
+        )  # fmt: skip
+        counts = [chance.randint(0, 3) for _ in (*bounds, 0)]
+        grown: dict[str, dict[str, int]] = {
+            "polls": {"task": chance.randint(0, 1), "empty": sum(counts), "error": 1},
+            "jobs": {"success": chance.randint(0, 1), "failure": int(chance.random() < 0.1)},
+            "log_reports": {"success": 2, "error": int(chance.random() < 0.2)},
+            "state_reports": {"success": 3},
+            "client_errors": {"fetch_task": 1},
+        }
+        told.tell(
+            "runner.scrape", fleet, at, runner=runner, **grown,
+            histograms={"poll": (bounds, counts, 0.5 * sum(counts))},
+        )  # fmt: skip
+        for name, values in grown.items():
+            metric = "runner_tasks" if name == "jobs" else f"runner_{name}"
+            for value, n in values.items():
+                told.count(fleet, metric, value, value=n)
+    for level, labels, more in (
+        ("runners_known", (), 1), ("runner_capacity", (), 2),
+        ("runner_tasks_open", ("running",), running),
+    ):  # fmt: skip
+        where = (level, fleet, *labels)
+        told.levels[where] = told.levels.get(where, 0) + more
 
 
 def _write(url: str, logs: Mapping[str, list[Kept]]) -> None:

@@ -1,0 +1,3 @@
+"""SQL that panels of telemetry share, one module a family of events; the rules of all stand in
+:mod:`dashboards.telemetry.events`.
+"""
