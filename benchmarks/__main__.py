@@ -11,7 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import gateway, insert, latency, machine, memory, report, stall, throughput, tick
+from benchmarks import (
+    gateway,
+    insert,
+    latency,
+    machine,
+    memory,
+    panels,
+    report,
+    stall,
+    throughput,
+    tick,
+)
 from benchmarks.bench import Options, say
 from tests.support import brokers
 
@@ -23,7 +34,10 @@ PARTS: Final[dict[str, Callable[[Options], dict[str, Any]]]] = {
     "tick": tick.measure,
     "stall": stall.measure,
     "gateway": gateway.measure,
+    "panels": panels.measure,
 }
+#: Takes as long as all others, and needs neither worker nor broker.
+APART: Final = frozenset({"panels"})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         stall_seconds=given.stall_seconds,
         tick_seconds=given.tick_seconds,
         gateway_seconds=given.gateway_seconds,
+        panel_jobs=given.panel_jobs,
+        panel_days=given.panel_days,
         kind=kind,
     )
     if kind == "embedded":
@@ -99,9 +115,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gateway-seconds", type=float, default=10.0, help="how long deliveries are posted"
     )
+    parser.add_argument(
+        "--panel-jobs", type=_positive, default=5_000_000, help="jobs in the panels part"
+    )
+    parser.add_argument(
+        "--panel-days", type=_positive, default=30, help="days they are spread over"
+    )
     parser.add_argument("--json", type=Path, help="file for the whole result", metavar="FILE")
     parser.add_argument(
-        "--parts", type=_parts, default=list(PARTS), help=f"some of {','.join(PARTS)}"
+        "--parts",
+        type=_parts,
+        default=[name for name in PARTS if name not in APART],
+        help=f"some of {','.join(PARTS)}",
     )
     return parser
 

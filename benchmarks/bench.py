@@ -36,6 +36,8 @@ class Options:
     stall_seconds: float
     tick_seconds: float
     gateway_seconds: float
+    panel_jobs: int
+    panel_days: int
     kind: Kind
 
 

@@ -12,6 +12,7 @@ WANTED_TICK_MS: Final = 200
 WANTED_STALL_TICKS: Final = 2
 WANTED_GATEWAY_RATIO: Final = 0.7
 WANTED_SLOW_S: Final = 1
+WANTED_PANEL_MS: Final = 300
 
 FLOOR: Final = (
     "floor: bare aiokafka consumer and idempotent producer, same parse; the same two records per "
@@ -96,6 +97,8 @@ def _rows(parts: dict[str, Any]) -> Iterator[Row]:
         yield from _stalls(found)
     if found := parts.get("gateway"):
         yield from _gateway(found)
+    if found := parts.get("panels"):
+        yield from _panels(found)
 
 
 def _gateway(found: dict[str, Any]) -> Iterator[Row]:
@@ -178,6 +181,26 @@ def _stalls(found: dict[str, Any]) -> Iterator[Row]:
     yield row("stall to command", found["took_ms"], "from when the rule applies")
     for kind, each in found["by_kind"].items():
         yield row(f"- {kind}", each["took_ms"], "")
+
+
+def _panels(found: dict[str, Any]) -> Iterator[Row]:
+    """Of each range how many were fast, then those that were not, the slowest first."""
+    asked: list[dict[str, Any]] = found["panels"]
+    for span in dict.fromkeys(each["range"] for each in asked):
+        of = [each for each in asked if each["range"] == span]
+        slow = [each for each in of if each["ms"] is None or each["ms"] > WANTED_PANEL_MS]
+        slow.sort(key=lambda each: each["ms"] or float("inf"), reverse=True)
+        yield (
+            f"panels over {span}",
+            f"{len(of) - len(slow)} of {len(of)}",
+            f"within {WANTED_PANEL_MS} ms, of {found['jobs']:,} jobs in {found['days']} days",
+        )
+        for each in slow:
+            name = f"- {each['board']}: {each['panel']}"
+            if each["ms"] is None:
+                yield name, "failed", each["error"]
+            else:
+                yield name, f"{each['ms']:,.0f} ms", f"{each['cpu_ms']:,.0f} ms CPU"
 
 
 _DUE: Final = ("usual", "burst")

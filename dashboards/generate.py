@@ -206,11 +206,13 @@ def _panel(panel: Panel) -> Any:
         made = made.override_by_name(name, [grafana.DynamicConfigValue("unit", unit)])
     for column, link in panel.links.items():
         chosen = "".join(
-            f"&var-{variable}=${{__data.fields.{field}}}" for variable, field in link.values.items()
+            f'&var-{variable}=${{__data.fields["{field}"]:percentencode}}'
+            for variable, field in link.values.items()
         )
+        chosen += "".join(f"&${{{variable}:queryparam}}" for variable in link.keep)
         url = f"/d/{link.to}?${{__url_time_range}}&${{{config.CLICKHOUSE_VARIABLE}:queryparam}}"
-        elsewhere = link.to.startswith(("http://", "https://"))
-        told = [{"title": link.title, "url": link.to if elsewhere else url + chosen}]
+        url = link.to if "://" in link.to else url + chosen
+        told = [{"title": link.title, "url": url}]
         made = made.override_by_name(column, [grafana.DynamicConfigValue("links", told)])
     for column in panel.hidden:
         hide = grafana.DynamicConfigValue("custom.hidden", True)

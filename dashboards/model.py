@@ -47,11 +47,16 @@ Query = Sql | Promql
 
 @dataclass(frozen=True)
 class Link:
-    """From a row of a table to another dashboard: ``values`` are its columns by variable there."""
+    """From a row of a table to another dashboard: ``values`` are its columns by variable there.
+
+    The range stays as it is, and so does what is chosen of the variables to ``keep``. ``to`` may be
+    a URL instead; it is taken as it stands.
+    """
 
     title: str
     to: str
     values: Mapping[str, str]
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -433,6 +433,8 @@ VIEWS_SAID: Final = {
     "windows_merged": "Windows with their partitions added up: count, mean, p50 to p99 within 1 %.",
     "window_conclusions_merged": "Completed jobs per window and conclusion.",
     "depth_1m": "Depth and oldest age per fleet, status and minute.",
+    "depth_5m": "The same per 5 minutes, from a projection: for ranges of days.",
+    "depth_1h": "The same per hour, from a projection: for ranges of weeks.",
     "timings_5m": "Exact quantiles per 5 minutes of completion, fleet, repository, conclusion.",
 }
 

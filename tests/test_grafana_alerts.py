@@ -75,6 +75,13 @@ class Scenario:
             timings={Family.QUEUE: Timing(missing="not_started")},
         )  # fmt: skip
 
+    def skipped(self, number: int, ago_ms: int) -> list[FakeRecord]:
+        """Jobs that nobody asked a runner for."""
+        return self.jobs(
+            number, ago_ms, conclusion=Conclusion.SKIPPED, started_at=None, abandoned_ms=0,
+            timings={Family.QUEUE: Timing(missing="not_started")},
+        )  # fmt: skip
+
     def waiting(self, number: int, since_ms: int) -> list[FakeRecord]:
         """Jobs that still wait."""
         since = self.now - since_ms
@@ -169,9 +176,13 @@ def test_failures_that_rise(made: Make) -> None:
 
 def test_jobs_that_are_given_up(made: Make) -> None:
     there, worse, few, longer_ago = made(), made(), made(), made()
-    there.write(there.jobs(16, 30 * MINUTE), there.given_up(4, 30 * MINUTE))
+    there.write(
+        there.jobs(16, 30 * MINUTE), there.given_up(4, 30 * MINUTE), there.skipped(9, 30 * MINUTE)
+    )
     assert there.firing("JobsCancelledWhileWaiting") == {}
-    worse.write(worse.jobs(16, 30 * MINUTE), worse.given_up(5, 30 * MINUTE))
+    worse.write(
+        worse.jobs(16, 30 * MINUTE), worse.given_up(5, 30 * MINUTE), worse.skipped(9, 30 * MINUTE)
+    )
     assert worse.firing("JobsCancelledWhileWaiting") == {("f",): pytest.approx(5 / 21)}
     few.write(few.given_up(19, 30 * MINUTE))
     assert few.firing("JobsCancelledWhileWaiting") == {}

@@ -71,7 +71,7 @@ def test_statements_keep_the_rules_of_the_folder() -> None:
         for statement in migration.statements:
             assert re.match(
                 r"CREATE TABLE IF NOT EXISTS|CREATE OR REPLACE VIEW|ALTER TABLE \w+\s+\w+ \w+ IF"
-                r"|ALTER TABLE \w+ MODIFY COMMENT",
+                r"|ALTER TABLE \w+ MODIFY (COMMENT|SETTING)",
                 statement,
             ), statement[:60]
             assert statement.count("'") % 2 == 0
@@ -181,7 +181,7 @@ def test_a_dropped_table_or_view_is_made_again(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "column", ["gauges.oldest_ms", "jobs.facts", "jobs.actor", "job_timings.labels"]
+    "column", ["gauges.received_at", "jobs.facts", "jobs.actor", "job_timings.labels"]
 )
 def test_a_dropped_column_is_made_again(url: str, column: str) -> None:
     schema.apply(url)
@@ -396,7 +396,39 @@ def test_conclusions_and_depth_add_up_over_partitions(client: Client) -> None:
     found = client.execute("SELECT conclusion, jobs FROM window_conclusions_merged")
     assert dict(found) == {"success": 7, "failure": 1}
     # The last tick of each partition in the minute: 2 of partition 0 and 5 of partition 1.
-    assert client.execute("SELECT status, jobs, oldest_ms FROM depth_1m") == [("queued", 7, 50)]
+    for view in ("depth_1m", "depth_5m", "depth_1h"):
+        assert client.execute(f"SELECT status, jobs, oldest_ms FROM {view}") == [("queued", 7, 50)]
+
+
+def test_depth_of_long_ranges_is_read_from_projections(client: Client) -> None:
+    """What was written before they were there, too, and however often a sample was written."""
+    for projection in ("five_minutes", "one_hour"):
+        client.execute(f"ALTER TABLE gauges DROP PROJECTION {projection}")
+    for again in range(3):
+        client.execute(
+            "INSERT INTO gauges (fleet, status, occurred_at, partition, received_at, count,"
+            " oldest_ms) SELECT 'f', 'queued', fromUnixTimestamp64Milli(toInt64(%(t0)s + number *"
+            " 5000), 'UTC'), part, fromUnixTimestamp64Milli(toInt64(%(t0)s + %(again)s), 'UTC'),"
+            " number, number FROM numbers(780) ARRAY JOIN [0, 1] AS part",
+            {"t0": T0 - 3_600_000, "again": again},
+        )
+        if again == 1:
+            for migration in schema.migrations():
+                for statement in migration.statements:
+                    if "PROJECTION" in statement:
+                        client.execute(statement, settings={"mutations_sync": 1})
+    for view, projection, each in (("depth_5m", "five_minutes", 60), ("depth_1h", "one_hour", 720)):
+        asked = (
+            f"SELECT bucket, jobs, oldest_ms FROM {view} WHERE status = 'queued' ORDER BY bucket"
+        )
+        found = client.execute(asked)
+        ends = [*range(each, 780, each), 780]
+        assert [row[1:] for row in found] == [(2 * (end - 1), end - 1) for end in ends]
+        assert found == client.execute(f"{asked} SETTINGS optimize_use_projections = 0")
+        client.execute("OPTIMIZE TABLE gauges FINAL")
+        assert found == client.execute(asked)
+        plan = "\n".join(line for (line,) in client.execute(f"EXPLAIN {asked}"))
+        assert projection in plan
 
 
 def test_timings_leave_out_what_counts_nowhere(client: Client) -> None:

@@ -44,9 +44,9 @@ CANCELLED: Final = SqlAlert(
     "runnerstream-cancelled-while-waiting",
     "warning",
     f"""SELECT $__toTime() AS time, fleet,
-  countIf(abandoned_ms IS NOT NULL) / count() AS share
+  countIf(conclusion = 'cancelled' AND abandoned_ms IS NOT NULL) / count() AS share
 FROM job_timings FINAL
-WHERE $__timeFilter(completed_at) AND copied = 0
+WHERE $__timeFilter(completed_at) AND copied = 0 AND conclusion != 'skipped'
 GROUP BY fleet
 HAVING count() >= {config.FEW}
 ORDER BY time""",

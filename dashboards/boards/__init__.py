@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.boards import act_runner, pipeline, reconciler, recovery, runners, scheduler
+from dashboards.boards import act_runner, jobs, pipeline, reconciler, recovery, runners, scheduler
 from dashboards.model import Dashboard
 
 BOARDS: Final[tuple[Dashboard, ...]] = (
-    runners.BOARD, recovery.BOARD, act_runner.BOARD, scheduler.BOARD, reconciler.BOARD,
-    pipeline.BOARD,
+    runners.BOARD, jobs.BOARD, recovery.BOARD, act_runner.BOARD, scheduler.BOARD,
+    reconciler.BOARD, pipeline.BOARD,
 )  # fmt: skip

@@ -80,6 +80,8 @@ STEP_MS: Final = 20 * SECOND
 ROOMY: Final = Fleet("windows", ("self-hosted", "Windows", "X64"), runners=90, weight=2.0)
 #: Those whose machines tell how they are.
 TELLING: Final = ("linux-small", "macos")
+#: Accounts whose jobs are taken.
+ACCOUNTS: Final = 12
 #: A fleet that a person pauses for a while, and one with so small a budget that some must wait.
 PAUSED: Final = "linux-large"
 TIGHT: Final = "linux-small"
@@ -353,6 +355,9 @@ def telling(seed: int, start: int, end: int) -> Told:
     told.add(telemetry_reconcilers.play(TELLING, start, end, seed + 9, each=2))
     _scraped(told, TELLING[0], start, end, Random(f"scraped {seed}"))
     _flaps(told, TELLING[1], end)
+    for at in range(start, end, MINUTE):
+        told.tell("accounts.sample", TELLING[0], at, enabled=ACCOUNTS)
+    told.levels["accounts_enabled", TELLING[0]] = ACCOUNTS
     told.events.sort(key=lambda event: (event.occurred_at, event.id))
     return told
 
