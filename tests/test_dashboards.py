@@ -324,7 +324,6 @@ def test_quantiles_are_those_of_the_truth(
     windows = any("windows" in query.text for query in panel.queries)
     for job in seeded.jobs.jobs.values():
         ms = job.timings[TIMINGS[place]]
-        counts = job.status == "completed" or board.title == "Runners"
         if isinstance(ms, int) and not job.copied and (windows or job.status == "completed"):
             by_fleet.setdefault(job.fleet, []).append(ms)
     fleets = ["", *by_fleet]
