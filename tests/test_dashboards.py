@@ -54,9 +54,9 @@ OTHER_QUANTILES: Final[dict[tuple[str, str], str]] = {
     ("Runners", "Stranded time by kind"): "time in a wrong state",
     ("Runners", "Dispatch endpoint latency"): "requests to the dispatcher",
     ("Runners", "Boot time (p50 / p95 / p99)"): "boots of machines",
-    ("Recovery", "Time to detect, p95 by kind"): "stalls",
-    ("Recovery", "Stranded time"): "stalls",
-    ("Recovery", "Stranded time by kind"): "stalls",
+    ("Recovery", "Stranded time"): "time in a wrong state",
+    ("Recovery", "Stranded time by kind"): "time in a wrong state",
+    ("Recovery", "Time to detect, p95 by kind"): "from the wrong state to its finding",
     # Compared with the truth in test_boards_families.
     ("act_runner", "Poll latency p50/p95/p99"): "polls of runners",
     ("act_runner", "Job duration p50/p95/p99"): "tasks of runners",

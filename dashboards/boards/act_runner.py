@@ -187,7 +187,7 @@ GROUP BY time, fleet HAVING isNotNull(failing) ORDER BY time"""),
         todo="see whether the server answers; runners ask more and more seldom meanwhile.",
         no_data="nobody asked: all runners are busy, or none is there.",
         unit="percentunit",
-        thresholds=((None, "green"), (0.5, "red")),
+        thresholds=((None, "green"), (config.FAILING, "red")),
         maximum=1,
         alerts=("RunnerPollFailing",),
     )

@@ -25,7 +25,7 @@ def rpc_errors() -> Panel:
         todo="see whether the server answers, and its certificate, and the proxy before it.",
         no_data="no call failed.",
         unit="ops",
-        thresholds=((None, "green"), (0.1, "red")),
+        thresholds=((None, "green"), (config.RPC_ERRORS, "red")),
         alerts=("RunnerRpcErrors",),
     )
 
@@ -91,7 +91,7 @@ def buffers() -> Panel:
         no_data="no runner says what waits, or none has a task.",
         units={"oldest": "s"},
         width=8,
-        thresholds=((None, "green"), (500, "red")),
+        thresholds=((None, "green"), (config.BUFFER_ROWS, "red")),
         alerts=("RunnerLogNotDraining",),
     )  # fmt: skip
 

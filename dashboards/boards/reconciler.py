@@ -13,8 +13,8 @@ from dashboards.telemetry import reconcilers as r
 _EVENTS: Final = "reconciler_events"
 _BLIND: Final = "no reconciler of these fleets says anything, or the sink is away: see Pipeline."
 #: Of what waits: the model's.
-_PENDING: Final[tuple[Threshold, ...]] = ((None, "green"), (25, "yellow"), (50, "red"))
-_WALL_MS: Final[tuple[Threshold, ...]] = ((None, "green"), (500, "red"))
+_PENDING: Final[tuple[Threshold, ...]] = ((None, "green"), (25, "yellow"), (config.PENDING, "red"))
+_WALL_MS: Final[tuple[Threshold, ...]] = ((None, "green"), (int(config.TICK_S[0] * 1000), "red"))
 _STUCK_S: Final[tuple[Threshold, ...]] = ((None, "green"), (60, "yellow"), (300, "red"))
 _COLOURS: Final = {
     "attempted": "blue", "succeeded": "green", "applied": "green", "failed": "red",

@@ -12,7 +12,7 @@ from dashboards.telemetry import schedulers as s
 
 _EVENTS: Final = "scheduler_events"
 _MODES: Final = ("analysis_only", "content_refresh", "other")
-_BACKLOG: Final[tuple[Threshold, ...]] = ((None, "green"), (100, "yellow"), (500, "red"))
+_BACKLOG: Final[tuple[Threshold, ...]] = ((None, "green"), (100, "yellow"), (config.BACKLOG, "red"))
 _BLIND: Final = "no scheduler of these fleets says anything, or the sink is away: see Pipeline."
 
 
@@ -152,7 +152,7 @@ FROM {_PLANNED} WHERE latency_ms IS NOT NULL GROUP BY time, mode ORDER BY time""
         "long needs a faster index.",
         no_data="no run was planned.",
         unit="s",
-        thresholds=((None, "green"), (45, "yellow"), (120, "red")),
+        thresholds=((None, "green"), *zip(config.PLANNED_S, ("yellow", "red"), strict=True)),
         width=8,
         alerts=("SchedulerPlannerLatency", "SchedulerPlannerLatencyCritical"),
     )

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from dashboards import config
 from dashboards.model import Threshold
 from dashboards.telemetry.events import NEVER, NEXT_MARK, NOW, before, held, recent
 
 #: A run that is open for so long hangs. Seconds.
-HANGS: Final[tuple[Threshold, ...]] = ((None, "green"), (1_800, "yellow"), (3_600, "red"))
+HANGS: Final[tuple[Threshold, ...]] = (
+    (None, "green"),
+    (1_800, "yellow"),
+    (config.RUN_OPEN_S, "red"),
+)
 OF_MODE: Final = "$__conditionalAll(mode IN (${mode:singlequote}), $mode)"
 
 
