@@ -33,13 +33,13 @@ UNIT = batching boards_parity both_folds cases compat compat_families compose \
 	telemetry_pools telemetry_reconcilers telemetry_runners telemetry_schedulers ticks tidy \
 	verify verify_fleets windows
 # What tries dashboards and alerts.
-DASHBOARDS = macros plot dashboards boards_runners boards_families boards_parity alerts \
-	grafana_alerts runbooks
+DASHBOARDS = macros plot dashboards boards_families boards_parity boards_pipeline boards_runners \
+	alerts grafana_alerts runbooks
 
 .PHONY: help demo unit test dashboards-check nightly hooks lint format bench docs constraints clean FORCE
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## Show everything at work on this machine; options in ARGS="...".
 	@"$(BIN)/runnerstream" demo $(ARGS)

@@ -45,13 +45,14 @@ def modules() -> dict[str, Path]:
     return found
 
 
-#: Modules that only write what is committed: with packages that are not installed with ours.
-WRITERS = ("dashboards.generate", "dashboards.rules")
+#: Modules that need a package which is not installed with ours: those that only write what is
+#: committed, and that which draws pictures.
+MORE_NEEDED = ("dashboards.generate", "dashboards.rules", "dashboards.drawing.png")
 
 
 def importable() -> list[str]:
-    """The modules that may be imported: neither scripts nor writers."""
-    apart = ("__main__", ".clickhouse_server", *WRITERS)
+    """The modules that may be imported with what is always installed; no scripts."""
+    apart = ("__main__", ".clickhouse_server", *MORE_NEEDED)
     return [name for name in modules() if not name.endswith(apart)]
 
 

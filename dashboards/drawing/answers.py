@@ -126,8 +126,10 @@ _STEPS: Final[Mapping[str, tuple[tuple[float, str], ...]]] = {
     "bytes": ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB")),
     "decbytes": ((1, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB")),
 }
-_AFTER: Final = {"reqps": "req/s", "cps": "/s", "wps": "writes/s", "eps": "/s",
-                 "percent": "%", "h": "h", "d": "d"}  # fmt: skip
+_AFTER: Final = {
+    "reqps": "req/s", "opm": "/min", "cpm": "/min", "cps": "/s", "wps": "writes/s", "eps": "/s",
+    "percent": "%", "h": "h", "d": "d",
+}  # fmt: skip
 
 
 def shown(value: Any, unit: str = "short") -> str:

@@ -279,7 +279,7 @@ def _table(canvas: _Canvas, answer: Answer, x: float, y: float, w: float, h: flo
          for value, name, number in zip(row, answer.columns, numbers, strict=True)]
         for row in rows
     ]  # fmt: skip
-    wanted = [max(len(name), *(len(row[n]) for row in texts), 3) + 2
+    wanted = [max(len(name), *(len(row[n]) for row in texts), 3) + 3
               for n, name in enumerate(answer.columns)]  # fmt: skip
     room = w / CHARACTER
     while sum(wanted) > room and max(wanted) > 6:
@@ -288,9 +288,9 @@ def _table(canvas: _Canvas, answer: Answer, x: float, y: float, w: float, h: flo
     for line, cells in enumerate([answer.columns, *texts]):
         left = x
         for n, text in enumerate(cells):
-            most = wanted[n] - 1
+            most = wanted[n] - 2
             cut = text if len(text) <= most else text[: max(1, most - 1)] + "…"
-            right = left + (wanted[n] - 1) * scale
+            right = left + (wanted[n] - 2) * scale
             canvas.text(right if numbers[n] else left, y + 0.08 + 0.17 * line, cut, size=SMALL,
                         color=DIM if not line else INK, weight="bold" if not line else "normal",
                         ha="right" if numbers[n] else "left")  # fmt: skip

@@ -139,7 +139,7 @@ class _Asking:
         prometheus: str | None,
     ) -> None:
         self._client, self._prometheus = client, prometheus
-        end = int(time.time() * 1000)
+        end = now_ms()
         step = next((each for each in _STEPS if span_s / each <= _POINTS), _STEPS[-1])
         self._values: dict[str, list[str]] = {}
         self.over = Range(end - int(span_s * 1000), end, step, self._chosen(board, wanted, end))
@@ -185,6 +185,11 @@ class _Asking:
             assert self._prometheus is not None
             return _prometheus(self._prometheus, query, self.over, self._values)
         return ask(self._client, query.text, self.over)
+
+
+def now_ms() -> int:
+    """The time, in ms."""
+    return int(time.time() * 1000)
 
 
 def _told(over: Range, wanted: Sequence[str]) -> str:
