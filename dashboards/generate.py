@@ -6,6 +6,7 @@ The same declarations give the same bytes, so what is committed can be compared 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,9 @@ def _panel(panel: Panel) -> Any:
     for name, colour in {**config.COLOURS, **panel.colours}.items():
         if panel.kind in ("timeseries", "bars"):
             fixed = {"mode": "fixed", "fixedColor": colour}
-            made = made.override_by_name(name, [grafana.DynamicConfigValue("color", fixed)])
+            # A series of one value is called after its labels, of several after both.
+            whole = f"/(^| ){re.escape(name)}$/"
+            made = made.override_by_regexp(whole, [grafana.DynamicConfigValue("color", fixed)])
     for name, unit in panel.units.items():
         made = made.override_by_name(name, [grafana.DynamicConfigValue("unit", unit)])
     for column, link in panel.links.items():
