@@ -826,3 +826,24 @@ def test_post(kafka: Broker, tmp_path: Path) -> None:
         assert f"{file}, {says}" in result.output
     assert run("post", stdin=" \n", **options).exit_code == 2
     assert len(records(kafka, LIFECYCLE)) == before[0] + 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["worker --role fold", "gateway"])
+def test_who_waits_for_kafka_ends_when_told(
+    command: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    """By a handler: the first process of a container has no other way to hear it."""
+    (tmp_path / "github").write_text("swordfish")
+    process = program(
+        *command.split(), "--wait", "600s", stderr=subprocess.PIPE,
+        env={"RUNNERSTREAM_KAFKA": NOWHERE, "RUNNERSTREAM_CLICKHOUSE": "",
+             "RUNNERSTREAM_GATEWAY_LISTEN": "127.0.0.1:0",
+             "RUNNERSTREAM_WEBHOOK_SECRETS_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert b"waiting up to 600 s" in process.stderr.readline()
+    process.send_signal(number)
+    told = process.communicate(timeout=PATIENCE * 60)[1]
+    assert process.returncode == 128 + number, told
+    assert b"Traceback" not in told

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
@@ -173,19 +173,44 @@ def require_topics(settings: Settings) -> None:
 
 
 def when_reachable(check: Callable[[], None], patience: float) -> None:
-    """Run ``check``, again and again while what it needs cannot be reached."""
+    """Run ``check``, again and again while what it needs cannot be reached.
+
+    SIGTERM and Ctrl-C end the program meanwhile.
+    """
     deadline = time.monotonic() + patience
     told = False
-    while True:
-        try:
-            return check()
-        except Failure as failure:
-            if failure.exit_code != UNREACHABLE or time.monotonic() >= deadline:
-                raise
-            if not told:
-                click.echo(f"waiting up to {patience:g} s: {failure.message}", err=True)
-                told = True
-            time.sleep(0.5)
+    with _ended_by_signals():
+        while True:
+            try:
+                return check()
+            except Failure as failure:
+                if failure.exit_code != UNREACHABLE or time.monotonic() >= deadline:
+                    raise
+                if not told:
+                    click.echo(f"waiting up to {patience:g} s: {failure.message}", err=True)
+                    told = True
+                time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT end the program, with the code that shells give it.
+
+    Without a handler the first process of a container does not hear SIGTERM at all; and those of
+    roles only note it, for later.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    ours = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if ours else ()
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_with_stdin() -> None:
