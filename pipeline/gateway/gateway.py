@@ -33,6 +33,8 @@ _quiet.setLevel(logging.CRITICAL)
 SPARE_FILES: Final = 128
 #: How long a body that nobody wants is read on, so that its sender hears the answer. Seconds.
 LINGER_S: Final = 1.0
+#: How long aiohttp waits in the end for what had its time in ``HookServer.finish``. Seconds.
+_CUT_S: Final = 1.0
 #: Between two turns of the loop that are noted, and after what silence it counts as stuck. Seconds.
 _TURN_S: Final = 0.1
 _STUCK_S: Final = 60.0
@@ -135,7 +137,7 @@ class Gateway:
             receiver, access_log=None, logger=_quiet, keepalive_timeout=IDLE_S,
             lingering_time=LINGER_S, auto_decompress=False,
         )  # fmt: skip
-        runner = web.ServerRunner(server, shutdown_timeout=config.deadline_s + 2)
+        runner = web.ServerRunner(server, shutdown_timeout=_CUT_S)
         await runner.setup()
         site = GuardedSite(runner, config.host, config.port, self._door, tls=config.tls,
                            welcome=self._welcome if config.allowed else None)  # fmt: skip
