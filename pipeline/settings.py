@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     # -- ClickHouse ----------------------------------------------------------------------------
     #: ``clickhouse://user:password@host:port/database`` (``clickhouses://`` for TLS).
     clickhouse: SecretStr = SecretStr("clickhouse://default@127.0.0.1:19000/runnerstream")
+    #: Name of the cluster in ``remote_servers`` on all of whose nodes the tables are, spread over
+    #: its shards. Empty: one server has them.
+    clickhouse_cluster: str = Field("", pattern=r"^[A-Za-z0-9_.\-]*$")
 
     # -- webhooks ------------------------------------------------------------------------------
     #: Secrets of GitHub webhooks in raw form, separated by commas, or a JSON array of them: each

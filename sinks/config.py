@@ -40,6 +40,8 @@ class SinkConfig:
     #: How long it may take to become a member of the group (again) before the connection is given
     #: up and the group is joined anew. None: as long as an honest join may take, and a session.
     rejoin_s: float | None = None
+    #: The cluster that has the tables, by its name in ClickHouse; empty: the one server.
+    cluster: str = ""
     #: Apply migrations at start. Otherwise wait until somebody has.
     migrate: bool = True
     backoff: Backoff = field(default_factory=Backoff)

@@ -7,61 +7,57 @@ middle, or two sinks that start together, repeat statements and change nothing.
 
 A migration that was applied is frozen: when its text no longer matches the recorded checksum,
 :class:`EditedMigration` is raised instead of guessing which of the two the tables follow.
+
+On a cluster (``sinks/cluster.py``) every node is brought up to date by itself, and has its own list
+of what was applied. Its tables are replicated where its nodes have Keeper and the macros ``shard``
+and ``replica``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib import resources
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ServerException
 
+from sinks.cluster import Layout, of_local
+from sinks.declared import (
+    LEDGER,
+    Migration,
+    SchemaError,
+    columns,
+    made,
+    migrations,
+    script,
+    spread_over,
+    statements,
+)
+from sinks.nodes import Node, NodesAway, UnknownCluster, nodes, visit
+
+__all__ = [
+    "EditedMigration", "Layout", "Migration", "NodesAway", "Report", "SchemaError", "absent",
+    "apply", "connected", "database_of", "epoch", "migrations", "pending", "script", "table_of",
+    "with_database",
+]  # fmt: skip
+
 #: Used when the URL names no database.
 DEFAULT_DATABASE: Final = "runnerstream"
 
-_FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
-#: A statement ends with a semicolon at the end of a line. Good enough for files of our own, and
-#: far from a SQL parser; the schema test holds the files to it.
-_END_OF_STATEMENT = re.compile(r";[ \t]*$", re.MULTILINE)
-#: What a statement makes.
-_MAKES = re.compile(r"^CREATE (?:TABLE IF NOT EXISTS|OR REPLACE VIEW) (\w+)")
-_TABLE = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+) \(\n(.*?)\n\) ENGINE", re.DOTALL)
-_COLUMN = re.compile(r"^  `?(\w+)`? (.*)$")
-_ADDED = re.compile(r"^ALTER TABLE (\w+) ADD COLUMN IF NOT EXISTS (\w+) (.*?)(?: AFTER \w+)?$")
-_COMMENT_LINE = re.compile(r"^\s*--.*$", re.MULTILINE)
 _DATABASE_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
 
 #: Codes seen when two appliers create the same object at the same moment: table exists (57),
-#: database exists (82), table is being dropped or replaced (60, 218, 219), DDL guard (337).
-_RACE_CODES: Final = frozenset({57, 60, 82, 218, 219, 337})
+#: database exists (82), table is being dropped or replaced (60, 218, 219), DDL guard (337). And two
+#: replicas that change the same table: the change of the other comes first (517).
+_RACE_CODES: Final = frozenset({57, 60, 82, 218, 219, 337, 517})
 _RACE_ATTEMPTS: Final = 8
 _RACE_PAUSE_S: Final = 0.2
-
-_LEDGER: Final = """
-CREATE TABLE IF NOT EXISTS schema_migrations (
-  version UInt32 COMMENT 'Number of the migration',
-  name String COMMENT 'Its name',
-  checksum String COMMENT 'SHA-256 of its text',
-  applied_at DateTime64(3, 'UTC') COMMENT 'When it was applied',
-  applied_by String COMMENT 'Host that applied it'
-) ENGINE = ReplacingMergeTree
-ORDER BY (version, checksum)
-SETTINGS non_replicated_deduplication_window = 100
-COMMENT 'Which migrations were applied.'
-"""
-
-
-class SchemaError(RuntimeError):
-    """The schema cannot be brought up to date. An operator has to look."""
 
 
 class EditedMigration(SchemaError):
@@ -69,46 +65,15 @@ class EditedMigration(SchemaError):
 
 
 @dataclass(frozen=True, slots=True)
-class Migration:
-    """One numbered SQL file."""
-
-    version: int
-    name: str
-    text: str
-
-    @property
-    def checksum(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-    @property
-    def statements(self) -> tuple[str, ...]:
-        bare = _COMMENT_LINE.sub("", self.text)
-        return tuple(part.strip() for part in _END_OF_STATEMENT.split(bare) if part.strip())
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
-    """What :func:`apply` did. ``mended`` names what was gone."""
+    """What :func:`apply` did. ``mended`` names what was gone, ``emptied`` the tables that have lost
+    rows by that."""
 
     database: str
     applied: tuple[str, ...] = ()
-    already: tuple[str, ...] = field(default=())
+    already: tuple[str, ...] = ()
     mended: tuple[str, ...] = ()
-
-
-def migrations() -> tuple[Migration, ...]:
-    """The migrations of this release, in order. Numbers are unique and without gaps."""
-    found = []
-    for entry in resources.files("sinks").joinpath("migrations").iterdir():
-        match = _FILE.match(entry.name)
-        if match:
-            text = entry.read_text(encoding="utf-8")
-            found.append(Migration(int(match.group(1)), match.group(2), text))
-    found.sort(key=lambda migration: migration.version)
-    numbers = [migration.version for migration in found]
-    if numbers != list(range(1, len(numbers) + 1)):
-        raise SchemaError(f"migrations must be numbered 1..n without gaps: {numbers}")
-    return tuple(found)
+    emptied: tuple[str, ...] = ()
 
 
 def database_of(url: str) -> str:
@@ -134,59 +99,55 @@ def connected(url: str) -> Iterator[Client]:
         client.disconnect()
 
 
-def apply(url: str, todo: Sequence[Migration] | None = None) -> Report:
+def apply(url: str, todo: Sequence[Migration] | None = None, cluster: str = "") -> Report:
     """Create the database and apply what is missing. Idempotent; safe with several appliers.
 
-    ``url`` is ``clickhouse://user:password@host:port/database``. Raises :class:`EditedMigration`,
-    :class:`SchemaError` when the database is newer than this release, and clickhouse-driver's
-    errors when the server cannot be reached or refuses.
+    ``url`` is ``clickhouse://user:password@host:port/database``. With a ``cluster``, on all of its
+    nodes. Raises :class:`EditedMigration`, :class:`SchemaError` when the database is newer than
+    this release or its tables are not such as are to be made, :class:`NodesAway` when all is done
+    but on some nodes, and clickhouse-driver's errors when the server cannot be reached or refuses.
     """
     wanted = migrations() if todo is None else tuple(todo)
-    database = database_of(url)
-    _create_database(url, database)
-    applied: list[str] = []
-    already: list[str] = []
-    with connected(url) as client:
-        _execute(client, _LEDGER)
-        known = _ledger(client)
-        _check(wanted, known)
-        for migration in wanted:
-            label = f"{migration.version:04d}_{migration.name}"
-            if migration.version in known:
-                already.append(label)
-                continue
-            for statement in migration.statements:
-                _execute(client, statement)
-            client.execute(
-                "INSERT INTO schema_migrations (version, name, checksum, applied_at, applied_by)"
-                " VALUES",
-                [
-                    (
-                        migration.version,
-                        migration.name,
-                        migration.checksum,
-                        int(time.time() * 1000),
-                        socket.gethostname(),
-                    )
-                ],
-                settings={"async_insert": 0, "insert_deduplicate": 0},
-            )
-            applied.append(label)
-        mended = _mend(client, wanted)
-    return Report(database, tuple(applied), tuple(already), mended)
+    if not cluster:
+        return _apply(url, wanted)
+    found, layout = _layout(url, cluster)
+    spread = spread_over(wanted, layout)
+    visited = visit(found, lambda node: _on(node, lambda: _apply(node.url, spread, layout)))
+    if visited.away:
+        raise NodesAway(cluster, visited)
+    reports = visited.answers.items()
+    done = {label for _, report in reports for label in report.applied}
+    labels = [migration.label for migration in wanted]
+    return Report(
+        database_of(url),
+        tuple(label for label in labels if label in done),
+        tuple(label for label in labels if label not in done),
+        tuple(f"{name} on {node}" for node, report in reports for name in report.mended),
+        tuple(dict.fromkeys(name for _, report in reports for name in report.emptied)),
+    )
 
 
-def absent(url: str) -> tuple[str, ...]:
+def absent(url: str, cluster: str = "") -> tuple[str, ...]:
     """Tables, views and columns (``table.column``) that applied migrations have made and that are
-    gone. Changes nothing.
+    gone; with a ``cluster`` also where (``table on host:port``). Changes nothing.
 
-    Raises clickhouse-driver's errors.
+    Raises :class:`NodesAway` when that is so of some nodes and nothing is known to be gone, and
+    clickhouse-driver's errors.
     """
-    with connected(url) as client:
-        if ("schema_migrations",) not in client.execute("SHOW TABLES"):
-            return ()
-        known = _ledger(client)
-        return _absent(client, [each for each in migrations() if each.version in known])
+    if not cluster:
+        return _gone(url, migrations())
+    found, layout = _layout(url, cluster)
+    spread = spread_over(migrations(), layout)
+    visited = visit(found, lambda node: _gone(node.url, spread))
+    gone = [f"{name} on {node}" for node, names in visited.answers.items() for name in names]
+    if visited.away and not gone:
+        raise NodesAway(cluster, visited)
+    return tuple(gone)
+
+
+def table_of(gone: str) -> str:
+    """The table or view of what :func:`absent` or a :class:`Report` names."""
+    return of_local(gone.partition(" on ")[0].partition(".")[0])
 
 
 def epoch(client: Client, topic: str, log_id: str, table: str = "jobs") -> int:
@@ -213,27 +174,143 @@ def epoch(client: Client, topic: str, log_id: str, table: str = "jobs") -> int:
     client.execute(
         "INSERT INTO log_epochs (topic, log_id, epoch, noted_at) VALUES",
         [(topic, log_id, latest + 1, int(time.time() * 1000))],
-        settings={"async_insert": 0, "insert_deduplicate": 0},
+        settings={"async_insert": 0, "insert_deduplicate": 0, "distributed_foreground_insert": 1},
     )
     return int(latest) + 1
 
 
+def _apply(url: str, wanted: Sequence[Migration], layout: Layout | None = None) -> Report:
+    """Bring one server up to date."""
+    database = database_of(url)
+    _create_database(url, database)
+    applied: list[str] = []
+    already: list[str] = []
+    with connected(url) as client:
+        _check_kind(client, wanted, layout)
+        _execute(client, LEDGER)
+        known = _ledger(client)
+        _check(wanted, known)
+        for migration in wanted:
+            if migration.version in known:
+                already.append(migration.label)
+                continue
+            for statement in migration.statements:
+                _execute(client, statement)
+            client.execute(
+                "INSERT INTO schema_migrations (version, name, checksum, applied_at, applied_by)"
+                " VALUES",
+                [
+                    (
+                        migration.version,
+                        migration.name,
+                        migration.checksum,
+                        int(time.time() * 1000),
+                        socket.gethostname(),
+                    )
+                ],
+                settings={"async_insert": 0, "insert_deduplicate": 0},
+            )
+            applied.append(migration.label)
+        mended = _mend(client, wanted)
+    lost = dict.fromkeys(name.partition(".")[0] for name in mended)
+    if layout is not None:
+        # Without its rows a table asks the shards, and has lost nothing.
+        lost = dict.fromkeys(of_local(name) for name in lost if of_local(name) != name)
+    return Report(database, tuple(applied), tuple(already), mended, tuple(lost))
+
+
+def _on(node: Node, do: Callable[[], Report]) -> Report:
+    """What is wrong with one node of several is told with its name."""
+    try:
+        return do()
+    except SchemaError as error:
+        raise type(error)(f"{node}: {error}") from None
+
+
+def _layout(url: str, cluster: str) -> tuple[tuple[Node, ...], Layout]:
+    """The nodes of a cluster, and how their tables are to be."""
+    try:
+        found = nodes(url, cluster)
+    except UnknownCluster as error:
+        raise SchemaError(str(error)) from None
+    visited = visit(found, _can_replicate)
+    if not visited.answers:
+        raise NodesAway(cluster, visited)
+    can = {node for node, answer in visited.answers.items() if answer}
+    cannot = visited.answers.keys() - can
+    wants = "a configured Keeper and the macros shard and replica"
+    if can and cannot:
+        raise SchemaError(
+            f"{', '.join(map(str, sorted(can)))} of cluster {cluster} have {wants}, and"
+            f" {', '.join(map(str, sorted(cannot)))} have not: all should, or none"
+        )
+    if cannot and len({node.shard for node in found}) < len(found):
+        raise SchemaError(
+            f"cluster {cluster} has shards with several replicas: replicated tables need {wants}"
+        )
+    return found, Layout(cluster, replicated=bool(can))
+
+
+def _can_replicate(node: Node) -> bool:
+    with Client.from_url(with_database(node.url, "default")) as client:
+        ((keeper, macros),) = client.execute(
+            "SELECT (SELECT count() FROM system.tables WHERE database = 'system'"
+            " AND name = 'zookeeper'), (SELECT count() FROM system.macros"
+            " WHERE macro IN ('shard', 'replica'))"
+        )
+    return bool(keeper) and macros == 2
+
+
+def _check_kind(client: Client, wanted: Sequence[Migration], layout: Layout | None) -> None:
+    """Tables of a cluster and of a server have the same names: neither is changed into the
+    other."""
+    ours = {table for table, _ in columns(wanted)}
+    there = client.execute(
+        "SELECT name, engine, engine_full FROM system.tables WHERE database = currentDatabase()"
+    )
+    for name, engine, full in sorted(there):
+        if name not in ours:
+            continue
+        rows = engine.endswith("MergeTree")
+        if layout is None:
+            if not rows:
+                raise SchemaError(
+                    f"{name} is a table of a cluster, {full.partition(',')[0]}): set"
+                    " RUNNERSTREAM_CLICKHOUSE_CLUSTER to its name"
+                )
+        elif rows and of_local(name) == name:
+            raise SchemaError(
+                f"{name} is a table of one server, and a cluster is to be in its place: name"
+                " another database in RUNNERSTREAM_CLICKHOUSE, and copy what it has"
+            )
+        elif rows and engine.startswith("Replicated") != layout.replicated:
+            raise SchemaError(
+                f"{name} is {'' if layout.replicated else 'not '}to be replicated, and its engine"
+                f" is {engine}: Keeper or the macros shard and replica have changed"
+            )
+        elif not rows and f"'{layout.cluster}'" not in full:
+            raise SchemaError(f"{name} is a table of another cluster: {full}")
+
+
+def _gone(url: str, wanted: Sequence[Migration]) -> tuple[str, ...]:
+    with connected(url) as client:
+        if ("schema_migrations",) not in client.execute("SHOW TABLES"):
+            return ()
+        known = _ledger(client)
+        return _absent(client, [each for each in wanted if each.version in known])
+
+
 def _absent(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
     there = {name for (name,) in client.execute("SHOW TABLES")}
-    made = {
-        found.group(1): None
-        for statement in _statements(done)
-        if (found := _MAKES.match(statement))
-    }
-    columns = set(
+    known = set(
         client.execute("SELECT table, name FROM system.columns WHERE database = currentDatabase()")
     )
     return (
-        *(name for name in made if name not in there),
+        *(name for name in made(done) if name not in there),
         *(
             f"{table}.{column}"
-            for table, column in _columns(done)
-            if table in there and (table, column) not in columns
+            for table, column in columns(done)
+            if table in there and (table, column) not in known
         ),
     )
 
@@ -244,39 +321,35 @@ def _mend(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
     gone = _absent(client, done)
     if gone:
         # Columns first: views are made of them.
-        for (table, column), definition in _columns(done).items():
+        for (table, column), definition in columns(done).items():
             if f"{table}.{column}" in gone:
                 _execute(
                     client, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS `{column}` {definition}"
                 )
-        for statement in _statements(done):
+        for statement in statements(done):
             _execute(client, statement)
     return gone
 
 
-def _statements(done: Sequence[Migration]) -> Iterator[str]:
-    for migration in done:
-        yield from migration.statements
+def pending(url: str, cluster: str = "") -> tuple[Migration, ...]:
+    """Migrations of this release that the database has not seen; with a ``cluster``, that some node
+    has not. Changes nothing.
 
-
-def _columns(done: Sequence[Migration]) -> dict[tuple[str, str], str]:
-    """Every column of every table with its definition, as the migrations give it."""
-    found: dict[tuple[str, str], str] = {}
-    for statement in _statements(done):
-        if made := _TABLE.match(statement):
-            for line in made.group(2).splitlines():
-                if (column := _COLUMN.match(line)) and column.group(1) != "INDEX":
-                    found[made.group(1), column.group(1)] = column.group(2).rstrip(",")
-        elif added := _ADDED.match(statement):
-            found[added.group(1), added.group(2)] = added.group(3)
-    return found
-
-
-def pending(url: str) -> tuple[Migration, ...]:
-    """Migrations of this release that the database has not seen. Changes nothing.
-
-    Raises as :func:`apply` does.
+    Raises as :func:`apply` does; :class:`NodesAway` only when the others have seen all.
     """
+    if not cluster:
+        return _pending(url)
+    try:
+        visited = visit(nodes(url, cluster), lambda node: _pending(node.url))
+    except UnknownCluster as error:
+        raise SchemaError(str(error)) from None
+    missing = {each.version for found in visited.answers.values() for each in found}
+    if visited.away and not missing:
+        raise NodesAway(cluster, visited)
+    return tuple(each for each in migrations() if each.version in missing)
+
+
+def _pending(url: str) -> tuple[Migration, ...]:
     with Client.from_url(with_database(url, "default")) as client:
         exists = client.execute(
             "SELECT count() FROM system.tables WHERE database = %(database)s"
@@ -297,7 +370,7 @@ def _check(wanted: Sequence[Migration], known: dict[int, set[str]]) -> None:
         recorded = known.get(migration.version)
         if recorded and recorded != {migration.checksum}:
             raise EditedMigration(
-                f"migration {migration.version:04d}_{migration.name} was changed after it had been"
+                f"migration {migration.label} was changed after it had been"
                 " applied; restore it and put the change into a new migration"
             )
     # A sink of an older release must not write into tables it does not know.

@@ -166,19 +166,25 @@ class Sink:
         while not stop.is_set():
             self._turned = time.monotonic()
             try:
+                url, cluster = self.config.clickhouse_url, self.config.cluster
                 if self.config.migrate:
-                    report = schema.apply(self.config.clickhouse_url)
+                    report = schema.apply(url, cluster=cluster)
                     log.info("schema %s: applied %s", report.database, report.applied or "nothing")
                     missing = 0
                 else:
-                    missing = len(schema.pending(self.config.clickhouse_url))
+                    missing = len(schema.pending(url, cluster))
                 if not missing:
-                    self._preparing = None
-                    self.metrics.clickhouse_up.set(1)
-                    return True
+                    return self._prepared()
                 waiting_for = f"{missing} migrations are to be applied"
             except schema.SchemaError:
                 raise
+            except schema.NodesAway as error:
+                waiting_for = str(error)
+                if error.enough:
+                    # Each shard has another node. Whether this one has the tables of this release
+                    # when it is back, `schema show` and `doctor` tell.
+                    log.warning("%s", waiting_for)
+                    return self._prepared()
             except Exception as error:
                 waiting_for = describe(error)
             attempt += 1
@@ -188,6 +194,11 @@ class Sink:
                 log.warning("%s", self._preparing)
             stop.wait(self.config.backoff.delay(attempt))
         return False
+
+    def _prepared(self) -> bool:
+        self._preparing = None
+        self.metrics.clickhouse_up.set(1)
+        return True
 
     def _consumer(self, stop: threading.Event) -> Any:
         """A consumer, waiting for the broker. None when stopped meanwhile."""

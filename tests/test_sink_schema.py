@@ -18,6 +18,7 @@ from clickhouse_driver import Client
 
 from pipeline.local import EmbeddedClickHouse
 from sinks import rows, schema
+from sinks.declared import columns
 from topics.models import JobAttributes
 
 #: A recent full hour: rows older than their table's TTL would be gone at once.
@@ -196,7 +197,7 @@ def test_a_dropped_column_is_made_again(url: str, column: str) -> None:
 
 
 def test_the_columns_are_read_from_the_migrations_whole(client: Client) -> None:
-    told = set(schema._columns(schema.migrations()))
+    told = set(columns(schema.migrations()))
     found = client.execute(
         "SELECT table, name FROM system.columns WHERE database = currentDatabase()"
         " AND table IN (SELECT name FROM system.tables WHERE engine != 'View')"

@@ -349,8 +349,12 @@ def _clickhouse(settings: Settings) -> Iterator[Finding]:
         theirs = theirs.replace(tzinfo=UTC)
     yield _skew("clock of ClickHouse", theirs.timestamp() - (began + ended) / 2)
     try:
-        pending = schema.pending(bounded(url))
-        gone = () if pending else schema.absent(bounded(url))
+        pending = schema.pending(bounded(url), settings.clickhouse_cluster)
+        gone = () if pending else schema.absent(bounded(url), settings.clickhouse_cluster)
+    except schema.NodesAway as error:
+        todo = "start it; then `runnerstream schema apply`, if it is behind"
+        yield Finding("tables", "bad", str(error), todo)
+        return
     except schema.SchemaError as error:
         yield Finding("tables", "bad", str(error), "run the release that made them, or a newer one")
         return

@@ -17,7 +17,7 @@ from pipeline.commands.connections import (
     require_clickhouse,
 )
 from pipeline.commands.context import Context
-from pipeline.commands.failure import FAILED, USAGE, Failure
+from pipeline.commands.failure import FAILED, UNREACHABLE, USAGE, Failure
 from pipeline.commands.output import print_json, print_table, say
 from sinks import schema as tables
 from sinks.refill import RefillError, refill
@@ -34,15 +34,18 @@ def schema() -> None:
 def schema_apply(context: Context) -> None:
     """Create the database, apply missing migrations, and make again what was dropped.
 
-    Applying twice changes nothing.
+    Applying twice changes nothing. On a cluster it is done on every node; when one is away, it is
+    done on the others, and the exit code is 3.
     """
     settings = context.settings
     url = clickhouse_url(settings)
     require_clickhouse(settings)
     try:
-        report = tables.apply(bounded(url))
+        report = tables.apply(bounded(url), cluster=settings.clickhouse_cluster)
     except tables.SchemaError as error:
         raise Failure(str(error)) from None
+    except tables.NodesAway as error:
+        raise nodes_away(error) from None
     except (ClickHouseError, OSError, EOFError, ValueError) as error:
         raise clickhouse_failure(settings, error) from None
     for name in report.applied:
@@ -54,10 +57,40 @@ def schema_apply(context: Context) -> None:
         f"{len(report.already)} were there"
     )
     ours = {table.name for table in TABLES}
-    lost = dict.fromkeys(name.partition(".")[0] for name in report.mended)
-    lost = dict.fromkeys(name for name in lost if name in ours)
+    lost = [name for name in report.emptied if name in ours]
     if lost:
         say(f"fill from the log what was lost: runnerstream schema refill {' '.join(lost)}")
+
+
+def nodes_away(error: tables.NodesAway) -> Failure:
+    """Some nodes of a cluster take no part: what to tell."""
+    return Failure(
+        str(error),
+        "what was done on the others stays; when all answer, run `runnerstream schema apply` again",
+        UNREACHABLE,
+    )
+
+
+@schema.command("sql")
+@click.option("--cluster", metavar="NAME", help="As on every node of this cluster, instead of the "
+              "one of the settings.")  # fmt: skip
+@click.option("--replicated", is_flag=True, help="Its shards have replicas, and Keeper.")
+@click.option("--on-cluster", is_flag=True, help="Let ClickHouse run each statement on all nodes.")
+@click.pass_obj
+def schema_sql(context: Context, cluster: str | None, replicated: bool, on_cluster: bool) -> None:
+    """Print the SQL of all migrations, for people who run it themselves. Asks no server.
+
+    The last statements note what was run, for each server: no ON CLUSTER can do that.
+    """
+    name = context.settings.clickhouse_cluster if cluster is None else cluster
+    if not name and (replicated or on_cluster):
+        raise Failure("there are replicas on clusters only", "name one with --cluster", USAGE)
+    try:
+        layout = tables.Layout(name, replicated, on_cluster) if name else None
+    except ValueError as error:
+        raise Failure(str(error), exit_code=USAGE) from None
+    for statement in tables.script(layout):
+        say(f"{statement};\n")
 
 
 @schema.command("refill")
@@ -79,9 +112,14 @@ def schema_refill(context: Context, names: tuple[str, ...]) -> None:
         )
     require_clickhouse(settings)
     try:
-        gone = sorted(set(names) & set(tables.absent(bounded(url))))
+        missing = tables.absent(bounded(url), settings.clickhouse_cluster)
+    except tables.SchemaError as error:
+        raise Failure(str(error)) from None
+    except tables.NodesAway as error:
+        raise nodes_away(error) from None
     except (ClickHouseError, OSError, EOFError, ValueError) as error:
         raise clickhouse_failure(settings, error) from None
+    gone = [each for each in missing if tables.table_of(each) in names]
     if gone:
         raise Failure(f"missing: {', '.join(gone)}", "make it with `runnerstream schema apply`")
     with kafka_admin(settings):
@@ -109,29 +147,35 @@ def schema_refill(context: Context, names: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.pass_obj
 def schema_show(context: Context, as_json: bool) -> None:
-    """Show migrations and tables. Exit code 1 while a migration or a table is missing."""
+    """Show migrations and tables. Exit code 1 while a migration or a table is missing, on a cluster
+    on any node; 3 when a node is away."""
     settings = context.settings
-    url = clickhouse_url(settings)
+    url, cluster = clickhouse_url(settings), settings.clickhouse_cluster
     require_clickhouse(settings)
     try:
-        pending = {migration.version for migration in tables.pending(bounded(url))}
+        pending = {migration.version for migration in tables.pending(bounded(url), cluster)}
         gone: tuple[str, ...] = ()
         if len(pending) < len(tables.migrations()):
-            gone = tables.absent(bounded(url))
+            gone = tables.absent(bounded(url), cluster)
     except tables.SchemaError as error:
         raise Failure(str(error)) from None
+    except tables.NodesAway as error:
+        raise nodes_away(error) from None
     except (ClickHouseError, OSError, EOFError, ValueError) as error:
         raise clickhouse_failure(settings, error) from None
     migrations = [
         (f"{m.version:04d}_{m.name}", "missing" if m.version in pending else "applied")
         for m in tables.migrations()
     ]
-    sizes = []
+    # Of a shard one replica is asked. What has no rows of its own is there on all.
+    where = "cluster(%(cluster)s, system, tables)" if cluster else "system.tables"
     with clickhouse(settings) as client:
         sizes = client.execute(
-            "SELECT name, engine, ifNull(total_rows, 0), ifNull(total_bytes, 0), comment "
-            "FROM system.tables WHERE database = %(database)s ORDER BY engine = 'View', name",
-            {"database": tables.database_of(url)},
+            "SELECT name, any(engine) AS kind, sum(ifNull(total_rows, 0)),"
+            f" sum(ifNull(total_bytes, 0)), any(comment) FROM {where}"
+            " WHERE database = %(database)s AND engine != 'Distributed'"
+            " GROUP BY name ORDER BY kind = 'View', name",
+            {"database": tables.database_of(url), "cluster": cluster},
         )
     if as_json:
         print_json(

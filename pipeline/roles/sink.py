@@ -30,7 +30,8 @@ def run(settings: Settings, stop: threading.Event, beside: Supervisor) -> int:
     logging.config.dictConfig(logging_config(settings))
     url = settings.clickhouse.get_secret_value()
     group = SINK.group(settings)
-    sink = Sink(SinkConfig(settings.member_options(), url, group_id=group))
+    cluster = settings.clickhouse_cluster
+    sink = Sink(SinkConfig(settings.member_options(), url, group_id=group, cluster=cluster))
     about = SINK.deployment(settings)
     health = HealthServer(sink, settings.web_bind, settings.sink_port, about, version())
     log.info(

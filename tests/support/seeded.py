@@ -316,7 +316,7 @@ class Plant:
 
 def fill(
     url: str, end_ms: int, *, seed: int = 7, jobs: int = 1_000, hours: float = 4.0,
-    telling_h: float = 0.75, load: float = 0.7,
+    telling_h: float = 0.75, load: float = 0.7, cluster: str = "",
 ) -> Seeded:  # fmt: skip
     """Make the tables and fill them with what happened in so many hours up to ``end_ms``.
 
@@ -330,7 +330,7 @@ def fill(
     telemetry = telling(seed, end - int(telling_h * HOUR) // STEP_MS * STEP_MS, end)
     plant = Plant(seed, jobs, start, end, load)
     plant.run(telemetry)
-    schema.apply(url)
+    schema.apply(url, cluster=cluster)
     _write(url, plant.logs)
     asked = plant.simulation.asked
     assert asked is not None
