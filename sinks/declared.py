@@ -117,11 +117,13 @@ def script(layout: Layout | None = None) -> Iterator[str]:
 
 def made(done: Sequence[Migration]) -> dict[str, str]:
     """Tables and views, and the statement that makes each (the last of them)."""
-    return {
-        found.group(1): statement
-        for statement in statements(done)
-        if (found := _MAKES.match(statement))
-    }
+    return {name: each for each in statements(done) if (name := made_by(each))}
+
+
+def made_by(statement: str) -> str:
+    """The table or view that a statement makes; empty: it makes none."""
+    found = _MAKES.match(statement)
+    return found.group(1) if found else ""
 
 
 def statements(done: Sequence[Migration]) -> Iterator[str]:

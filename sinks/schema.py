@@ -9,8 +9,8 @@ A migration that was applied is frozen: when its text no longer matches the reco
 :class:`EditedMigration` is raised instead of guessing which of the two the tables follow.
 
 On a cluster (``sinks/cluster.py``) every node is brought up to date by itself, and has its own list
-of what was applied. Its tables are replicated where its nodes have Keeper and the macros ``shard``
-and ``replica``.
+of what was applied. Its tables are replicated where its nodes have the macros ``shard`` and
+``replica``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,6 +35,7 @@ from sinks.declared import (
     SchemaError,
     columns,
     made,
+    made_by,
     migrations,
     script,
     spread_over,
@@ -112,7 +114,7 @@ def apply(url: str, todo: Sequence[Migration] | None = None, cluster: str = "") 
         return _apply(url, wanted)
     found, layout = _layout(url, cluster)
     spread = spread_over(wanted, layout)
-    visited = visit(found, lambda node: _on(node, lambda: _apply(node.url, spread, layout)))
+    visited = visit(found, lambda node: _apply_on(node, spread, layout, found))
     if visited.away:
         raise NodesAway(cluster, visited)
     reports = visited.answers.items()
@@ -179,8 +181,13 @@ def epoch(client: Client, topic: str, log_id: str, table: str = "jobs") -> int:
     return int(latest) + 1
 
 
-def _apply(url: str, wanted: Sequence[Migration], layout: Layout | None = None) -> Report:
-    """Bring one server up to date."""
+def _apply(
+    url: str,
+    wanted: Sequence[Migration],
+    layout: Layout | None = None,
+    there: Mapping[str, str] = MappingProxyType({}),
+) -> Report:
+    """Bring one server up to date. ``there``: how other replicas have their tables."""
     database = database_of(url)
     _create_database(url, database)
     applied: list[str] = []
@@ -195,7 +202,7 @@ def _apply(url: str, wanted: Sequence[Migration], layout: Layout | None = None) 
                 already.append(migration.label)
                 continue
             for statement in migration.statements:
-                _execute(client, statement)
+                _execute(client, _taken_over(statement, there))
             client.execute(
                 "INSERT INTO schema_migrations (version, name, checksum, applied_at, applied_by)"
                 " VALUES",
@@ -211,7 +218,7 @@ def _apply(url: str, wanted: Sequence[Migration], layout: Layout | None = None) 
                 settings={"async_insert": 0, "insert_deduplicate": 0},
             )
             applied.append(migration.label)
-        mended = _mend(client, wanted)
+        mended = _mend(client, wanted, there)
     lost = dict.fromkeys(name.partition(".")[0] for name in mended)
     if layout is not None:
         # Without its rows a table asks the shards, and has lost nothing.
@@ -219,12 +226,39 @@ def _apply(url: str, wanted: Sequence[Migration], layout: Layout | None = None) 
     return Report(database, tuple(applied), tuple(already), mended, tuple(lost))
 
 
-def _on(node: Node, do: Callable[[], Report]) -> Report:
-    """What is wrong with one node of several is told with its name."""
+def _apply_on(
+    node: Node, wanted: Sequence[Migration], layout: Layout, all_nodes: Sequence[Node]
+) -> Report:
+    """Bring one node of a cluster up to date. What is wrong with it is told with its name."""
+    there: dict[str, str] = {}
+    if layout.replicated:
+        others = [each for each in all_nodes if each.shard == node.shard and each != node]
+        for found in visit(others, lambda other: replicas(other.url)).answers.values():
+            there |= found
     try:
-        return do()
+        return _apply(node.url, wanted, layout, there)
     except SchemaError as error:
         raise type(error)(f"{node}: {error}") from None
+
+
+def replicas(url: str) -> dict[str, str]:
+    """The replicated tables of a server, and the statement that makes another replica of each.
+
+    Raises clickhouse-driver's errors.
+    """
+    with connected(url) as client:
+        found = client.execute(
+            "SELECT name, create_table_query FROM system.tables"
+            " WHERE database = currentDatabase() AND engine LIKE 'Replicated%MergeTree'"
+        )
+    begin = "CREATE TABLE "
+    return {name: query.replace(begin, f"{begin}IF NOT EXISTS ", 1) for name, query in found}
+
+
+def _taken_over(statement: str, there: Mapping[str, str]) -> str:
+    """A replica has to begin as the others are by now, with all that has changed since the table
+    was made: Keeper refuses one that begins as they began."""
+    return there.get(made_by(statement), statement)
 
 
 def _layout(url: str, cluster: str) -> tuple[tuple[Node, ...], Layout]:
@@ -233,32 +267,30 @@ def _layout(url: str, cluster: str) -> tuple[tuple[Node, ...], Layout]:
         found = nodes(url, cluster)
     except UnknownCluster as error:
         raise SchemaError(str(error)) from None
-    visited = visit(found, _can_replicate)
+    visited = visit(found, _has_macros)
     if not visited.answers:
         raise NodesAway(cluster, visited)
-    can = {node for node, answer in visited.answers.items() if answer}
-    cannot = visited.answers.keys() - can
-    wants = "a configured Keeper and the macros shard and replica"
-    if can and cannot:
+    having = [str(node) for node, has in visited.answers.items() if has]
+    lacking = [str(node) for node, has in visited.answers.items() if not has]
+    if having and lacking:
         raise SchemaError(
-            f"{', '.join(map(str, sorted(can)))} of cluster {cluster} have {wants}, and"
-            f" {', '.join(map(str, sorted(cannot)))} have not: all should, or none"
+            f"of cluster {cluster} {', '.join(having)} have the macros shard and replica, and"
+            f" {', '.join(lacking)} have not: all of them, or none"
         )
-    if cannot and len({node.shard for node in found}) < len(found):
+    if lacking and len({node.shard for node in found}) < len(found):
         raise SchemaError(
-            f"cluster {cluster} has shards with several replicas: replicated tables need {wants}"
+            f"cluster {cluster} has shards with several replicas: that needs Keeper, and the macros"
+            " shard and replica on every node"
         )
-    return found, Layout(cluster, replicated=bool(can))
+    return found, Layout(cluster, replicated=bool(having))
 
 
-def _can_replicate(node: Node) -> bool:
+def _has_macros(node: Node) -> bool:
     with Client.from_url(with_database(node.url, "default")) as client:
-        ((keeper, macros),) = client.execute(
-            "SELECT (SELECT count() FROM system.tables WHERE database = 'system'"
-            " AND name = 'zookeeper'), (SELECT count() FROM system.macros"
-            " WHERE macro IN ('shard', 'replica'))"
+        ((found,),) = client.execute(
+            "SELECT uniqExact(macro) FROM system.macros WHERE macro IN ('shard', 'replica')"
         )
-    return bool(keeper) and macros == 2
+    return bool(found == 2)
 
 
 def _check_kind(client: Client, wanted: Sequence[Migration], layout: Layout | None) -> None:
@@ -286,7 +318,7 @@ def _check_kind(client: Client, wanted: Sequence[Migration], layout: Layout | No
         elif rows and engine.startswith("Replicated") != layout.replicated:
             raise SchemaError(
                 f"{name} is {'' if layout.replicated else 'not '}to be replicated, and its engine"
-                f" is {engine}: Keeper or the macros shard and replica have changed"
+                f" is {engine}: the macros shard and replica have come or gone"
             )
         elif not rows and f"'{layout.cluster}'" not in full:
             raise SchemaError(f"{name} is a table of another cluster: {full}")
@@ -315,7 +347,7 @@ def _absent(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
     )
 
 
-def _mend(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
+def _mend(client: Client, done: Sequence[Migration], there: Mapping[str, str]) -> tuple[str, ...]:
     """Make again what was dropped. All statements are run again, in order: later ones may have
     changed what an earlier one makes, and all can be repeated."""
     gone = _absent(client, done)
@@ -327,7 +359,7 @@ def _mend(client: Client, done: Sequence[Migration]) -> tuple[str, ...]:
                     client, f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS `{column}` {definition}"
                 )
         for statement in statements(done):
-            _execute(client, statement)
+            _execute(client, _taken_over(statement, there))
     return gone
 
 

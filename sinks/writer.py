@@ -297,8 +297,10 @@ class Writer:
                 attempt += 1
                 self._wait(reason, describe(error), attempt)
                 # A server that runs out of memory while rows still come closes the connection, and
-                # its reason is lost with it.
-                cut_off = cut_off + 1 if connected and reason == "network" else 0
+                # its reason is lost with it. One that says what it lacks is well: another server
+                # of its cluster is away.
+                lost = reason == "network" and not isinstance(error, ServerException)
+                cut_off = cut_off + 1 if connected and lost else 0
                 too_large = getattr(error, "code", None) in _ROOM_CODES or cut_off >= _CUT_OFF
                 if high - low > 1 and too_large:
                     raise _NoRoom from error

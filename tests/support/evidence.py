@@ -286,49 +286,7 @@ def check_clickhouse(url: str, truth: Truth, bootstrap: str) -> dict[str, int]:
     """
     client = Client.from_url(url)
     try:
-        rows = client.execute(
-            "SELECT key, status, fleet, conclusion, queued_at, started_at, completed_at, "
-            "abandoned_ms, copied, queue_ms, claim_to_start_ms, run_ms, total_ms, "
-            "actor, trigger, pull_request, head_repo FROM jobs_latest"
-        )
-        jobs = {row[0]: row[1:4] + tuple(_ms(at) for at in row[4:7]) + row[7:] for row in rows}
-        expect("doubled rows in jobs_latest", [str(len(rows))] if len(rows) != len(jobs) else [])
-        want = {
-            key: (
-                job.status,
-                job.fleet,
-                job.conclusion or "",
-                job.queued_at,
-                job.started_at,
-                job.completed_at,
-                job.abandoned_ms,
-                int(job.copied),
-                *(
-                    value if isinstance(value := job.timings[family], int) else None
-                    for family in ("queue", "claim_to_start", "run", "total")
-                ),
-                *job.origin,
-            )
-            for key, job in truth.jobs.items()
-        }
-        expect("jobs_latest", differences(jobs, want))
-        ended = {k: tuple(w[8:12]) for k, w in want.items() if w[0] == "completed"}
-        timed = client.execute(
-            "SELECT key, queue_ms, claim_to_start_ms, run_ms, total_ms FROM job_timings FINAL"
-        )
-        expect("job_timings", differences({row[0]: row[1:] for row in timed}, ended))
-        # A copy's steps are not written, unless it was not known yet to be a copy.
-        own = {key: job for key, job in truth.jobs.items() if not job.copied}
-        found = client.execute(
-            "SELECT key, number, name, conclusion, started_at, completed_at FROM job_steps FINAL"
-        )
-        steps = {row[:2]: (*row[2:4], _ms(row[4]), _ms(row[5])) for row in found if row[0] in own}
-        taken = {
-            (key, step[0]): (step[1], step[2] or "", *step[3:])
-            for key, job in own.items()
-            for step in job.steps
-        }
-        expect("job_steps", differences(steps, taken))
+        compared = check_jobs(client, truth)
         cells = client.execute(
             "SELECT fleet, family, size_s, start, count, sum_ms FROM windows_merged WHERE count > 0"
             f" AND NOT startsWith(family, '{STRANDED}')"
@@ -348,12 +306,58 @@ def check_clickhouse(url: str, truth: Truth, bootstrap: str) -> dict[str, int]:
         expect("events_raw", differences(raw, there))
     finally:
         client.disconnect()
-    return {
-        "jobs_latest": len(jobs),
-        "job_timings": len(timed),
-        "job_steps": len(steps),
-        "windows_merged": len(sums),
+    return {**compared, "windows_merged": len(sums)}
+
+
+def check_jobs(client: Client, truth: Truth) -> dict[str, int]:
+    """Compare jobs, their timings and steps in ClickHouse with the truth.
+
+    Raises AssertionError naming the first differences.
+    """
+    rows = client.execute(
+        "SELECT key, status, fleet, conclusion, queued_at, started_at, completed_at, "
+        "abandoned_ms, copied, queue_ms, claim_to_start_ms, run_ms, total_ms, "
+        "actor, trigger, pull_request, head_repo FROM jobs_latest"
+    )
+    jobs = {row[0]: row[1:4] + tuple(_ms(at) for at in row[4:7]) + row[7:] for row in rows}
+    expect("doubled rows in jobs_latest", [str(len(rows))] if len(rows) != len(jobs) else [])
+    want = {
+        key: (
+            job.status,
+            job.fleet,
+            job.conclusion or "",
+            job.queued_at,
+            job.started_at,
+            job.completed_at,
+            job.abandoned_ms,
+            int(job.copied),
+            *(
+                value if isinstance(value := job.timings[family], int) else None
+                for family in ("queue", "claim_to_start", "run", "total")
+            ),
+            *job.origin,
+        )
+        for key, job in truth.jobs.items()
     }
+    expect("jobs_latest", differences(jobs, want))
+    ended = {k: tuple(w[8:12]) for k, w in want.items() if w[0] == "completed"}
+    timed = client.execute(
+        "SELECT key, queue_ms, claim_to_start_ms, run_ms, total_ms FROM job_timings FINAL"
+    )
+    expect("job_timings", differences({row[0]: row[1:] for row in timed}, ended))
+    # A copy's steps are not written, unless it was not known yet to be a copy.
+    own = {key: job for key, job in truth.jobs.items() if not job.copied}
+    found = client.execute(
+        "SELECT key, number, name, conclusion, started_at, completed_at FROM job_steps FINAL"
+    )
+    steps = {row[:2]: (*row[2:4], _ms(row[4]), _ms(row[5])) for row in found if row[0] in own}
+    taken = {
+        (key, step[0]): (step[1], step[2] or "", *step[3:])
+        for key, job in own.items()
+        for step in job.steps
+    }
+    expect("job_steps", differences(steps, taken))
+    return {"jobs_latest": len(jobs), "job_timings": len(timed), "job_steps": len(steps)}
 
 
 def _ms(at: datetime | None) -> int | None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +20,9 @@ from pipeline.local.process import (
     ServerProcess,
     accepts_connections,
 )
-from tests.support.cache import cached
+from tests.support import maven
 
 _HERE = Path(__file__).with_name("kafka")
-_COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
-_RESOLVE_SECONDS = 600.0
 _READY_SECONDS = 60.0
 
 _CLUSTER_ID = "cnVubmVyc3RyZWFtLXRlcw"
@@ -69,10 +66,7 @@ class KafkaUnavailable(RuntimeError):
 
 def missing() -> str | None:
     """Why Apache Kafka cannot be run here, in one sentence; None when the tools are there."""
-    absent = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
-    if absent:
-        return f"Apache Kafka needs Java 17 and Maven; not on the PATH: {', '.join(absent)}"
-    return None
+    return maven.missing("Apache Kafka")
 
 
 def class_path() -> Path:
@@ -81,33 +75,10 @@ def class_path() -> Path:
     Raises:
         KafkaUnavailable: when the tools are missing or Maven cannot resolve the artifacts.
     """
-    reason = missing()
-    if reason is not None:
-        raise KafkaUnavailable(reason)
-    return cached("kafka", (_HERE / "pom.xml").read_bytes(), _resolve)
-
-
-def _resolve(work: Path) -> Path:
-    shutil.copy(_HERE / "pom.xml", work)
-    command = ["mvn", "-q", "-B", _COPY_GOAL, "-DincludeScope=runtime", "-DoutputDirectory=lib"]
     try:
-        result = subprocess.run(
-            command,
-            cwd=work,
-            capture_output=True,
-            text=True,
-            timeout=_RESOLVE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise KafkaUnavailable(
-            f"Maven did not resolve Apache Kafka within {_RESOLVE_SECONDS:g} s"
-        ) from error
-    if result.returncode != 0:
-        raise KafkaUnavailable(
-            f"Maven cannot resolve Apache Kafka: {(result.stdout + result.stderr)[-2000:]}"
-        )
-    return work / "lib"
+        return maven.jars("Apache Kafka", "kafka", _HERE / "pom.xml")
+    except maven.JarsUnavailable as error:
+        raise KafkaUnavailable(str(error)) from error
 
 
 class ApacheKafka(LocalServer):

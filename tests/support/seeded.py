@@ -314,32 +314,40 @@ class Plant:
         }  # fmt: skip
 
 
-def fill(
-    url: str, end_ms: int, *, seed: int = 7, jobs: int = 1_000, hours: float = 4.0,
-    telling_h: float = 0.75, load: float = 0.7, cluster: str = "",
-) -> Seeded:  # fmt: skip
-    """Make the tables and fill them with what happened in so many hours up to ``end_ms``.
-
-    ``telling_h``: for so long the programs around the jobs have told how they are. ``load``: so
-    busy are the fleets on average. The same arguments give the same rows.
+def fill(url: str, end_ms: int, **more: Any) -> Seeded:
+    """Make the tables and fill them with what :func:`grown` gives for the same arguments.
 
     Raises clickhouse-driver's errors.
+    """
+    seeded, logs = grown(end_ms, **more)
+    schema.apply(url)
+    write(url, logs)
+    return seeded
+
+
+def grown(
+    end_ms: int, *, seed: int = 7, jobs: int = 1_000, hours: float = 4.0, telling_h: float = 0.75,
+    load: float = 0.7,
+) -> tuple[Seeded, dict[str, list[Kept]]]:  # fmt: skip
+    """What happened in so many hours up to ``end_ms``, and what the sink reads of it, by topic.
+
+    ``telling_h``: for so long the programs around the jobs have told how they are. ``load``: so
+    busy are the fleets on average. The same arguments give the same records.
     """
     end = end_ms // STEP_MS * STEP_MS
     start = end - int(hours * HOUR) // STEP_MS * STEP_MS
     telemetry = telling(seed, end - int(telling_h * HOUR) // STEP_MS * STEP_MS, end)
     plant = Plant(seed, jobs, start, end, load)
     plant.run(telemetry)
-    schema.apply(url, cluster=cluster)
-    _write(url, plant.logs)
     asked = plant.simulation.asked
     assert asked is not None
     books = asked.world.books
-    return Seeded(
+    seeded = Seeded(
         start, end, plant.simulation.truth(plant.closed), telemetry, asked.world.stuck,
         {command: result for command, (result, _) in books.answers.items()}, books.hits,
         {topic: len(log) for topic, log in plant.logs.items()},
     )  # fmt: skip
+    return seeded, plant.logs
 
 
 def telling(seed: int, start: int, end: int) -> Told:
@@ -409,7 +417,8 @@ def _scraped(told: Told, fleet: str, start: int, end: int, chance: Random) -> No
         told.levels[where] = told.levels.get(where, 0) + more
 
 
-def _write(url: str, logs: Mapping[str, list[Kept]]) -> None:
+def write(url: str, logs: Mapping[str, list[Kept]]) -> None:
+    """Write records as the sink does."""
     writer = Writer(url, SinkMetrics())
     try:
         epochs = {topic: writer.epoch(topic, "seeded") for topic in rows.PLACED}
