@@ -44,9 +44,9 @@ from sinks.declared import (
 from sinks.nodes import Node, NodesAway, UnknownCluster, nodes, visit
 
 __all__ = [
-    "EditedMigration", "Layout", "Migration", "NodesAway", "Report", "SchemaError", "absent",
-    "apply", "connected", "database_of", "epoch", "migrations", "pending", "script", "table_of",
-    "with_database",
+    "EditedMigration", "Layout", "Migration", "NodesAway", "Report", "SchemaError", "WrongCluster",
+    "absent", "apply", "connected", "database_of", "epoch", "migrations", "pending", "replicas",
+    "script", "table_of", "with_database",
 ]  # fmt: skip
 
 #: Used when the URL names no database.
@@ -64,6 +64,10 @@ _RACE_PAUSE_S: Final = 0.2
 
 class EditedMigration(SchemaError):
     """A migration was changed after it had been applied. Write a new one instead."""
+
+
+class WrongCluster(SchemaError):
+    """The cluster is not there, or cannot have our tables, or the tables are those of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,19 +270,19 @@ def _layout(url: str, cluster: str) -> tuple[tuple[Node, ...], Layout]:
     try:
         found = nodes(url, cluster)
     except UnknownCluster as error:
-        raise SchemaError(str(error)) from None
+        raise WrongCluster(str(error)) from None
     visited = visit(found, _has_macros)
     if not visited.answers:
         raise NodesAway(cluster, visited)
     having = [str(node) for node, has in visited.answers.items() if has]
     lacking = [str(node) for node, has in visited.answers.items() if not has]
     if having and lacking:
-        raise SchemaError(
+        raise WrongCluster(
             f"of cluster {cluster} {', '.join(having)} have the macros shard and replica, and"
             f" {', '.join(lacking)} have not: all of them, or none"
         )
     if lacking and len({node.shard for node in found}) < len(found):
-        raise SchemaError(
+        raise WrongCluster(
             f"cluster {cluster} has shards with several replicas: that needs Keeper, and the macros"
             " shard and replica on every node"
         )
@@ -306,22 +310,22 @@ def _check_kind(client: Client, wanted: Sequence[Migration], layout: Layout | No
         rows = engine.endswith("MergeTree")
         if layout is None:
             if not rows:
-                raise SchemaError(
+                raise WrongCluster(
                     f"{name} is a table of a cluster, {full.partition(',')[0]}): set"
                     " RUNNERSTREAM_CLICKHOUSE_CLUSTER to its name"
                 )
         elif rows and of_local(name) == name:
-            raise SchemaError(
+            raise WrongCluster(
                 f"{name} is a table of one server, and a cluster is to be in its place: name"
                 " another database in RUNNERSTREAM_CLICKHOUSE, and copy what it has"
             )
         elif rows and engine.startswith("Replicated") != layout.replicated:
-            raise SchemaError(
+            raise WrongCluster(
                 f"{name} is {'' if layout.replicated else 'not '}to be replicated, and its engine"
                 f" is {engine}: the macros shard and replica have come or gone"
             )
         elif not rows and f"'{layout.cluster}'" not in full:
-            raise SchemaError(f"{name} is a table of another cluster: {full}")
+            raise WrongCluster(f"{name} is a table of another cluster: {full}")
 
 
 def _gone(url: str, wanted: Sequence[Migration]) -> tuple[str, ...]:
@@ -374,7 +378,7 @@ def pending(url: str, cluster: str = "") -> tuple[Migration, ...]:
     try:
         visited = visit(nodes(url, cluster), lambda node: _pending(node.url))
     except UnknownCluster as error:
-        raise SchemaError(str(error)) from None
+        raise WrongCluster(str(error)) from None
     missing = {each.version for found in visited.answers.values() for each in found}
     if visited.away and not missing:
         raise NodesAway(cluster, visited)

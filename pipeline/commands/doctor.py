@@ -355,6 +355,10 @@ def _clickhouse(settings: Settings) -> Iterator[Finding]:
         todo = "start it; then `runnerstream schema apply`, if it is behind"
         yield Finding("tables", "bad", str(error), todo)
         return
+    except schema.WrongCluster as error:
+        todo = "set RUNNERSTREAM_CLICKHOUSE_CLUSTER to the cluster that has the tables, or to none"
+        yield Finding("tables", "bad", str(error), todo)
+        return
     except schema.SchemaError as error:
         yield Finding("tables", "bad", str(error), "run the release that made them, or a newer one")
         return
