@@ -33,8 +33,8 @@ UNIT = batching boards_parity both_folds cases compat compat_families compose \
 	telemetry_pools telemetry_reconcilers telemetry_runners telemetry_schedulers ticks tidy \
 	verify verify_fleets windows
 # What tries dashboards and alerts.
-DASHBOARDS = macros plot dashboards boards_families boards_parity boards_pipeline boards_runners \
-	alerts grafana_alerts runbooks
+DASHBOARDS = macros plot dashboards boards_families boards_parity boards_pipeline \
+	boards_prometheus boards_runners alerts grafana_alerts runbooks compose compose_live
 
 .PHONY: help demo unit test dashboards-check nightly hooks lint format bench docs constraints clean FORCE
 

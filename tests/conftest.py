@@ -77,9 +77,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         lines = [[str(column) for column in rows[0]]]
         lines += [[str(value) for value in row.values()] for row in rows]
         numbers = [[row[column] for row in rows] for column in rows[0]]
-        lines.append(
-            [str(sum(each)) if all(isinstance(n, int) for n in each) else "" for each in numbers]  # type: ignore[arg-type]
-        )
+        if len(rows) > 1:
+            lines.append(
+                [
+                    str(sum(each)) if all(isinstance(n, int) for n in each) else ""
+                    for each in numbers
+                ]  # type: ignore[arg-type]
+            )
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         terminalreporter.section(name)
         for line in lines:

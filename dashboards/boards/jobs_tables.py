@@ -46,18 +46,27 @@ def _both(column: str, which: int) -> str:
     return f"if(count({column}) = 0, NULL, quantilesTDigest(0.5, 0.95)({column})[{which}])"
 
 
+def _most(by: str) -> str:
+    """Of which values the most minutes are: quantiles of all of them would cost twice as much."""
+    same = f"cityHash64({by})"
+    return f"""
+  AND {same} IN (SELECT {same} AS same {_ENDED}
+  GROUP BY same ORDER BY sum(run_ms) DESC NULLS LAST LIMIT 100)"""
+
+
+def _most_of_too_many(by: str) -> str:
+    """The same, nearly, where every job may have a value of its own: not all are kept in memory."""
+    found = f"topKWeighted(100)({by}, toUInt64(ifNull(run_ms, 0)))"
+    return f"\n  AND {by} IN (SELECT arrayJoin({found}) {_ENDED})"
+
+
 def _drill(
-    title: str, columns: str, link: Link, deviation: str, todo: str, many: str = ""
+    title: str, columns: str, link: Link, deviation: str, todo: str, only: str = ""
 ) -> Panel:
     """How the jobs did that have something in common: the 100 with the most minutes.
 
-    ``many``: of a column with so many values that they are not all kept in memory; those with the
-    most minutes are found first, nearly.
+    ``only``: a condition that holds for those, where there are many more.
     """
-    only = ""
-    if many:
-        found = f"topKWeighted(100)({many}, toUInt64(ifNull(run_ms, 0)))"
-        only = f"\n  AND {many} IN (SELECT arrayJoin({found}) {_ENDED})"
     by = ", ".join(each.rpartition(" AS ")[2] for each in columns.split(", "))
     last = by.rpartition(", ")[2]
     return Panel(
@@ -111,6 +120,7 @@ def by_job() -> Panel:
         "By job", "repo, workflow, name AS job", _link("repo", "workflow", "job"),
         "run p95 far above p50: the same job is sometimes slow. Caches, or a busy host.",
         "click on it, then look at Slowest jobs and their steps.",
+        _most("repo, workflow, name"),
     )  # fmt: skip
 
 
@@ -120,7 +130,7 @@ def by_branch() -> Panel:
         "By branch", "repo, branch", _link("repo", "branch"),
         "the main branch fails: everybody waits. A branch that costs as much as main: a loop.",
         "click on it.",
-        "(repo, branch)",
+        _most("repo, branch"),
     )  # fmt: skip
 
 
@@ -130,7 +140,7 @@ def by_runner() -> Panel:
         "By runner", "fleet, runner_name AS runner", _link("fleet", "runner"),
         "one runner fails what others do not: it is broken. Runners for one job have one each.",
         "take it out; look at its host.",
-        "runner_name",
+        _most_of_too_many("runner_name"),
     )  # fmt: skip
 
 
@@ -207,7 +217,7 @@ def flaky() -> Panel:
                 f"""SELECT repo, workflow, job, commits, flaked,
   least(1, flaked / commits) AS share, `minutes lost`, key
 FROM (
-  SELECT repo, workflow, name AS job, uniqCombined(sha) AS commits
+  SELECT repo, workflow, name AS job, uniqCombined(12)(sha) AS commits
   {_ENDED} AND sha != '' AND ({sql.FAILED} OR conclusion = 'success')
   GROUP BY repo, workflow, job
 ) AS all

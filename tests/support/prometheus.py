@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,15 +30,25 @@ def promtool(*arguments: str, told: bytes = b"") -> tuple[int, str]:
 
 
 class Prometheus:
-    """Scrapes pages: address and path by the name of the job. Raises ClientUnavailable."""
+    """Scrapes pages: address and path by the name of the job; evaluates rules of files.
 
-    def __init__(self, directory: Path, pages: Mapping[str, tuple[str, str]]) -> None:
+    Raises ClientUnavailable.
+    """
+
+    def __init__(
+        self, directory: Path, pages: Mapping[str, tuple[str, str]], rules: Sequence[Path] = ()
+    ) -> None:
         self._program = prometheus("prometheus")
         self._directory = directory
         self._url = f"http://{LOOPBACK}:{(port := free_port())}"
         self._listen = f"{LOOPBACK}:{port}"
         self._config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "global": {
+                "scrape_interval": "1s",
+                "scrape_timeout": "1s",
+                "evaluation_interval": "1s",
+            },
+            "rule_files": [str(path.resolve()) for path in rules],
             "scrape_configs": [
                 {
                     "job_name": job,
@@ -77,14 +87,28 @@ class Prometheus:
     def query(self, text: str, at: float | None = None) -> Vector:
         """The answer at a time (Unix, seconds), or now. Raises OSError while it is not up."""
         asked = {"query": text} | ({} if at is None else {"time": f"{at:.3f}"})
-        address = f"{self._url}/api/v1/query?{urllib.parse.urlencode(asked)}"
-        with urllib.request.urlopen(address, timeout=20) as answer:
-            told: dict[str, Any] = json.load(answer)
-        assert told["status"] == "success", told
+        told = self._ask(f"query?{urllib.parse.urlencode(asked)}")
         return {
             tuple(sorted(each["metric"].items())): float(each["value"][1])
-            for each in told["data"]["result"]
+            for each in told["result"]
         }
+
+    def rules(self) -> dict[str, str]:
+        """Of each rule ``ok``, or what went wrong with it; once all were evaluated."""
+        deadline = time.monotonic() + 15 * PATIENCE
+        while True:
+            groups = self._ask("rules")["groups"]
+            rules = [rule for group in groups for rule in group["rules"]]
+            if rules and all(rule["health"] != "unknown" for rule in rules):
+                return {rule["name"]: rule.get("lastError") or rule["health"] for rule in rules}
+            assert time.monotonic() < deadline, rules
+            time.sleep(0.2)
+
+    def _ask(self, what: str) -> Any:
+        with urllib.request.urlopen(f"{self._url}/api/v1/{what}", timeout=20) as answer:
+            told: dict[str, Any] = json.load(answer)
+        assert told["status"] == "success", told
+        return told["data"]
 
     def wait_for(self, text: str, holds: Callable[[Vector], bool]) -> Vector:
         """The first answer for which ``holds`` is true."""
