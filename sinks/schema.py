@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -44,9 +44,9 @@ from sinks.declared import (
 from sinks.nodes import Node, NodesAway, UnknownCluster, nodes, visit
 
 __all__ = [
-    "EditedMigration", "Layout", "Migration", "NodesAway", "Report", "SchemaError", "WrongCluster",
-    "absent", "apply", "connected", "database_of", "epoch", "migrations", "pending", "replicas",
-    "script", "table_of", "with_database",
+    "EditedMigration", "Held", "Layout", "Migration", "NodesAway", "Report", "SchemaError",
+    "WrongCluster", "absent", "apply", "connected", "database_of", "epoch", "held", "migrations",
+    "pending", "replicas", "script", "table_of", "with_database",
 ]  # fmt: skip
 
 #: Used when the URL names no database.
@@ -154,6 +154,49 @@ def absent(url: str, cluster: str = "") -> tuple[str, ...]:
 def table_of(gone: str) -> str:
     """The table or view of what :func:`absent` or a :class:`Report` names."""
     return of_local(gone.partition(" on ")[0].partition(".")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a table or view of a database holds; a view holds nothing. ``size`` is in bytes."""
+
+    name: str
+    engine: str
+    rows: int
+    size: int
+    comment: str
+
+    def __add__(self, other: Held) -> Held:
+        return replace(self, rows=self.rows + other.rows, size=self.size + other.size)
+
+
+def held(url: str, cluster: str = "") -> tuple[Held, ...]:
+    """What there is, tables first; on a ``cluster`` of all shards together.
+
+    Raises clickhouse-driver's errors, :class:`NodesAway` when one of them has no answer.
+    """
+    if not cluster:
+        return _held(url)
+    visited = visit(nodes(url, cluster), lambda node: _held(node.url))
+    if not visited.enough:
+        raise NodesAway(cluster, visited)
+    # The replicas of a shard hold the same.
+    shards = {node.shard: found for node, found in visited.answers.items()}
+    whole: dict[str, Held] = {}
+    for found in shards.values():
+        for each in found:
+            whole[each.name] = whole[each.name] + each if each.name in whole else each
+    return tuple(whole.values())
+
+
+def _held(url: str) -> tuple[Held, ...]:
+    with connected(url) as client:
+        found = client.execute(
+            "SELECT name, engine, ifNull(total_rows, 0), ifNull(total_bytes, 0), comment"
+            " FROM system.tables WHERE database = currentDatabase() AND engine != 'Distributed'"
+            " ORDER BY engine = 'View', name"
+        )
+    return tuple(Held(*row) for row in found)
 
 
 def epoch(client: Client, topic: str, log_id: str, table: str = "jobs") -> int:

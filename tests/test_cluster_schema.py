@@ -537,6 +537,66 @@ def test_replicas_are_made_alike_also_the_one_that_comes_later(tmp_path: Path) -
         pytest.skip(str(missing))
 
 
+def replicated(cluster: Cluster) -> list[str]:
+    """The statements that make all of this release at once, on a cluster with replicas."""
+    schema.apply(cluster.url, cluster=NAME)
+    with Client.from_url(cluster.url) as client:
+        found = client.execute(
+            "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase()"
+            " ORDER BY engine = 'View', engine"
+        )
+    window = "replicated_deduplication_window"
+    return [
+        query.replace("ENGINE = ReplacingMergeTree", "ENGINE = ReplicatedReplacingMergeTree(", 1)
+        .replace("MergeTree((", f"MergeTree('/clickhouse/{{shard}}/{name}', '{{replica}}', ", 1)
+        .replace("MergeTree( ", f"MergeTree('/clickhouse/{{shard}}/{name}', '{{replica}}') ", 1)
+        .replace(f"non_{window}", window)
+        if name in map(local, KEYS)
+        else query
+        for name, query in found
+    ]
+
+
+def test_a_replica_that_is_away_keeps_no_sink_from_its_start(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """As long as each shard has another, which is up to date."""
+    wanted = replicated(cluster)
+    try:
+        with (
+            ZooKeeper(tmp_path / "zookeeper") as keeper,
+            Cluster(tmp_path / "cluster", (2,), keeper.port) as replicas,
+        ):
+            for node in replicas.nodes:
+                with Client.from_url(node.url) as client:
+                    for statement in wanted:
+                        client.execute(statement)
+                    for statement in schema.script(REPLICATED):
+                        if statement.startswith("INSERT INTO schema_migrations"):
+                            client.execute(statement)
+            schema.apply(replicas.url, cluster=NAME)
+            replicas.nodes[1].kill()
+            for look in (schema.apply, schema.pending, schema.absent):
+                with pytest.raises(NodesAway, match="1 of 2 nodes") as told:
+                    look(replicas.url, cluster=NAME)
+                assert told.value.enough
+            for migrate in (True, False):
+                config = SinkConfig({}, replicas.url, "g", cluster=NAME, migrate=migrate)
+                sink = Sink(config)
+                assert sink._prepare(threading.Event())
+                assert "waiting for the consumer group" in sink.status().reason
+            with Client.from_url(replicas.url) as client:
+                client.execute("DROP VIEW queue_now")
+                assert schema.absent(replicas.url, NAME) == (
+                    f"queue_now on 127.0.0.1:{replicas.nodes[0].port}",
+                )
+                with pytest.raises(NodesAway):
+                    schema.apply(replicas.url, cluster=NAME)
+                assert client.execute("SELECT count() FROM queue_now") == [(0,)]
+    except (JarsUnavailable, MissingServer) as missing:
+        pytest.skip(str(missing))
+
+
 _KEEPER: Final = """\
 <clickhouse>
   <keeper_server>

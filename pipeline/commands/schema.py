@@ -10,7 +10,6 @@ from kafka.errors import KafkaError
 
 from pipeline.commands.connections import (
     bounded,
-    clickhouse,
     clickhouse_failure,
     clickhouse_url,
     kafka_admin,
@@ -155,8 +154,10 @@ def schema_show(context: Context, as_json: bool) -> None:
     try:
         pending = {migration.version for migration in tables.pending(bounded(url), cluster)}
         gone: tuple[str, ...] = ()
+        there: tuple[tables.Held, ...] = ()
         if len(pending) < len(tables.migrations()):
             gone = tables.absent(bounded(url), cluster)
+            there = tables.held(bounded(url), cluster)
     except tables.SchemaError as error:
         raise Failure(str(error)) from None
     except tables.NodesAway as error:
@@ -167,33 +168,26 @@ def schema_show(context: Context, as_json: bool) -> None:
         (f"{m.version:04d}_{m.name}", "missing" if m.version in pending else "applied")
         for m in tables.migrations()
     ]
-    # Of a shard one replica is asked. What has no rows of its own is there on all.
-    where = "cluster(%(cluster)s, system, tables)" if cluster else "system.tables"
-    with clickhouse(settings) as client:
-        sizes = client.execute(
-            "SELECT name, any(engine) AS kind, sum(ifNull(total_rows, 0)),"
-            f" sum(ifNull(total_bytes, 0)), any(comment) FROM {where}"
-            " WHERE database = %(database)s AND engine != 'Distributed'"
-            " GROUP BY name ORDER BY kind = 'View', name",
-            {"database": tables.database_of(url), "cluster": cluster},
-        )
     if as_json:
         print_json(
             {
                 "migrations": [{"name": name, "state": state} for name, state in migrations],
                 "tables": [
-                    {"name": n, "engine": e, "rows": r, "bytes": b, "comment": c}
-                    for n, e, r, b, c in sizes
+                    {"name": t.name, "engine": t.engine, "rows": t.rows, "bytes": t.size,
+                     "comment": t.comment}
+                    for t in there
                 ],
                 "missing": list(gone),
             }
-        )
+        )  # fmt: skip
     else:
         print_table(("migration", "state"), migrations)
-        if sizes:
+        if there:
             rows = [
-                (n, e, "" if e == "View" else f"{r:,}", "" if e == "View" else _size(b))
-                for n, e, r, b, _ in sizes
+                (t.name, t.engine, "", "")
+                if t.engine == "View"
+                else (t.name, t.engine, f"{t.rows:,}", _size(t.size))
+                for t in there
             ]
             say()
             print_table(("table", "engine", "rows", "on disk"), rows, right=(2, 3))

@@ -101,6 +101,11 @@ class Cluster:
         return self.nodes[0].url
 
     @property
+    def reader_url(self) -> str:
+        """Of the last node, for people and dashboards."""
+        return self.nodes[-1].reader_url
+
+    @property
     def all_urls(self) -> str:
         """The same, with the others where to go when it is away."""
         others = ",".join(f"{LOOPBACK}:{node.port}" for node in self.nodes[1:])
