@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
@@ -35,7 +36,9 @@ from tests.support.cluster import NAME, Cluster
 from tests.support.load import until
 from tests.support.maven import JarsUnavailable
 from tests.support.zookeeper import ZooKeeper
+from tests.test_docs import USERS
 
+ROOT: Final = Path(__file__).parent.parent
 #: The rows of a table lie on shards by this for ever: with another, old versions of a row would be
 #: where no new one comes to replace them.
 KEYS: Final = {
@@ -453,6 +456,82 @@ def test_a_node_that_is_away_is_named_and_brought_up_to_date_when_it_is_back(
     thread.join()
     assert prepared == [True]
     assert schema.pending(url, NAME) == ()
+
+
+# --- as the page says -----------------------------------------------------------------------------
+
+PAGE: Final = (ROOT / "docs" / "deploy.md").read_text()
+
+
+def blocks(language: str, heading: str = "## A cluster of ClickHouse") -> list[str]:
+    """The blocks of a language in a chapter of the page."""
+    chapter = PAGE.partition(f"{heading}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```", chapter, re.MULTILINE | re.DOTALL)
+
+
+def users(more: list[str]) -> str:
+    """The users of the pages, as configuration: the embedded server makes none by SQL."""
+    text = ""
+    for name in ("runnerstream_writer", "runnerstream_reader"):
+        grants = [
+            each.removesuffix(f" TO {name}")
+            for each in [*USERS, *more]
+            if each.startswith("GRANT") and each.endswith(f" TO {name}")
+        ]
+        profile = "reader" if name.endswith("reader") else "default"
+        text += (
+            f"<{name}><password>secret</password><profile>{profile}</profile>"
+            "<networks><ip>127.0.0.1</ip></networks><quota>default</quota><grants>"
+            f"{''.join(f'<query>{each}</query>' for each in grants)}</grants></{name}>"
+        )
+    return f"<clickhouse><users>{text}</users></clickhouse>"
+
+
+def test_the_configuration_of_the_page(tmp_path: Path) -> None:
+    """Its servers, users and rights are enough to make the tables, to write, and to ask."""
+    cluster = Cluster(tmp_path, profile=False)
+    known, keeper = blocks("xml")
+    assert {each.tag for each in ElementTree.fromstring(keeper)} == {"zookeeper", "macros"}
+    said = [" ".join(each.split()) for each in blocks("sql")[0].split(";")]
+    [profile] = [each for each in said if each.startswith("CREATE SETTINGS PROFILE")]
+    assert profile.endswith(" TO runnerstream_writer, runnerstream_reader")
+    [(setting, value)] = re.findall(r"SETTINGS (\w+) = '(\w+)'", profile)
+    for number, node in enumerate(cluster.nodes, 1):
+        known = known.replace(
+            f"<host>clickhouse-{number}</host><port>9000</port>",
+            f"<host>127.0.0.1</host><port>{node.port}</port>",
+        )
+    chosen = f"<{setting}>{value}</{setting}>"
+    for node in cluster.nodes:
+        (node.directory / "config.d" / "cluster.xml").write_text(known)
+        (node.directory / "users.d" / "profiles.xml").write_text(
+            f"<clickhouse><profiles><default>{chosen}</default><reader>{chosen}</reader>"
+            "</profiles></clickhouse>"
+        )
+        (node.directory / "users.d" / "users.xml").write_text(users(said))
+    try:
+        with cluster:
+            places = [f"127.0.0.1:{node.port}/runnerstream" for node in cluster.nodes]
+            writer = f"clickhouse://runnerstream_writer:secret@{places[0]}"
+            [name] = ElementTree.fromstring(known)[0]
+            schema.apply(writer, cluster=name.tag)
+            assert command(writer, "schema", "show", cluster=name.tag).exit_code == 0
+            at = int(time.time() * 1000)
+            with Client.from_url(writer) as client:
+                client.execute(
+                    "INSERT INTO jobs (key, rev, received_at) VALUES",
+                    [(str(n), 7, at) for n in range(40)],
+                    settings={"distributed_foreground_insert": 1},
+                )
+            reader = f"clickhouse://runnerstream_reader:secret@{places[1]}"
+            with Client.from_url(reader) as client:
+                assert client.execute(
+                    "SELECT count() FROM jobs_latest WHERE key IN (SELECT key FROM jobs FINAL)"
+                ) == [(40,)]
+                with pytest.raises(ServerException):
+                    client.execute("INSERT INTO jobs (key, rev) SELECT 'b', 1")
+    except MissingServer as missing:
+        pytest.skip(str(missing))
 
 
 # --- SQL for others -------------------------------------------------------------------------------

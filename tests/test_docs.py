@@ -564,7 +564,7 @@ USERS = [" ".join(statement.split()) for statement in _statements(_USERS_BLOCK)]
 def test_sql_blocks_run(block: Block, clickhouse: EmbeddedClickHouse) -> None:
     with Client.from_url(clickhouse.url) as client:
         for statement in _statements(block):
-            if re.match("CREATE USER|GRANT", statement):
+            if re.match("CREATE USER|CREATE SETTINGS PROFILE|GRANT", statement):
                 client.execute("SELECT formatQuery(%(sql)s)", {"sql": statement})
             else:
                 client.execute(statement)
