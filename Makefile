@@ -25,7 +25,7 @@ COVERAGE = --cov=topics --cov=pipeline --cov=sinks --cov=dashboards --cov-report
 # Two files of tests at a time: most of what they do is wait. ARGS="-n 0" takes one by one.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 # The tests that need neither a server nor a process. tests/test_tidy.py keeps the list true.
-UNIT = batching boards_parity both_folds cases compat compat_families compose \
+UNIT = batching boards_parity both_folds cases cluster_text compat compat_families compose \
 	demo_telemetry explain exporter fleet fleet_replay folds gateway_parts github_payloads \
 	invariants jobs_properties keys ledger macros masking metrics missed odd_bodies origins \
 	peer_hooks plot policies prober_desk providers quirks reading relay_parts replay rooms \

@@ -127,6 +127,7 @@ def made_by(statement: str) -> str:
 
 
 def statements(done: Sequence[Migration]) -> Iterator[str]:
+    """All of their statements, in order."""
     for migration in done:
         yield from migration.statements
 

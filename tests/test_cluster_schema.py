@@ -1,4 +1,4 @@
-"""The tables of a cluster: made from the same migrations, on servers that know each other."""
+"""The tables of a cluster, on servers that know each other."""
 
 from __future__ import annotations
 
@@ -17,199 +17,23 @@ import pytest
 from click.testing import CliRunner, Result
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ServerException
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from pipeline.cli import main
 from pipeline.commands import doctor
 from pipeline.local import EmbeddedClickHouse, MissingServer
-from pipeline.local.process import accepts_connections, free_port
 from pipeline.settings import Settings
-from sinks import rows, schema
-from sinks.cluster import Layout, Rewriter, UnknownStatement, local, sharding_key
+from sinks import schema
+from sinks.cluster import local
 from sinks.config import SinkConfig
-from sinks.declared import made, made_by, spread_over, statements
-from sinks.nodes import Node, NodesAway, Visited
+from sinks.nodes import NodesAway
 from sinks.sink import Sink
 from tests.support.cluster import NAME, Cluster
 from tests.support.load import until
-from tests.support.maven import JarsUnavailable
-from tests.support.zookeeper import ZooKeeper
+from tests.test_cluster_text import KEYS, REPLICATED
 from tests.test_docs import USERS
 
 ROOT: Final = Path(__file__).parent.parent
-#: The rows of a table lie on shards by this for ever: with another, old versions of a row would be
-#: where no new one comes to replace them.
-KEYS: Final = {
-    "log_epochs": "cityHash64(`topic`, `log_id`)",
-    "windows": "cityHash64(`fleet`, `size_s`, `family`, `partition`)",
-    "window_conclusions": "cityHash64(`fleet`, `size_s`, `partition`)",
-    "gauges": "cityHash64(`fleet`, `status`, `partition`)",
-    "dead_letters": "cityHash64(`topic`, `partition`, `offset`, `stage`)",
-    "fleet_states": "cityHash64(`fleet`)",
-    **dict.fromkeys(
-        ("dispatch_events", "pool_events", "runner_events", "scheduler_events",
-         "reconciler_events"),
-        "cityHash64(`fleet`, `subject`, `kind`, `id`)",
-    ),
-    **dict.fromkeys(
-        ("events_raw", "jobs", "job_transitions", "job_timings", "job_steps", "stalls", "probes",
-         "commands", "outcomes"),
-        "cityHash64(key)",
-    ),
-}  # fmt: skip
-
-PLAIN: Final = Layout(NAME)
-REPLICATED: Final = Layout(NAME, replicated=True)
-
-
-# --- text -----------------------------------------------------------------------------------------
-
-
-def test_all_versions_of_a_row_meet_on_one_shard() -> None:
-    """What says where a row lies is made of what tells it from others, and nothing else."""
-    tables = {
-        name: each
-        for name, each in made(schema.migrations()).items()
-        if each.startswith("CREATE TABLE")
-    }
-    assert {name: sharding_key(each) for name, each in tables.items()} == KEYS
-    assert {table.name for table in rows.TABLES} <= KEYS.keys()
-    for name, each in tables.items():
-        [sorting] = re.findall(r"^ORDER BY (.*)$", each, re.MULTILINE)
-        used = set(re.findall(r"\w+", KEYS[name])) - {"cityHash64"}
-        assert used <= set(re.findall(r"\w+", sorting)), name
-
-
-def test_a_table_is_one_with_rows_and_one_over_all_shards() -> None:
-    statement = (
-        "CREATE TABLE IF NOT EXISTS t (\n  key String COMMENT 'a, (b); c',\n"
-        "  at DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),\n"
-        "  INDEX ix_at at TYPE minmax GRANULARITY 1\n) ENGINE = ReplacingMergeTree(at)\n"
-        "PARTITION BY toYYYYMM(at)\nORDER BY (key, at)\nTTL toDateTime(at) + INTERVAL 1 DAY\n"
-        "SETTINGS non_replicated_deduplication_window = 7\nCOMMENT 'It''s one.'"
-    )
-    of_rows, of_all = Rewriter(REPLICATED).all([statement])
-    assert of_rows == statement.replace(" t (", " t_local (").replace(
-        "ReplacingMergeTree(",
-        "ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/t_local',"
-        " '{replica}', ",
-    ).replace(
-        "non_replicated_deduplication_window = 7",
-        "replicated_deduplication_window = 7, replicated_deduplication_window_seconds = 604800",
-    )
-    assert of_all == (
-        "CREATE TABLE IF NOT EXISTS t (\n  key String COMMENT 'a, (b); c',\n"
-        "  at DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1))\n) ENGINE ="
-        " Distributed('runners', currentDatabase(), t_local, cityHash64(key))\nCOMMENT 'It''s one.'"
-    )
-    assert Rewriter(PLAIN).all([statement])[0] == statement.replace(" t (", " t_local (")
-
-
-TABLE: Final = (
-    "CREATE TABLE IF NOT EXISTS t (\n  key String\n) ENGINE = ReplacingMergeTree\nORDER BY key\n"
-    "SETTINGS non_replicated_deduplication_window = 7\nCOMMENT ''"
-)
-VIEW: Final = "CREATE OR REPLACE VIEW v AS\nSELECT 1"
-
-
-@pytest.mark.parametrize(
-    ("change", "places"),
-    [
-        ("ALTER TABLE t ADD COLUMN IF NOT EXISTS a Int8 AFTER key", ["t_local", "t"]),
-        ("ALTER TABLE t COMMENT COLUMN IF EXISTS key 'c'", ["t_local", "t"]),
-        ("ALTER TABLE t\n  COMMENT COLUMN IF EXISTS key 'c,\nADD x',\n  MODIFY COMMENT 'x'",
-         ["t_local", "t"]),
-        ("ALTER TABLE t MODIFY TTL at + INTERVAL 1 DAY", ["t_local"]),
-        ("ALTER TABLE t MODIFY SETTING a = 1", ["t_local"]),
-        ("ALTER TABLE t ADD PROJECTION IF NOT EXISTS p (SELECT a,\n  b GROUP BY a, b)",
-         ["t_local"]),
-        ("ALTER TABLE t MATERIALIZE INDEX IF EXISTS i", ["t_local"]),
-        ("ALTER TABLE v MODIFY COMMENT 'x'", ["v"]),
-    ],
-)  # fmt: skip
-def test_a_change_is_made_where_it_belongs(change: str, places: list[str]) -> None:
-    for layout, on in ((PLAIN, ""), (replace(PLAIN, ddl=True), " ON CLUSTER 'runners'")):
-        told = Rewriter(layout).all([TABLE, VIEW, change])[3:]
-        rest = change.partition(" TABLE ")[2][1:]
-        assert told == tuple(f"ALTER TABLE {place}{on}{rest}" for place in places)
-
-
-@pytest.mark.parametrize(
-    "strange",
-    [
-        "DROP TABLE IF EXISTS t",
-        "INSERT INTO t VALUES ('a')",
-        "CREATE MATERIALIZED VIEW IF NOT EXISTS m TO t AS SELECT 1",
-        "CREATE TABLE IF NOT EXISTS u (\n  a Int8\n) ENGINE = MergeTree\nORDER BY a\nCOMMENT ''",
-        "CREATE TABLE IF NOT EXISTS u AS t",
-        TABLE.replace("key", "at").replace("String", "DateTime"),
-        "ALTER TABLE t DROP COLUMN IF EXISTS key",
-        "ALTER TABLE t MODIFY COLUMN IF EXISTS key Int8",
-        "ALTER TABLE t UPDATE key = 'MODIFY COMMENT ' WHERE 1",
-        "ALTER TABLE t MODIFY COMMENT 'x',\n  DROP COLUMN IF EXISTS key",
-        "ALTER TABLE t MODIFY COMMENT 'x',\n  MODIFY SETTING a = 1",
-        "ALTER TABLE unheard MODIFY COMMENT 'x'",
-        "ALTER TABLE t_local MODIFY COMMENT 'x'",
-        "RENAME TABLE t TO u",
-    ],
-)
-def test_a_statement_that_nobody_has_thought_about_is_refused(strange: str) -> None:
-    """Here, and not on somebody's cluster: every migration goes through this."""
-    with pytest.raises(UnknownStatement):
-        Rewriter(PLAIN).all([TABLE, VIEW, strange])
-
-
-words = st.text("abc ,()'`\\;-\n", max_size=12).map(
-    lambda text: text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", " ")
-)
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["String", "Map(LowCardinality(String), UInt64)", "DateTime64(3)"]),
-            words,
-            st.sampled_from(["", " CODEC(Delta, ZSTD(1))"]),
-        ),
-        min_size=1,
-        max_size=6,
-    ),
-    st.integers(0, 2),
-    words,
-)
-def test_no_column_is_lost(told: list[tuple[str, str, str]], indexes: int, comment: str) -> None:
-    lines = ["  key String", *(
-        f"  `c{n}` {type_} COMMENT '{word}'{codec}" for n, (type_, word, codec) in enumerate(told)
-    )]  # fmt: skip
-    more = [f"  INDEX i{n} c0 TYPE minmax GRANULARITY 1" for n in range(indexes)]
-    statement = (TABLE.removesuffix("''") + f"'{comment}'").replace(
-        "  key String", ",\n".join(lines + more)
-    )
-    of_rows, of_all = Rewriter(REPLICATED).all([statement])
-    assert ",\n".join(lines + more) in of_rows
-    assert "(\n" + ",\n".join(lines) + "\n) ENGINE = Distributed(" in of_all
-    for each in (of_rows, of_all):
-        assert each.endswith(f"COMMENT '{comment}'")
-
-
-def test_the_name_of_a_cluster_is_one() -> None:
-    for name in ("", "a b", "a'", "a)"):
-        with pytest.raises(ValueError, match="name of a cluster"):
-            Layout(name)
-
-
-def test_a_shard_is_there_as_long_as_one_of_its_nodes_is() -> None:
-    one, two, three = (Node(shard, 1, str(shard), "") for shard in (1, 1, 2))
-    two = two._replace(replica=2, place="1b")
-    assert Visited({one: 0, three: 0}, {two: "away"}).enough
-    assert not Visited({one: 0, two: 0}, {three: "away"}).enough
-    told = str(NodesAway("c", Visited({one: 0, three: 0}, {two: "refused"})))
-    assert told == "1 of 3 nodes of cluster c take no part: 1b (shard 1): refused"
-
-
-# --- on servers -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +60,7 @@ def on_each(cluster: Cluster, url: str) -> list[str]:
     return [schema.with_database(node.url, schema.database_of(url)) for node in cluster.nodes]
 
 
-_COLUMNS: Final = (
+COLUMNS: Final = (
     "SELECT name, type, default_kind, default_expression, compression_codec, comment, position"
     " FROM system.columns WHERE database = currentDatabase() AND table = %(table)s"
     " ORDER BY position"
@@ -276,9 +100,9 @@ def test_nothing_of_the_tables_of_one_server_is_lost(
         for node in on_each(cluster, url):
             with schema.connected(node) as many:
                 for table in KEYS:
-                    told = one.execute(_COLUMNS, {"table": table})
-                    assert many.execute(_COLUMNS, {"table": local(table)}) == told
-                    assert many.execute(_COLUMNS, {"table": table}) == told
+                    told = one.execute(COLUMNS, {"table": table})
+                    assert many.execute(COLUMNS, {"table": local(table)}) == told
+                    assert many.execute(COLUMNS, {"table": table}) == told
                     told = one.execute(_OF_TABLE, {"table": table})
                     assert many.execute(_OF_TABLE, {"table": local(table)}) == told
                     assert "deduplication_window" in told[0][4]
@@ -355,12 +179,12 @@ def test_what_was_dropped_on_a_node_is_made_again_there(cluster: Cluster, url: s
          "job_timings_local.labels", ("job_timings",)),
     ):  # fmt: skip
         with schema.connected(node) as client:
-            before = client.execute(_COLUMNS, {"table": gone.partition(".")[0]})
+            before = client.execute(COLUMNS, {"table": gone.partition(".")[0]})
             client.execute(drop)
             assert schema.absent(url, NAME) == (f"{gone} on {place}",)
             report = schema.apply(url, cluster=NAME)
             assert (report.mended, report.emptied) == ((f"{gone} on {place}",), emptied)
-            after = client.execute(_COLUMNS, {"table": gone.partition(".")[0]})
+            after = client.execute(COLUMNS, {"table": gone.partition(".")[0]})
             assert [row[:-1] for row in sorted(after)] == [row[:-1] for row in sorted(before)]
     assert schema.absent(url, NAME) == ()
 
@@ -563,149 +387,3 @@ def test_the_sql_for_people_who_run_it_themselves(cluster: Cluster, url: str) ->
             client.execute(everywhere[0])
     assert command(url, "schema", "sql", "--cluster", "", cluster="").output.count("_local") == 0
     assert command(url, "schema", "sql", "--replicated", cluster="").exit_code == 2
-
-
-# --- replicas -------------------------------------------------------------------------------------
-
-
-def test_replicas_are_made_alike_also_the_one_that_comes_later(tmp_path: Path) -> None:
-    """The embedded server has no Keeper and no port for replicas to fetch from each other, so what
-    it makes with a ZooKeeper stays read-only: that the tables are made is what can be seen here."""
-    wanted = [
-        each
-        for each in statements(spread_over(schema.migrations(), REPLICATED))
-        if made_by(each) in map(local, KEYS)
-    ]
-    later = wanted[0].replace("  topic ", "  added UInt8,\n  topic ", 1).replace("_local", "_more")
-    try:
-        with (
-            ZooKeeper(tmp_path / "zookeeper") as keeper,
-            Cluster(tmp_path / "cluster", (2,), keeper.port) as cluster,
-        ):
-            first, second = (Client.from_url(node.url) for node in cluster.nodes)
-            for statement in [*wanted, later]:
-                first.execute(statement)
-            for statement in wanted:
-                second.execute(statement)
-            asked = (
-                "SELECT name, engine, engine_full, sorting_key, comment FROM system.tables"
-                " WHERE database = currentDatabase() AND name LIKE '%\\_local' ORDER BY name"
-            )
-            found = first.execute(asked)
-            assert found == second.execute(asked)
-            assert {row[1] for row in found} == {"ReplicatedReplacingMergeTree"}
-            assert [row[0] for row in found] == sorted(map(local, KEYS))
-            assert first.execute(
-                "SELECT DISTINCT total_replicas, is_readonly FROM system.replicas"
-                " WHERE table LIKE '%\\_local'"
-            ) == [(2, 1)]
-            with pytest.raises(ServerException, match="242"):
-                first.execute("ALTER TABLE log_epochs_local MODIFY COMMENT 'c'")
-            # Keeper refuses a replica that begins as the others began, before a change ...
-            name = made_by(later)
-            with pytest.raises(ServerException, match="122"):
-                second.execute(later.replace("  added UInt8,\n", ""))
-            # ... so one is made as the others are by now.
-            second.execute(schema.replicas(cluster.nodes[0].url)[name])
-            assert second.execute(_COLUMNS, {"table": name}) == first.execute(
-                _COLUMNS, {"table": name}
-            )
-            with pytest.raises(NodesAway, match="readonly"):
-                schema.apply(cluster.url, cluster=NAME)
-    except (JarsUnavailable, MissingServer) as missing:
-        pytest.skip(str(missing))
-
-
-def replicated(cluster: Cluster) -> list[str]:
-    """The statements that make all of this release at once, on a cluster with replicas."""
-    schema.apply(cluster.url, cluster=NAME)
-    with Client.from_url(cluster.url) as client:
-        found = client.execute(
-            "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase()"
-            " ORDER BY engine = 'View', engine"
-        )
-    window = "replicated_deduplication_window"
-    return [
-        query.replace("ENGINE = ReplacingMergeTree", "ENGINE = ReplicatedReplacingMergeTree(", 1)
-        .replace("MergeTree((", f"MergeTree('/clickhouse/{{shard}}/{name}', '{{replica}}', ", 1)
-        .replace("MergeTree( ", f"MergeTree('/clickhouse/{{shard}}/{name}', '{{replica}}') ", 1)
-        .replace(f"non_{window}", window)
-        if name in map(local, KEYS)
-        else query
-        for name, query in found
-    ]
-
-
-def test_a_replica_that_is_away_keeps_no_sink_from_its_start(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    """As long as each shard has another, which is up to date."""
-    wanted = replicated(cluster)
-    try:
-        with (
-            ZooKeeper(tmp_path / "zookeeper") as keeper,
-            Cluster(tmp_path / "cluster", (2,), keeper.port) as replicas,
-        ):
-            for node in replicas.nodes:
-                with Client.from_url(node.url) as client:
-                    for statement in wanted:
-                        client.execute(statement)
-                    for statement in schema.script(REPLICATED):
-                        if statement.startswith("INSERT INTO schema_migrations"):
-                            client.execute(statement)
-            schema.apply(replicas.url, cluster=NAME)
-            replicas.nodes[1].kill()
-            for look in (schema.apply, schema.pending, schema.absent):
-                with pytest.raises(NodesAway, match="1 of 2 nodes") as told:
-                    look(replicas.url, cluster=NAME)
-                assert told.value.enough
-            for migrate in (True, False):
-                config = SinkConfig({}, replicas.url, "g", cluster=NAME, migrate=migrate)
-                sink = Sink(config)
-                assert sink._prepare(threading.Event())
-                assert "waiting for the consumer group" in sink.status().reason
-            with Client.from_url(replicas.url) as client:
-                client.execute("DROP VIEW queue_now")
-                assert schema.absent(replicas.url, NAME) == (
-                    f"queue_now on 127.0.0.1:{replicas.nodes[0].port}",
-                )
-                with pytest.raises(NodesAway):
-                    schema.apply(replicas.url, cluster=NAME)
-                assert client.execute("SELECT count() FROM queue_now") == [(0,)]
-    except (JarsUnavailable, MissingServer) as missing:
-        pytest.skip(str(missing))
-
-
-_KEEPER: Final = """\
-<clickhouse>
-  <keeper_server>
-    <tcp_port>{port}</tcp_port>
-    <server_id>1</server_id>
-    <raft_configuration>
-      <server><id>1</id><hostname>127.0.0.1</hostname><port>{raft}</port></server>
-    </raft_configuration>
-  </keeper_server>
-  <interserver_http_port>{between}</interserver_http_port>
-</clickhouse>
-"""
-
-
-def test_replicas_without_keeper_are_refused_and_the_wheel_has_none(tmp_path: Path) -> None:
-    """When it has, the test above can do more. A server of it that is told to be Keeper, and to
-    have a port for other replicas, listens at neither."""
-    cluster = Cluster(tmp_path, (2,))
-    ports = [free_port() for _ in range(3)]
-    told = _KEEPER.format(port=ports[0], raft=ports[1], between=ports[2])
-    (cluster.nodes[0].directory / "config.d" / "keeper.xml").write_text(told)
-    try:
-        with cluster:
-            with pytest.raises(schema.WrongCluster, match=r"several replicas.*macros"):
-                schema.apply(cluster.url, cluster=NAME)
-            assert not any(map(accepts_connections, ports))
-            with (
-                Client.from_url(cluster.url) as client,
-                pytest.raises(ServerException, match="supports only TCP and HTTP"),
-            ):
-                client.execute("SYSTEM START LISTEN INTERSERVER HTTP")
-    except MissingServer as missing:
-        pytest.skip(str(missing))
