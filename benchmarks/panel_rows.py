@@ -10,6 +10,7 @@ from typing import Final
 
 from clickhouse_driver import Client
 
+from benchmarks import panel_telemetry
 from benchmarks.bench import say
 
 DAY_S: Final = 86_400
@@ -154,6 +155,7 @@ _TABLES: Final[tuple[tuple[str, str], ...]] = (
         " occurred_at AS received_at, if(luck < 0.01, 'failed', 'ready') AS outcome,"
         " 10000 + queue_ms AS duration_ms FROM {piece} WHERE NOT never",
     ),
+    *panel_telemetry.OF_JOBS,
 )
 
 #: What is written of a day whatever the number of jobs: ``{begin}`` seconds, ``{ticks}`` of them.
@@ -195,6 +197,7 @@ _LEVELS: Final[tuple[tuple[str, str, int], ...]] = (
         " occurred_at AS received_at, 12 AS enabled FROM numbers({ticks})",
         60,
     ),
+    *panel_telemetry.levels(_FLEET_NAMES),
 )
 
 _BIN: Final = f"toInt32(ceil(log(greatest(ms, 1)) / log({_G!r})))"
