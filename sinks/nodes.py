@@ -8,8 +8,8 @@ nobody but itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from clickhouse_driver import Client
@@ -23,13 +23,14 @@ class UnknownCluster(RuntimeError):
     """ClickHouse has no cluster of that name."""
 
 
-class Node(NamedTuple):
-    """A server of a cluster. ``url`` has what is secret in it; ``str()`` has not."""
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A server of a cluster. ``url`` has what is secret in it, and is not shown."""
 
     shard: int
     replica: int
     place: str
-    url: str
+    url: str = field(repr=False)
 
     def __str__(self) -> str:
         return self.place

@@ -87,7 +87,7 @@ def world(kafka: Broker, cluster: Cluster, server: EmbeddedClickHouse) -> World:
     """The same records: on one server, written without anything in the way; and on the cluster, by
     the sink. Meanwhile each node is killed, the one that the sink writes to last."""
     noon = int(time.time()) // DAY_S * DAY_S - DAY_S // 2
-    made = World(*grown(noon * 1000, jobs=300, hours=1.5, telling_h=0.2))
+    made = World(*grown(noon * 1000, jobs=200, hours=1.0, telling_h=0.15))
     schema.apply(server.url)
     write(server.url, made.logs)
     config = SinkConfig(
@@ -107,7 +107,7 @@ def world(kafka: Broker, cluster: Cluster, server: EmbeddedClickHouse) -> World:
         ):  # fmt: skip
             node.kill()
             sent += _send(kafka, made.logs, begin, end)
-            until(lambda: "ClickHouse" in sink.status().reason, 120, "the sink to wait")
+            _wait_for_trouble(sink, node)
             made.waited[name] = sink.status().reason
             made.left[name] = _lag(kafka)
             node.start()
@@ -115,6 +115,11 @@ def world(kafka: Broker, cluster: Cluster, server: EmbeddedClickHouse) -> World:
         made.halved = _sum(sink.metrics.splits)
     assert sent == sum(map(len, made.logs.values()))
     return made
+
+
+def _wait_for_trouble(sink: Sink, node: EmbeddedClickHouse) -> None:
+    """Until the sink says that it waits for this one."""
+    until(lambda: f":{node.port}" in sink.status().reason, 120, "the sink to wait")
 
 
 def _lag(kafka: Broker) -> int:
@@ -172,8 +177,7 @@ def running(config: SinkConfig) -> Iterator[Sink]:
 def test_the_sink_waits_for_a_shard_and_for_its_own_server(world: World, cluster: Cluster) -> None:
     assert set(world.waited) == {"another", "its own"}
     assert all(world.left.values())
-    assert f":{cluster.nodes[1].port}" in world.waited["another"]
-    assert f":{cluster.nodes[0].port}" in world.waited["its own"]
+    assert all(reason.startswith("ClickHouse") for reason in world.waited.values())
     assert world.halved == 0, "a server that is away is no insert that is too large"
 
 
@@ -402,10 +406,8 @@ def test_every_alert_sees_what_it_sees_on_one_server(
         for alert in SQL_ALERTS.values():
             over = Range(end - alert.over_s * 1000, end)
             wanted, found = (ask(client, alert.sql, over) for client in (one, many))
-            # Some look at the time now, which goes on in between.
-            if "now" not in alert.sql:
-                assert sorted(map(said, found[1])) == sorted(map(said, wanted[1])), alert.name
             assert found[0] == wanted[0], alert.name
+            assert sorted(map(said, found[1])) == sorted(map(said, wanted[1])), alert.name
             asked += bool(wanted[1])
     assert asked
 

@@ -176,7 +176,7 @@ def test_the_name_of_a_cluster_is_one() -> None:
 
 def test_a_shard_is_there_as_long_as_one_of_its_nodes_is() -> None:
     one, two, three = (Node(shard, 1, str(shard), "") for shard in (1, 1, 2))
-    two = two._replace(replica=2, place="1b")
+    two = replace(two, replica=2, place="1b")
     assert Visited({one: 0, three: 0}, {two: "away"}).enough
     assert not Visited({one: 0, two: 0}, {three: "away"}).enough
     told = str(NodesAway("c", Visited({one: 0, three: 0}, {two: "refused"})))
