@@ -85,7 +85,7 @@ def nodes(url: str, cluster: str) -> tuple[Node, ...]:
                 f"ClickHouse knows no cluster {cluster} in its remote_servers; it knows: {names}"
             )
     return tuple(
-        Node(shard, replica, f"{host}:{port}", _at(url, host, port))
+        Node(shard, replica, f"{host}:{port}", at(url, host, port))
         for shard, replica, host, port in found
     )
 
@@ -103,7 +103,7 @@ def visit(nodes: Sequence[Node], do: Callable[[Node], T]) -> Visited[T]:
     return Visited(answers, away)
 
 
-def _at(url: str, host: str, port: int) -> str:
+def at(url: str, host: str, port: int) -> str:
     """The same URL for another server only."""
     parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]

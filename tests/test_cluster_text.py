@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Final
 
 import pytest
+from clickhouse_driver.util.helpers import parse_url
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sinks import rows, schema
 from sinks.cluster import Layout, Rewriter, UnknownStatement, sharding_key
 from sinks.declared import made
-from sinks.nodes import Node, NodesAway, Visited
+from sinks.nodes import Node, NodesAway, Visited, at
 
 NAME: Final = "runners"
 #: The rows of a table lie on shards by this for ever: with another, old versions of a row would be
@@ -181,3 +182,22 @@ def test_a_shard_is_there_as_long_as_one_of_its_nodes_is() -> None:
     assert not Visited({one: 0, two: 0}, {three: "away"}).enough
     told = str(NodesAway("c", Visited({one: 0, three: 0}, {two: "refused"})))
     assert told == "1 of 3 nodes of cluster c take no part: 1b (shard 1): refused"
+
+
+def test_each_node_is_reached_as_the_url_says_and_itself_only() -> None:
+    url = (
+        "clickhouses://writer:a%40b@one:9440/runs"
+        "?alt_hosts=two:9440&round_robin=1&ca_certs=/etc/ca.pem&verify=false"
+    )
+    for host, place in (("two", "two:9441"), ("::1", "[::1]:9441")):
+        there = at(url, host, 9441)
+        assert there.startswith(f"clickhouses://writer:a%40b@{place}/runs?")
+        name, options = parse_url(there)
+        assert (name, options["port"], options["password"]) == (host, 9441, "a@b")
+        assert (options["secure"], options["verify"], options["ca_certs"]) == (
+            True, False, "/etc/ca.pem",
+        )  # fmt: skip
+        assert not {"alt_hosts", "round_robin"} & set(options)
+    assert at("clickhouse://one/runs", "two", 9000) == "clickhouse://two:9000/runs"
+    shown = repr(Node(1, 1, "two:9441", there))
+    assert "a%40b" not in shown
