@@ -22,7 +22,7 @@ from dashboards.alerts import SQL_ALERTS
 from dashboards.ask import ask
 from dashboards.boards import BOARDS
 from dashboards.macros import Range
-from dashboards.model import Dashboard, Sql
+from dashboards.model import Dashboard
 from pipeline.local import EmbeddedClickHouse, MissingServer
 from sinks import rows, schema
 from sinks.cluster import local
@@ -32,6 +32,7 @@ from sinks.refill import refill
 from sinks.sink import Sink
 from sinks.writer import Backoff, Writer
 from tests.support import evidence
+from tests.support.boards import asks, chosen, said
 from tests.support.brokers import Broker, broker
 from tests.support.cluster import NAME, Cluster
 from tests.support.load import until
@@ -215,11 +216,6 @@ def stored(client: Client, table: rows.Table, final: str = "FINAL") -> set[str]:
     return set(found)
 
 
-def said(row: Sequence[Any]) -> str:
-    """A row, to be compared. The driver gives a Bool as a number when most of its column are so."""
-    return repr(tuple(int(value) if isinstance(value, bool) else value for value in row))
-
-
 def ever_told(server: EmbeddedClickHouse, world: World, table: rows.Table) -> set[str]:
     """The rows that each state of a job gives by itself, as ClickHouse stores them."""
     told = replace(table, name=f"told_{table.name}")
@@ -327,33 +323,6 @@ def kept(cluster: Cluster) -> list[int]:
 
 
 # --- asked ----------------------------------------------------------------------------------------
-
-
-def chosen(board: Dashboard, client: Client, over: Callable[[Any], Range]) -> dict[str, Any]:
-    """Everything of variables that can have several values, the first value of others."""
-    found: dict[str, Any] = {}
-    for variable in board.variables:
-        if not variable.sql:
-            found[variable.name] = [variable.text]
-        elif variable.multi:
-            found[variable.name] = ()
-        else:
-            _, values = ask(client, variable.sql, over(found))
-            found[variable.name] = [str(row[0]) for row in values[:1]] or [""]
-    return found
-
-
-def asks(board: Dashboard) -> Iterator[tuple[str, str]]:
-    """All that it asks of ClickHouse, and what for."""
-    for variable in board.variables:
-        if variable.sql:
-            yield f"variable {variable.name}", variable.sql
-    for annotation in board.annotations:
-        yield f"annotation {annotation.name}", annotation.sql
-    for panel in board.panels:
-        for number, query in enumerate(panel.queries):
-            if isinstance(query, Sql):
-                yield f"{panel.title} {number}", query.text
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.title)

@@ -98,7 +98,7 @@ def behind_now() -> Panel:
         "stat",
         e.rows(f"""SELECT countIf(last = 'schedule.missed') AS schedules FROM (
   SELECT fleet, schedule_id, argMax(kind, (due_at, kind = 'schedule.caught_up')) AS last
-  FROM scheduler_events FINAL
+  FROM scheduler_events
   WHERE kind IN ('schedule.missed', 'schedule.caught_up') AND {e.before(back="1 DAY")}
   GROUP BY fleet, schedule_id
 )"""),

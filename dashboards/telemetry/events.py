@@ -1,7 +1,9 @@
 """SQL that the dashboards of runners, schedulers and reconcilers share, with Grafana's macros.
 
-Three things hold in all of it. Events are read with FINAL, since who sends one again writes it
-again. An end that is told under two ids counts once. A level at a time is that of the latest word
+Three things hold in all of it. What is counted or added up is read with FINAL, since who sends an
+event again writes it again; the latest, the first and the last of something are the same however
+often it was said, and FINAL would read all of a fleet to find the rows of an hour. An end that is
+told under two ids counts once. A level at a time is that of the latest word
 of each key before it, for as long as such a word holds; then nothing is known.
 
 Levels are told at marks, each full minute, as they are at that instant, and of several marks in one
@@ -49,6 +51,11 @@ def before(end: str = NOW, back: str = "6 HOUR") -> str:
     return f"occurred_at >= {end} - INTERVAL {back} AND occurred_at <= $__toTime_ms AND {OF_FLEET}"
 
 
+def once_each(limit: str) -> str:
+    """How a table is read so that each event counts once, given a LIMIT BY that may see to it."""
+    return "" if limit else " FINAL"
+
+
 def told(
     table: str, kind: str, once: str = "", where: str = "1", columns: str = "*", seen: str = ""
 ) -> str:
@@ -58,7 +65,8 @@ def told(
     """
     limit = f" LIMIT 1 BY fleet, {once}" if once else ""
     source = (
-        f"(SELECT {columns} FROM {table} FINAL WHERE kind = '{kind}' AND {where} AND {WITHIN}"
+        f"(SELECT {columns} FROM {table}{once_each(limit)} WHERE kind = '{kind}' AND {where}"
+        f" AND {WITHIN}"
         f"{limit})"
     )
     return either(source, witness(table, seen)) if seen else source

@@ -23,7 +23,7 @@ TICKED: Final = held(
     argMax(draining, occurred_at) AS drains, max(interval_ms) AS interval_ms,
     argMax(tuple(pending_oldest_ms), occurred_at).1 AS oldest_ms,
     max(occurred_at) AS ticked
-  FROM reconciler_events FINAL
+  FROM reconciler_events
   WHERE kind = 'reconciler.tick' AND {OF_RECONCILER} AND {before("$__fromTime_ms", "1 HOUR")}
     AND {recent(_holds("reconciler_events.interval_ms"))}
   GROUP BY fleet, reconciler, m
@@ -39,7 +39,7 @@ LAST: Final = f"""(
     argMax(pending_retry, occurred_at) AS retry,
     argMax(tuple(pending_oldest_ms), occurred_at).1 AS oldest_ms,
     argMax(breaker_open, occurred_at) AS breaker, argMax(draining, occurred_at) AS drains
-  FROM reconciler_events FINAL
+  FROM reconciler_events
   WHERE kind = 'reconciler.tick' AND {OF_RECONCILER} AND {before(NOW, "1 DAY")}
   GROUP BY fleet, reconciler
 )"""
@@ -58,7 +58,7 @@ def _violations(when: str) -> str:
     FROM (
       SELECT *, lagInFrame(kind) OVER (
         PARTITION BY fleet, reconciler, invariant, entity ORDER BY occurred_at, kind DESC) AS last
-      FROM reconciler_events FINAL
+      FROM reconciler_events
       WHERE kind IN ('reconciler.violation_opened', 'reconciler.violation_closed')
         AND {OF_RECONCILER} AND {when}
     ) WHERE kind != last
@@ -74,7 +74,7 @@ VIOLATIONS_NOW: Final = _violations(before(NOW, "7 DAY"))
 WORK: Final = f"""(
   SELECT fleet, reconciler, work_id, argMax(to_state, occurred_at) AS state,
     max(occurred_at) AS since, min(occurred_at) AS first
-  FROM reconciler_events FINAL
+  FROM reconciler_events
   WHERE kind = 'work.moved' AND {OF_RECONCILER} AND {before(NOW, "7 DAY")}
   GROUP BY fleet, reconciler, work_id
 )"""
@@ -106,7 +106,7 @@ PROGRESS: Final = f"""SELECT fleet, reconciler, actions, closed, waiting,
   actions > 200 AND closed = 0 AND waiting > 0 AS no_progress
 FROM (
   SELECT fleet, reconciler, sum(actions) AS actions FROM (
-    SELECT * FROM reconciler_events FINAL
+    SELECT * FROM reconciler_events
     WHERE kind = 'reconciler.tick' AND toStartOfMinute(occurred_at) >= {NOW} - INTERVAL 1 HOUR
       AND {OF_RECONCILER} AND {before(back="2 HOUR")}
     LIMIT 1 BY fleet, reconciler, tick_id
@@ -151,18 +151,15 @@ FROM reconciler_events FINAL
 WHERE (outcome = 'failed' OR kind = 'work.dispatch_failed') AND {OF_RECONCILER} AND {WITHIN}
 GROUP BY kind, type, role, reason ORDER BY times DESC LIMIT 100"""
 #: What ticks decided to do, by type, for each tick.
-ACTIONS: Final = f"""WITH ticks AS {TICKS}, number AS (
-  SELECT $__timeInterval(occurred_at) AS time, count() AS n FROM ticks GROUP BY time
-)
-SELECT time, type, sum(times) / any(n) AS actions
+ACTIONS: Final = f"""SELECT time, type, times / n AS actions
 FROM (
-  SELECT $__timeInterval(occurred_at) AS time, type, times FROM ticks
-  ARRAY JOIN mapKeys(actions_by_type) AS type, mapValues(actions_by_type) AS times
-) AS each JOIN number USING (time)
-GROUP BY time, type ORDER BY time"""
+  SELECT $__timeInterval(occurred_at) AS time, count() AS n, sumMap(actions_by_type) AS by_type
+  FROM {TICKS} GROUP BY time
+) ARRAY JOIN mapKeys(by_type) AS type, mapValues(by_type) AS times
+ORDER BY time"""
 #: Ticks, and work that moved.
 ACTIVITY: Final = f"""(
-  SELECT * FROM reconciler_events FINAL
+  SELECT * FROM reconciler_events
   WHERE kind IN ('reconciler.tick', 'work.moved') AND {OF_RECONCILER} AND {WITHIN}
   LIMIT 1 BY fleet, reconciler, if(kind = 'work.moved', id, tick_id)
 )"""

@@ -15,6 +15,7 @@ from dashboards.telemetry.events import (
     either,
     held,
     marks,
+    once_each,
     rates,
     recent,
     told,
@@ -31,7 +32,7 @@ PROCESSES: Final = f"""processes AS (
     argMaxIf(capacity, occurred_at, kind IN ('runner.info', 'runner.status')) AS capacity,
     countIf(kind = 'runner.scrape') > 0 AS scraped,
     heard >= {NOW} - INTERVAL 5 MINUTE AND heard > stopped AS alive
-  FROM runner_events FINAL WHERE {before()} GROUP BY fleet, runner
+  FROM runner_events WHERE {before()} GROUP BY fleet, runner
 )"""
 
 
@@ -39,7 +40,7 @@ def _tasks(when: str) -> str:
     return f"""ends AS (
   SELECT fleet, runner, if(kind = 'runner.stopped', occurred_at,
       toStartOfSecond(occurred_at - toIntervalMillisecond(uptime_ms))) AS ended
-  FROM runner_events FINAL
+  FROM runner_events
   WHERE (kind = 'runner.stopped' OR kind = 'runner.status' AND uptime_ms IS NOT NULL) AND {when}
   GROUP BY ALL
 ), words AS (
@@ -54,7 +55,7 @@ def _tasks(when: str) -> str:
     countIf(kind = 'report.state') > 0 AS reports,
     argMaxIf(tuple(rows_left), occurred_at, kind = 'report.log').1 AS rows_left,
     argMaxIf(tuple(oldest_since), occurred_at, kind = 'report.log').1 AS oldest_since
-  FROM runner_events FINAL WHERE task_id != '' AND {when}
+  FROM runner_events WHERE task_id != '' AND {when}
   GROUP BY fleet, runner, task_id
 ), tasks AS (
   SELECT words.*, said + toIntervalHour(if(reported > 0, 1, 4)) AS lost,
@@ -92,7 +93,7 @@ _SAID: Final = f"""(
     argMax(tuple(if(kind = 'runner.stopped', NULL, backoff_ms)), occurred_at).1 AS backoff_ms,
     argMax(tuple(if(kind = 'runner.stopped', 0, buffer_rows)), occurred_at).1 AS buffer_rows,
     argMax(tuple(if(kind = 'runner.stopped', NULL, buffer_since)), occurred_at).1 AS buffer_since
-  FROM runner_events FINAL
+  FROM runner_events
   WHERE kind IN ('runner.status', 'runner.stopped')
     AND {before("$__fromTime_ms", "5 MINUTE")} AND {recent("5")}
   GROUP BY fleet, runner, m
@@ -101,7 +102,7 @@ _SAID: Final = f"""(
 SAID: Final = held(_SAID, "fleet, runner", "5")
 #: Runners whose own metrics are looked at: of their tasks only they tell.
 SCRAPED: Final = (
-    f"(SELECT fleet, runner FROM runner_events FINAL WHERE kind = 'runner.scrape' AND {WITHIN})"
+    f"(SELECT fleet, runner FROM runner_events WHERE kind = 'runner.scrape' AND {WITHIN})"
 )
 
 
@@ -111,7 +112,7 @@ SAID_NOW: Final = f"""(
     argMax(tuple(running), occurred_at).1 AS running,
     argMax(tuple(buffer_rows), occurred_at).1 AS buffer_rows,
     argMax(tuple(buffer_since), occurred_at).1 AS buffer_since
-  FROM runner_events FINAL
+  FROM runner_events
   WHERE kind IN ('runner.status', 'runner.stopped') AND {before(back="5 MINUTE")}
   GROUP BY fleet, runner HAVING last_kind = 'runner.status'
 )"""
@@ -137,7 +138,7 @@ FLEET_INFO: Final = f"""{OPEN_NOW}, told AS (
     argMaxIf(tuple(running), occurred_at, kind = 'runner.status').1 AS says_running,
     argMaxIf(result, occurred_at, kind = 'runner.poll') AS last_poll,
     argMaxIf(reason, occurred_at, kind = 'runner.stopped') AS stopped_why
-  FROM runner_events FINAL WHERE {before()} GROUP BY fleet, runner
+  FROM runner_events WHERE {before()} GROUP BY fleet, runner
 ), mine AS (
   SELECT fleet, runner, countIf(state = 'running') AS tasks, countIf(state = 'lost') AS lost
   FROM open GROUP BY fleet, runner
@@ -158,7 +159,7 @@ STARTS_AND_STOPS: Final = f"""(
     SELECT occurred_at, uptime_ms, lagInFrame(toUInt64(uptime_ms), 1, toUInt64(60000)) OVER (
       PARTITION BY fleet, runner ORDER BY occurred_at ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)
       AS before_
-    FROM runner_events FINAL
+    FROM runner_events
     WHERE kind = 'runner.status' AND uptime_ms IS NOT NULL AND {WITHIN}
   )
   UNION ALL
@@ -169,11 +170,11 @@ _REPORTED: Final = held(
     f"""(
   SELECT fleet, runner, task_id, {NEXT_MARK} AS m, argMax(rows_left, occurred_at) AS left,
     argMax(tuple(oldest_since), occurred_at).1 AS since
-  FROM runner_events FINAL
+  FROM runner_events
   WHERE kind = 'report.log'
     AND {before("$__fromTime_ms", "10 MINUTE")} AND {recent("10")}
     AND (fleet, runner) NOT IN (
-      SELECT fleet, runner FROM runner_events FINAL WHERE buffer_rows IS NOT NULL AND {WITHIN}
+      SELECT fleet, runner FROM runner_events WHERE buffer_rows IS NOT NULL AND {WITHIN}
     )
   GROUP BY fleet, runner, task_id, m
 )""",
@@ -196,8 +197,8 @@ def counted(kind: str, once: str = "") -> str:
     """Events of a kind, what the metrics of scraped runners grew by, and witnesses."""
     limit = f" LIMIT 1 BY fleet, {once}, if(kind = '{kind}', '', id)" if once else ""
     return either(
-        f"(SELECT * FROM runner_events FINAL WHERE kind IN ('{kind}', 'runner.scrape') AND {WITHIN}"
-        f"{limit})",
+        f"(SELECT * FROM runner_events{once_each(limit)}"
+        f" WHERE kind IN ('{kind}', 'runner.scrape') AND {WITHIN}{limit})",
         witness("runner_events", "runner.status"),
     )
 
@@ -227,7 +228,7 @@ def durations(kind: str, of: str, once: str = "", columns: str = "") -> str:
     same = f" LIMIT 1 BY fleet, {once}" if once else ""
     return f"""(
     SELECT occurred_at, toFloat64(duration_ms) AS duration_ms, toUInt64(1) AS n{more} FROM (
-      SELECT * FROM runner_events FINAL
+      SELECT * FROM runner_events{once_each(same)}
       WHERE kind = '{kind}' AND duration_ms IS NOT NULL AND {WITHIN}{same}
     )
     UNION ALL

@@ -31,7 +31,7 @@ def _runs(when: str) -> str:
       kind = 'segment.finished' AND status = 'completed') AS done_at,
     maxMapIf(map(segment_id, images), kind = 'segment.finished' AND status = 'completed') AS done,
     groupArrayIf((occurred_at, processed), kind = 'run.progress') AS progress
-  FROM scheduler_events FINAL WHERE run_id != '' AND {when}
+  FROM scheduler_events WHERE run_id != '' AND {when}
   GROUP BY fleet, run_id
 ), runs AS (
   SELECT *, least(ended, said + INTERVAL 1 DAY) AS over FROM words WHERE {OF_MODE}
@@ -62,7 +62,7 @@ QUEUES: Final = held(
   SELECT fleet, queue, {NEXT_MARK} AS m, argMax(depth, occurred_at) AS depth,
     argMax(in_flight, occurred_at) AS in_flight, argMax(dead_letters, occurred_at) AS dead_letters,
     argMax(tuple(oldest_at), occurred_at).1 AS oldest_at
-  FROM scheduler_events FINAL
+  FROM scheduler_events
   WHERE kind = 'queue.depth'
     AND {before("$__fromTime_ms", "5 MINUTE")} AND {recent("5")}
   GROUP BY fleet, queue, m
@@ -102,7 +102,7 @@ BEHIND: Final = f"""SELECT fleet, schedule_id AS schedule,
   maxIf(due_at, kind = 'schedule.missed') AS last_missed,
   max(late_ms) / 1000 AS latest_by
 FROM (
-  SELECT * FROM scheduler_events FINAL
+  SELECT * FROM scheduler_events
   WHERE kind IN ('schedule.missed', 'schedule.caught_up') AND {before(back="1 DAY")}
   LIMIT 1 BY fleet, kind, schedule_id, due_at
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -216,3 +216,38 @@ def not_numbers(kinds: Sequence[str], rows: Any) -> Iterator[str]:
 def seconds(at: Any) -> float:
     """Since the epoch."""
     return float(at.timestamp()) if isinstance(at, datetime) else at.toordinal() * 86_400.0
+
+
+# --- to be compared -------------------------------------------------------------------------------
+
+
+def chosen(board: Dashboard, client: Client, over: Callable[[Any], Range]) -> dict[str, Any]:
+    """Everything of variables that can have several values, the first value of others."""
+    found: dict[str, Any] = {}
+    for variable in board.variables:
+        if not variable.sql:
+            found[variable.name] = [variable.text]
+        elif variable.multi:
+            found[variable.name] = ()
+        else:
+            _, values = ask(client, variable.sql, over(found))
+            found[variable.name] = [str(row[0]) for row in values[:1]] or [""]
+    return found
+
+
+def asks(board: Dashboard) -> Iterator[tuple[str, str]]:
+    """All that it asks of ClickHouse, and what for."""
+    for variable in board.variables:
+        if variable.sql:
+            yield f"variable {variable.name}", variable.sql
+    for annotation in board.annotations:
+        yield f"annotation {annotation.name}", annotation.sql
+    for panel in board.panels:
+        for number, query in enumerate(panel.queries):
+            if isinstance(query, Sql):
+                yield f"{panel.title} {number}", query.text
+
+
+def said(row: Sequence[Any]) -> str:
+    """A row, to be compared. The driver gives a Bool as a number when most of its column are so."""
+    return repr(tuple(int(value) if isinstance(value, bool) else value for value in row))
