@@ -188,8 +188,9 @@ GROUP BY time, fleet ORDER BY time"""
 
 def latest(kind: str, by: str) -> str:
     """The latest rows of a kind of pool_events at the end of the range, as long as believed."""
+    # One a key, so FINAL would only read more.
     return f"""(
-  SELECT * FROM pool_events FINAL
+  SELECT * FROM pool_events
   WHERE kind = '{kind}' AND occurred_at > $__toTime - {STALE_S} AND occurred_at <= $__toTime
     AND {OF_FLEET}
   ORDER BY occurred_at DESC LIMIT 1 BY {by}

@@ -57,7 +57,7 @@ def accounts() -> Panel:
         "Accounts enabled",
         f"""SELECT max(enabled) AS now
 FROM (
-  SELECT fleet, enabled FROM pool_events FINAL
+  SELECT fleet, enabled FROM pool_events
   WHERE kind = 'accounts.sample' AND occurred_at > $__toTime - {sql.STALE_S}
     AND occurred_at <= $__toTime
   ORDER BY occurred_at DESC LIMIT 1 BY fleet
@@ -291,7 +291,7 @@ GROUP BY time, fleet ORDER BY time"""
                 f"""{BUCKETS}
 SELECT {bucket("occurred_at")} AS time, fleet,
   max(dateDiff('millisecond', dispatchable_since, occurred_at)) / 1000 AS dispatchable
-FROM pool_events FINAL
+FROM pool_events
 WHERE kind = 'queue.sample' AND dispatchable_since IS NOT NULL AND {within("occurred_at")}
   AND {OF_FLEET}
 GROUP BY time, fleet ORDER BY time"""
@@ -318,7 +318,7 @@ def withheld() -> Panel:
             Sql(
                 f"""{BUCKETS}
 SELECT {bucket("occurred_at")} AS time, fleet, argMax(withheld, occurred_at) AS withheld
-FROM pool_events FINAL
+FROM pool_events
 WHERE kind = 'queue.sample' AND {within("occurred_at")} AND {OF_FLEET}
 GROUP BY time, fleet ORDER BY time"""
             ),
