@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from dashboards.telemetry.events import NEVER, NEXT_MARK, NOW, WITHIN, before, held, recent, told
+from dashboards.telemetry.events import (
+    NEVER,
+    NEXT_MARK,
+    NOW,
+    WITHIN,
+    before,
+    held,
+    latest,
+    one_by,
+    recent,
+    told,
+)
 
 OF_RECONCILER: Final = "$__conditionalAll(reconciler IN (${reconciler:singlequote}), $reconciler)"
 TICKS: Final = told("reconciler_events", "reconciler.tick", "reconciler, tick_id", OF_RECONCILER)
@@ -21,7 +32,7 @@ TICKED: Final = held(
   SELECT fleet, reconciler, {NEXT_MARK} AS m, argMax(pending_new, occurred_at) AS new,
     argMax(pending_retry, occurred_at) AS retry, argMax(breaker_open, occurred_at) AS breaker,
     argMax(draining, occurred_at) AS drains, max(interval_ms) AS interval_ms,
-    argMax(tuple(pending_oldest_ms), occurred_at).1 AS oldest_ms,
+    {latest("pending_oldest_ms")} AS oldest_ms,
     max(occurred_at) AS ticked
   FROM reconciler_events
   WHERE kind = 'reconciler.tick' AND {OF_RECONCILER} AND {before("$__fromTime_ms", "1 HOUR")}
@@ -161,7 +172,7 @@ ORDER BY time"""
 ACTIVITY: Final = f"""(
   SELECT * FROM reconciler_events
   WHERE kind IN ('reconciler.tick', 'work.moved') AND {OF_RECONCILER} AND {WITHIN}
-  LIMIT 1 BY fleet, reconciler, if(kind = 'work.moved', id, tick_id)
+  {one_by("reconciler, if(kind = 'work.moved', id, tick_id)")}
 )"""
 #: What work is in before it is over.
 STATES: Final = ("open", "in_progress", "in_review")

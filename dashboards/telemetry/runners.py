@@ -14,8 +14,11 @@ from dashboards.telemetry.events import (
     before,
     either,
     held,
+    latest,
+    latest_time,
     marks,
     once_each,
+    one_by,
     rates,
     recent,
     told,
@@ -53,8 +56,8 @@ def _tasks(when: str) -> str:
       AS finished,
     maxIf(occurred_at, kind = 'report.state' AND result = 'success') AS reported,
     countIf(kind = 'report.state') > 0 AS reports,
-    argMaxIf(tuple(rows_left), occurred_at, kind = 'report.log').1 AS rows_left,
-    argMaxIf(tuple(oldest_since), occurred_at, kind = 'report.log').1 AS oldest_since
+    argMaxIf(runner_events.rows_left, occurred_at, kind = 'report.log') AS rows_left,
+    {latest_time("runner_events.oldest_since", "kind = 'report.log'")} AS oldest_since
   FROM runner_events WHERE task_id != '' AND {when}
   GROUP BY fleet, runner, task_id
 ), tasks AS (
@@ -88,11 +91,11 @@ OPEN_NOW: Final = f"""WITH {PROCESSES}, {TASKS_NOW}, open AS (
 #: What runners say of themselves, one row a mark before which they said something; 0 once stopped.
 _SAID: Final = f"""(
   SELECT fleet, runner, {NEXT_MARK} AS m,
-    argMax(tuple(if(kind = 'runner.stopped', 0, capacity)), occurred_at).1 AS capacity,
-    argMax(tuple(if(kind = 'runner.stopped', 0, running)), occurred_at).1 AS running,
-    argMax(tuple(if(kind = 'runner.stopped', NULL, backoff_ms)), occurred_at).1 AS backoff_ms,
-    argMax(tuple(if(kind = 'runner.stopped', 0, buffer_rows)), occurred_at).1 AS buffer_rows,
-    argMax(tuple(if(kind = 'runner.stopped', NULL, buffer_since)), occurred_at).1 AS buffer_since
+    {latest("if(kind = 'runner.stopped', 0, capacity)")} AS capacity,
+    {latest("if(kind = 'runner.stopped', 0, running)")} AS running,
+    {latest("if(kind = 'runner.stopped', NULL, backoff_ms)")} AS backoff_ms,
+    {latest("if(kind = 'runner.stopped', 0, buffer_rows)")} AS buffer_rows,
+    {latest_time("if(kind = 'runner.stopped', NULL, buffer_since)")} AS buffer_since
   FROM runner_events
   WHERE kind IN ('runner.status', 'runner.stopped')
     AND {before("$__fromTime_ms", "5 MINUTE")} AND {recent("5")}
@@ -169,7 +172,7 @@ STARTS_AND_STOPS: Final = f"""(
 _REPORTED: Final = held(
     f"""(
   SELECT fleet, runner, task_id, {NEXT_MARK} AS m, argMax(rows_left, occurred_at) AS left,
-    argMax(tuple(oldest_since), occurred_at).1 AS since
+    {latest_time("oldest_since")} AS since
   FROM runner_events
   WHERE kind = 'report.log'
     AND {before("$__fromTime_ms", "10 MINUTE")} AND {recent("10")}
@@ -195,7 +198,7 @@ BUFFERS: Final = f"""(
 
 def counted(kind: str, once: str = "") -> str:
     """Events of a kind, what the metrics of scraped runners grew by, and witnesses."""
-    limit = f" LIMIT 1 BY fleet, {once}, if(kind = '{kind}', '', id)" if once else ""
+    limit = one_by(once and f"{once}, if(kind = '{kind}', '', id)")
     return either(
         f"(SELECT * FROM runner_events{once_each(limit)}"
         f" WHERE kind IN ('{kind}', 'runner.scrape') AND {WITHIN}{limit})",
@@ -225,7 +228,7 @@ def durations(kind: str, of: str, once: str = "", columns: str = "") -> str:
     A bucket counts as its upper bound, the last as the one before it.
     """
     more = f", {columns}" if columns else ""
-    same = f" LIMIT 1 BY fleet, {once}" if once else ""
+    same = one_by(once)
     return f"""(
     SELECT occurred_at, toFloat64(duration_ms) AS duration_ms, toUInt64(1) AS n{more} FROM (
       SELECT * FROM runner_events{once_each(same)}

@@ -6,7 +6,7 @@ from typing import Final
 
 from dashboards import config
 from dashboards.model import Threshold
-from dashboards.telemetry.events import NEVER, NEXT_MARK, NOW, before, held, recent
+from dashboards.telemetry.events import NEVER, NEXT_MARK, NOW, before, held, latest_time, recent
 
 #: A run that is open for so long hangs. Seconds.
 HANGS: Final[tuple[Threshold, ...]] = (
@@ -61,7 +61,7 @@ QUEUES: Final = held(
     f"""(
   SELECT fleet, queue, {NEXT_MARK} AS m, argMax(depth, occurred_at) AS depth,
     argMax(in_flight, occurred_at) AS in_flight, argMax(dead_letters, occurred_at) AS dead_letters,
-    argMax(tuple(oldest_at), occurred_at).1 AS oldest_at
+    {latest_time("scheduler_events.oldest_at")} AS oldest_at
   FROM scheduler_events
   WHERE kind = 'queue.depth'
     AND {before("$__fromTime_ms", "5 MINUTE")} AND {recent("5")}
