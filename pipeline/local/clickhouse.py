@@ -80,6 +80,7 @@ _USERS = """\
       <readonly>1</readonly>
       <max_execution_time>30</max_execution_time>
       <max_memory_usage>{reader_memory}</max_memory_usage>
+      <max_threads_min_free_memory_per_thread>{thread_memory}</max_threads_min_free_memory_per_thread>
       <max_result_rows>1000000</max_result_rows>
       <result_overflow_mode>throw</result_overflow_mode>
       <constraints>
@@ -293,6 +294,8 @@ class EmbeddedClickHouse(LocalServer):
             host=LOOPBACK,
             query_memory=memory // 2,
             reader_memory=memory // 4,
+            # ClickHouse's own 1 GiB would leave one thread to each question.
+            thread_memory=memory // 16,
             program=PROGRAM_USER,
             program_hash=hashlib.sha256(self._passwords.program.encode()).hexdigest(),
             reader=READER_USER,
