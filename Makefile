@@ -32,9 +32,10 @@ UNIT = batching boards_parity both_folds cases cluster_text compat compat_famili
 	rounds routes said settings simulate sink_rows stall_world stalls stranded telemetry \
 	telemetry_pools telemetry_reconcilers telemetry_runners telemetry_schedulers ticks tidy \
 	verify verify_fleets windows
-# What tries dashboards and alerts.
+# What tries dashboards, alerts, and the stack and cluster that they are asked of.
 DASHBOARDS = macros plot dashboards boards_families boards_parity boards_pipeline \
-	boards_prometheus boards_runners alerts grafana_alerts runbooks compose compose_live
+	boards_prometheus boards_runners boards_twice alerts grafana_alerts runbooks compose \
+	compose_live cluster cluster_replicas cluster_schema cluster_text
 
 .PHONY: help demo unit test dashboards-check nightly hooks lint format bench docs constraints clean FORCE
 
@@ -51,7 +52,7 @@ unit: $(VENV)/.dev ## The tests that need no server, with few generated examples
 test: lint ## Lint, types, and all tests with coverage; options of pytest in ARGS="...".
 	"$(BIN)/python" -m pytest $(PARALLEL) --durations=15 $(COVERAGE) $(ARGS)
 
-dashboards-check: $(VENV)/.dev ## Only what is tried of dashboards and alerts, and a table of it.
+dashboards-check: $(VENV)/.dev ## What is tried of dashboards, alerts and their stack, and a table of it.
 	"$(BIN)/python" -m pytest --quiet $(DASHBOARDS:%=tests/test_%.py) $(ARGS)
 
 nightly: export HYPOTHESIS_PROFILE = nightly

@@ -7,6 +7,7 @@ it never does.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -77,7 +78,12 @@ def test_rows_are_there_twice(server: EmbeddedClickHouse, once: Answers) -> None
 
 
 @pytest.mark.parametrize("title", [*(board.title for board in BOARDS), "alerts"])
-def test_what_is_shown_is_the_same(title: str, server: EmbeddedClickHouse, once: Answers) -> None:
+def test_what_is_shown_is_the_same(
+    title: str,
+    server: EmbeddedClickHouse,
+    once: Answers,
+    record_property: Callable[[str, object], None],
+) -> None:
     different, filled = [], 0
     with Client.from_url(server.reader_url) as reader:
         for what, range_, sql, columns, wanted in once[title]:
@@ -85,5 +91,10 @@ def test_what_is_shown_is_the_same(title: str, server: EmbeddedClickHouse, once:
             if (columns, sorted(map(said, wanted))) != (types, sorted(map(said, found))):
                 different.append(f"{what}: {wanted[:2]} once, {found[:2]} twice")
             filled += bool(wanted)
+    record_property(
+        "tried: rows written twice",
+        {"dashboard": title, "queries": len(once[title]), "with rows": filled,
+         "different": len(different)},
+    )  # fmt: skip
     assert different == [], "\n".join(different)
     assert filled or title in ("Pipeline", "alerts")
