@@ -17,6 +17,7 @@ from dashboards.alerts import SQL_ALERTS
 from dashboards.ask import ask
 from dashboards.boards import BOARDS
 from dashboards.macros import Range
+from dashboards.telemetry.events import one_by
 from pipeline.local import EmbeddedClickHouse
 from tests.support.boards import asks, chosen, said
 from tests.support.seeded import Seeded, fill
@@ -98,3 +99,13 @@ def test_what_is_shown_is_the_same(
     )  # fmt: skip
     assert different == [], "\n".join(different)
     assert filled or title in ("Pipeline", "alerts")
+
+
+def test_what_has_no_value_is_not_all_the_same(server: EmbeddedClickHouse) -> None:
+    rows = (
+        "SELECT 'f' AS fleet, arrayJoin(['a', 'b', 'b']) AS schedule_id,"
+        " CAST(NULL, 'Nullable(DateTime64(3))') AS due_at"
+    )
+    with Client.from_url(server.url) as client:
+        found = client.execute(f"SELECT * FROM ({rows}){one_by('schedule_id, due_at')}")
+    assert [name for _, name, _ in sorted(found)] == ["a", "b"]

@@ -69,9 +69,9 @@ def one_by(columns: str) -> str:
     """The clause that leaves one row for each value of the columns; none without columns.
 
     By a hash of them: ClickHouse keeps what it has seen, and texts of a month are more than a
-    reader may have in memory.
+    reader may have in memory. Of a tuple, which has a hash also where one of them is NULL.
     """
-    return f" LIMIT 1 BY cityHash64(fleet, {columns})" if columns else ""
+    return f" LIMIT 1 BY cityHash64((fleet, {columns}))" if columns else ""
 
 
 def once_each(limit: str) -> str:
