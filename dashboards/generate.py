@@ -206,7 +206,14 @@ def _panel(panel: Panel) -> Any:
             whole = f"/(^| ){re.escape(name)}$/"
             made = made.override_by_regexp(whole, [grafana.DynamicConfigValue("color", fixed)])
     for name, unit in panel.units.items():
-        made = made.override_by_name(name, [grafana.DynamicConfigValue("unit", unit)])
+        override: list[Any] = [grafana.DynamicConfigValue("unit", unit)]
+        if panel.kind == "timeseries" and panel.stacked:
+            # What is of another unit does not lie on the others.
+            override.append(
+                grafana.DynamicConfigValue("custom.stacking", {"group": "A", "mode": "none"})
+            )
+            override.append(grafana.DynamicConfigValue("custom.fillOpacity", 0))
+        made = made.override_by_name(name, override)
     for column, link in panel.links.items():
         chosen = "".join(
             f'&var-{variable}=${{__data.fields["{field}"]:percentencode}}'

@@ -70,6 +70,7 @@ class Panel:
         no_data: what it means when nothing is there.
         unit: as Grafana calls it: ``ms``, ``s``, ``short``, ``percentunit``.
         alerts: names of the alerts that watch the same; their runbooks are linked.
+        units: of columns, or of series that are not in ``unit``: these have an axis of their own.
         colours: by series or label, where the same thing has the same colour everywhere.
         links: of columns of a table, by column.
         hidden: columns of a table that only its links need.
@@ -97,6 +98,13 @@ class Panel:
     links: Mapping[str, Link] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
     palette: str = "Blues"
+
+    def unit_of(self, series: str) -> str:
+        """The unit of a series: it is called after its value, or after that and its labels."""
+        for name, unit in self.units.items():
+            if series == name or series.startswith(f"{name} "):
+                return unit
+        return self.unit
 
     @property
     def description(self) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dashboards.drawing import text
+from dashboards import generate
+from dashboards.drawing import png, text
 from dashboards.drawing.answers import (
     HEX,
     Answer,
@@ -162,6 +165,31 @@ def test_stacked_series_lie_on_each_other() -> None:
     one, two = Series("a", "", [1, 2], [1.0, None]), Series("b", "", [1, 2], [2.0, 3.0])
     top, below = text.stacked([one, two])
     assert (top.values, below.values) == ([3.0, 3.0], [1.0, 0.0])
+
+
+def test_what_is_of_another_unit_has_an_axis_of_its_own(tmp_path: Path) -> None:
+    of = panel(unit="opm", units={"ratio": "percentunit"}, stacked=True)
+    assert [of.unit_of(each) for each in ("ratio", "ratio macos", "ratios", "a")] == [
+        "percentunit", "percentunit", "opm", "opm",
+    ]  # fmt: skip
+    columns = [("time", "DateTime('UTC')"), ("done", "Float64"), ("ratio", "Float64")]
+    found = answer(of, columns, [(at(n), 30.0, 0.5) for n in range(9)])
+    usual, others = png.by_unit(found)
+    assert [[each.name for each in part] for part in (usual, others)] == [["done"], ["ratio"]]
+    # The scale of the chart is that of its unit, and each figure is told in its own.
+    told = drawn(found)
+    assert "30 /min" in told
+    assert "30.5" not in told
+    assert "50%" in told
+    png.save(tmp_path / "x.png", "T", [("R", [found])])
+    both = answer(panel(units={"done": "s", "ratio": "s"}), columns, [(at(1), 3.0, 0.5)])
+    assert png.by_unit(both) == (both.series, [])
+    made = generate.written(Dashboard("x", "X", "", (Row("R", (of,)),)))
+    [override] = [
+        each["properties"] for each in json.loads(made)["panels"][1]["fieldConfig"]["overrides"]
+        if each["matcher"]["options"] == "ratio"
+    ]  # fmt: skip
+    assert {"id": "custom.stacking", "value": {"group": "A", "mode": "none"}} in override
 
 
 @given(st.lists(st.integers(1, WIDTH), max_size=12))

@@ -16,7 +16,15 @@ from matplotlib import dates, pyplot
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from dashboards.drawing.answers import Answer, bound_shown, by_threshold, lines, marks, shown
+from dashboards.drawing.answers import (
+    Answer,
+    Series,
+    bound_shown,
+    by_threshold,
+    lines,
+    marks,
+    shown,
+)
 from dashboards.drawing.text import stacked
 from dashboards.model import WIDTH, Dashboard, Panel
 
@@ -176,26 +184,27 @@ def _timeseries(canvas: _Canvas, answer: Answer, x: float, y: float, w: float, h
     ranked = sorted(answer.series, key=lambda each: -max(each.known, default=0.0))
     named = ranked if len(ranked) <= room else ranked[: room - 1]
     legend = 0.15 * -(-min(len(ranked), room) // per_line)
-    values = [value for each in answer.series for value in each.known]
-    labels = max(len(shown(value, of.unit)) for value in (*values, 0.0)[:400])
-    margin = 0.1 + CHARACTER * min(max(labels, 4), 9)
-    axes = canvas.axes(x + margin, y + 0.04, w - margin - 0.05, h - legend - 0.28)
-    step = _step(answer)
-    drawn = stacked(answer.series) if of.stacked else answer.series
-    for series in drawn:
-        at, known = _broken(series.times, series.values, step)
-        how = "steps-post" if of.steps else "default"
-        lonely = of.points or len(series.known) == 1
-        axes.plot(at, known, color=series.colour, linewidth=0 if of.points else 1.2,
-                  drawstyle=how, marker="o" if lonely else "", markersize=2.2)  # fmt: skip
-        if of.stacked:
-            axes.fill_between(at, known, color=series.colour, alpha=0.9, linewidth=0,
-                              step="post" if of.steps else None)  # fmt: skip
-    _frame(axes, answer, [value for each in drawn for value in each.known])
+    usual, others = by_unit(answer)
+    unit, other = of.unit_of(usual[0].name), of.unit_of(others[0].name) if others else ""
+    margin, right = _margin(usual, unit), _margin(others, other) if others else 0.05
+    axes = canvas.axes(x + margin, y + 0.04, w - margin - right, h - legend - 0.28)
+    drawn = stacked(usual) if of.stacked else usual
+    _lines(axes, answer, drawn, of.stacked)
+    _frame(axes, answer, [value for each in drawn for value in each.known], unit)
+    if others:
+        beside = axes.twinx()
+        for spine in beside.spines.values():
+            spine.set_visible(False)
+        beside.tick_params(colors=DIM, labelsize=SMALL, length=0)
+        _lines(beside, answer, others, False)
+        high = max([*(value for each in others for value in each.known), 1e-9])
+        beside.set_ylim(0, high * 1.06)
+        places = marks(high, other)
+        beside.set_yticks(places, [shown(each, other) for each in places])
     for n, series in enumerate(named):
         line, place = divmod(n, per_line)
         left, top = x + place * w / per_line, y + h - legend + 0.15 * line + 0.08
-        unit = of.units.get(series.name, of.unit)
+        unit = of.unit_of(series.name)
         figures = f"{shown(series.last, unit)} · max {shown(max(series.known, default=None), unit)}"
         letters = max(4, int((w / per_line - 0.2) / CHARACTER) - len(figures) - 2)
         name = series.name if len(series.name) <= letters else series.name[: letters - 1] + "…"
@@ -205,6 +214,39 @@ def _timeseries(canvas: _Canvas, answer: Answer, x: float, y: float, w: float, h
         line, place = divmod(len(named), per_line)
         canvas.text(x + place * w / per_line, y + h - legend + 0.15 * line + 0.08,
                     f"and {len(ranked) - len(named)} more", size=SMALL, color=DIM)  # fmt: skip
+
+
+def by_unit(answer: Answer) -> tuple[list[Series], list[Series]]:
+    """Series of the panel's unit, and those of another, which have an axis on the right.
+
+    All together where there is but one unit, or more than two.
+    """
+    of = answer.panel
+    usual = [each for each in answer.series if of.unit_of(each.name) == of.unit]
+    others = [each for each in answer.series if of.unit_of(each.name) != of.unit]
+    if not usual or len({of.unit_of(each.name) for each in others}) > 1:
+        return answer.series, []
+    return usual, others
+
+
+def _margin(series: list[Series], unit: str) -> float:
+    """Inches that the marks of an axis take."""
+    values = [value for each in series for value in each.known]
+    labels = max(len(shown(value, unit)) for value in (*values, 0.0)[:400])
+    return 0.1 + CHARACTER * min(max(labels, 4), 9)
+
+
+def _lines(axes: Any, answer: Answer, drawn: list[Series], filled: bool) -> None:
+    of, step = answer.panel, _step(answer)
+    for series in drawn:
+        at, known = _broken(series.times, series.values, step)
+        how = "steps-post" if of.steps else "default"
+        lonely = of.points or len(series.known) == 1
+        axes.plot(at, known, color=series.colour, linewidth=0 if of.points else 1.2,
+                  drawstyle=how, marker="o" if lonely else "", markersize=2.2)  # fmt: skip
+        if filled:
+            axes.fill_between(at, known, color=series.colour, alpha=0.9, linewidth=0,
+                              step="post" if of.steps else None)  # fmt: skip
 
 
 def _step(answer: Answer) -> float:
@@ -219,7 +261,7 @@ def _step(answer: Answer) -> float:
     return float(max(answer.over.interval_s, usual))
 
 
-def _frame(axes: Any, answer: Answer, values: list[float]) -> None:
+def _frame(axes: Any, answer: Answer, values: list[float], unit: str) -> None:
     """Axes: from 0, times of the range, a line at each threshold that is near."""
     of = answer.panel
     high = max([*values, of.soft_max or 0.0, of.maximum or 0.0, 1e-9])
@@ -230,10 +272,10 @@ def _frame(axes: Any, answer: Answer, values: list[float]) -> None:
     axes.set_axisbelow(True)
     if min(0.0, *values) < 0:
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, of.unit)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, unit)))
     else:
-        places = marks(high, of.unit)
-        axes.set_yticks(places, [shown(each, of.unit) for each in places])
+        places = marks(high, unit)
+        axes.set_yticks(places, [shown(each, unit) for each in places])
     _times(axes)
 
 

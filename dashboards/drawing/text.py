@@ -127,7 +127,9 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
 
 def _timeseries(answer: Answer, width: int, height: int) -> RenderableType:
     of = answer.panel
-    series = stacked(answer.series) if of.stacked else answer.series
+    # What is of another unit is told below.
+    series = [each for each in answer.series if of.unit_of(each.name) == of.unit]
+    series = (stacked(series) if of.stacked else series) or answer.series
     known = [value for each in series for value in each.known]
     low = min(0.0, *known)
     high = max([*known, of.soft_max or 0.0])
@@ -176,7 +178,7 @@ def legend(series: Sequence[Series], of: Panel) -> list[Text]:
     ranked = sorted(series, key=lambda each: -max(each.known, default=0.0))
     found = []
     for each in ranked[:_LEGEND]:
-        unit = of.units.get(each.name, of.unit)
+        unit = of.unit_of(each.name)
         highest = max(each.known, default=None)
         found.append(
             Text.assemble(
