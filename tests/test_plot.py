@@ -24,6 +24,7 @@ from dashboards.drawing.answers import (
     board_named,
     bound_shown,
     by_threshold,
+    by_unit,
     lines,
     marks,
     panel_named,
@@ -174,7 +175,7 @@ def test_what_is_of_another_unit_has_an_axis_of_its_own(tmp_path: Path) -> None:
     ]  # fmt: skip
     columns = [("time", "DateTime('UTC')"), ("done", "Float64"), ("ratio", "Float64")]
     found = answer(of, columns, [(at(n), 30.0, 0.5) for n in range(9)])
-    usual, others = png.by_unit(found)
+    usual, others = by_unit(found)
     assert [[each.name for each in part] for part in (usual, others)] == [["done"], ["ratio"]]
     # The scale of the chart is that of its unit, and each figure is told in its own.
     told = drawn(found)
@@ -183,7 +184,7 @@ def test_what_is_of_another_unit_has_an_axis_of_its_own(tmp_path: Path) -> None:
     assert "50%" in told
     png.save(tmp_path / "x.png", "T", [("R", [found])])
     both = answer(panel(units={"done": "s", "ratio": "s"}), columns, [(at(1), 3.0, 0.5)])
-    assert png.by_unit(both) == (both.series, [])
+    assert by_unit(both) == (both.series, [])
     made = generate.written(Dashboard("x", "X", "", (Row("R", (of,)),)))
     [override] = [
         each["properties"] for each in json.loads(made)["panels"][1]["fieldConfig"]["overrides"]

@@ -274,6 +274,19 @@ def _bound(text: str) -> float:
         return math.inf
 
 
+def by_unit(answer: Answer) -> tuple[list[Series], list[Series]]:
+    """Series of the panel's unit, and those of another, which have a scale of their own.
+
+    All together where there is but one unit, or more than two.
+    """
+    of = answer.panel
+    usual = [each for each in answer.series if of.unit_of(each.name) == of.unit]
+    others = [each for each in answer.series if of.unit_of(each.name) != of.unit]
+    if not usual or len({of.unit_of(each.name) for each in others}) > 1:
+        return answer.series, []
+    return usual, others
+
+
 def bound_shown(text: str, unit: str) -> str:
     """An upper bound in its unit."""
     number = _bound(text)

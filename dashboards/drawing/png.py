@@ -21,6 +21,7 @@ from dashboards.drawing.answers import (
     Series,
     bound_shown,
     by_threshold,
+    by_unit,
     lines,
     marks,
     shown,
@@ -214,19 +215,6 @@ def _timeseries(canvas: _Canvas, answer: Answer, x: float, y: float, w: float, h
         line, place = divmod(len(named), per_line)
         canvas.text(x + place * w / per_line, y + h - legend + 0.15 * line + 0.08,
                     f"and {len(ranked) - len(named)} more", size=SMALL, color=DIM)  # fmt: skip
-
-
-def by_unit(answer: Answer) -> tuple[list[Series], list[Series]]:
-    """Series of the panel's unit, and those of another, which have an axis on the right.
-
-    All together where there is but one unit, or more than two.
-    """
-    of = answer.panel
-    usual = [each for each in answer.series if of.unit_of(each.name) == of.unit]
-    others = [each for each in answer.series if of.unit_of(each.name) != of.unit]
-    if not usual or len({of.unit_of(each.name) for each in others}) > 1:
-        return answer.series, []
-    return usual, others
 
 
 def _margin(series: list[Series], unit: str) -> float:

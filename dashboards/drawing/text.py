@@ -19,6 +19,7 @@ from dashboards.drawing.answers import (
     Series,
     bound_shown,
     by_threshold,
+    by_unit,
     lines,
     shown,
 )
@@ -127,9 +128,10 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
 
 def _timeseries(answer: Answer, width: int, height: int) -> RenderableType:
     of = answer.panel
-    # What is of another unit is told below.
-    series = [each for each in answer.series if of.unit_of(each.name) == of.unit]
-    series = (stacked(series) if of.stacked else series) or answer.series
+    # What is of another unit is told below only.
+    series, _ = by_unit(answer)
+    unit = of.unit_of(series[0].name)
+    series = stacked(series) if of.stacked else series
     known = [value for each in series for value in each.known]
     low = min(0.0, *known)
     high = max([*known, of.soft_max or 0.0])
@@ -137,7 +139,7 @@ def _timeseries(answer: Answer, width: int, height: int) -> RenderableType:
         high = max(high, of.maximum)
     if high <= low:
         high = low + 1
-    marks = [shown(high - (high - low) * n / (height - 1), of.unit) for n in range(height)]
+    marks = [shown(high - (high - low) * n / (height - 1), unit) for n in range(height)]
     margin = max(map(len, (marks[0], marks[height // 2], marks[-1]))) + 1
     canvas = Canvas(max(4, width - margin), height)
     start, end = answer.over.start_ms / 1000, answer.over.end_ms / 1000
