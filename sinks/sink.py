@@ -42,7 +42,7 @@ from sinks.letters import Letters
 from sinks.membership import Membership, consumer_options
 from sinks.metrics import FlushReason, SinkMetrics
 from sinks.progress import Progress
-from sinks.writer import Abandoned, BatchIdentity, Refused, Writer, describe
+from sinks.writer import Abandoned, BatchIdentity, Refused, Writer, describe, with_timeouts
 from topics.envelope import LATEST_MS
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,8 @@ class Sink:
         while not stop.is_set():
             self._turned = time.monotonic()
             try:
-                url, cluster = self.config.clickhouse_url, self.config.cluster
+                # A server that takes the connection and says nothing is not waited for for long.
+                url, cluster = with_timeouts(self.config.clickhouse_url), self.config.cluster
                 if self.config.migrate:
                     report = schema.apply(url, cluster=cluster)
                     log.info("schema %s: applied %s", report.database, report.applied or "nothing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import replace
 from typing import Final
 
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 from sinks import rows, schema
 from sinks.cluster import Layout, Rewriter, UnknownStatement, sharding_key
+from sinks.config import SinkConfig
 from sinks.declared import made
 from sinks.nodes import Node, NodesAway, Visited, at
+from sinks.sink import Sink
 
 NAME: Final = "runners"
 #: The rows of a table lie on shards by this for ever: with another, old versions of a row would be
@@ -201,3 +204,17 @@ def test_each_node_is_reached_as_the_url_says_and_itself_only() -> None:
     assert at("clickhouse://one/runs", "two", 9000) == "clickhouse://two:9000/runs"
     shown = repr(Node(1, 1, "two:9441", there))
     assert "a%40b" not in shown
+
+
+def test_a_sink_that_starts_does_not_wait_for_a_silent_node_as_long_as_the_driver(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    report = schema.Report("runnerstream")
+    monkeypatch.setattr(schema, "apply", lambda url, cluster: asked.append(url) or report)
+    url = "clickhouse://u@h:9000/d?alt_hosts=i:9000"
+    sink = Sink(SinkConfig({}, url, group_id="g", cluster="runners"))
+    assert sink._prepare(threading.Event())
+    [asked_url] = asked
+    assert "connect_timeout=5" in asked_url
+    assert "send_receive_timeout=60" in asked_url
